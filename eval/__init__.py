@@ -1,0 +1,1 @@
+"""Measuring image autoencoders: `python -m eval --help`."""

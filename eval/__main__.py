@@ -1,0 +1,59 @@
+"""python -m eval COMMAND ...: measures image autoencoders.
+
+python -m eval reconstruction --model runs/mine jpeg:50 downsample:8 --data photos/
+python -m eval latents --model runs/mine --data photos/ --write
+python -m eval precision --model runs/mine --data photos/
+torchrun --nproc_per_node 2 -m eval reconstruction --model runs/mine --data photos/
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import pkgutil
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+
+from eval import commands
+
+
+def command_modules() -> dict[str, ModuleType]:
+    """Every file of eval/commands that defines a command, by name; none of them imports torch."""
+    names = [entry.name for entry in pkgutil.iter_modules(commands.__path__)]
+    modules = {name: importlib.import_module(f"eval.commands.{name}") for name in sorted(names)}
+    return {name: module for name, module in modules.items() if hasattr(module, "run")}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser with one subparser for each command."""
+    parser = argparse.ArgumentParser(
+        prog="python -m eval",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, module in command_modules().items():
+        subparser = subparsers.add_parser(
+            name,
+            help=module.HELP,
+            description=module.__doc__,
+            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        )
+        module.add_arguments(subparser)
+        subparser.set_defaults(run=module.run)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; 0 if all is well, 2 for what the user must mend, 1 as the command says."""
+    args = build_parser().parse_args(argv)
+    try:
+        return args.run(args)
+    except ValueError as error:
+        print(f"python -m eval {args.command}: error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

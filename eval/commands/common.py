@@ -1,0 +1,153 @@
+"""Flags that several commands share, and what they open."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from eval.choices import CROPS, DEFAULT_BATCH_SIZE, DEFAULT_RESOLUTION, POSTERIORS, ROUNDINGS
+
+if TYPE_CHECKING:
+    import torch
+
+    from eval.protocol import Protocol, ProtocolImages
+    from modules.sources import ImageSource
+
+MODEL_HELP = (
+    "a folder with a VAE or a pipeline, a hub id, or one .safetensors or .ckpt file in "
+    "latent-diffusion's layout"
+)
+SYNTHETIC_IMAGES = 1000
+
+
+def add_data_arguments(parser: argparse.ArgumentParser, num_images: int | None) -> None:
+    """--data and how its images are cut; `num_images` is the default of that flag."""
+    group = parser.add_argument_group("Data")
+    group.add_argument(
+        "--data",
+        required=True,
+        metavar="PATH_OR_HUB",
+        help='a folder of images, an image, a dataset (hub id or local), or "synthetic"',
+    )
+    group.add_argument("--data_split", default="validation", help="split of a dataset")
+    group.add_argument("--data_config_name", help="configuration of a dataset, if it has several")
+    group.add_argument("--image_column", default="image", help="column of a dataset with images")
+    group.add_argument("--data_cache_dir", help="where downloaded models and datasets are kept")
+    group.add_argument(
+        "--num_images",
+        type=_positive,
+        default=num_images,
+        help="use so many images, evenly spaced over the data",
+    )
+    group.add_argument(
+        "--resolution", type=_positive, default=DEFAULT_RESOLUTION, help="side of the crop, pixels"
+    )
+    group.add_argument(
+        "--crop",
+        choices=CROPS,
+        default="adm",
+        help="adm: halve, resize bicubically, crop the centre; resize: once, bicubically; "
+        "full: whole images, cropped to multiples of 32",
+    )
+
+
+def add_protocol_arguments(parser: argparse.ArgumentParser) -> None:
+    """What else is stamped on the numbers."""
+    group = parser.add_argument_group("Protocol")
+    group.add_argument(
+        "--posterior", choices=POSTERIORS, default="mode", help="which latents are decoded"
+    )
+    group.add_argument(
+        "--rounding", choices=ROUNDINGS, default="nearest", help="of reconstructions to 8 bits"
+    )
+    group.add_argument("--seed", type=int, default=0, help="of posterior samples and intervals")
+
+
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    """How the work is done, which does not change the numbers."""
+    group = parser.add_argument_group("Run")
+    group.add_argument("--batch_size", type=_positive, default=DEFAULT_BATCH_SIZE, help="images")
+    group.add_argument(
+        "--num_workers", type=int, default=0, help="processes that load images; 0 is the main one"
+    )
+    group.add_argument("--device", help="such as cpu or cuda:1 [default: cuda if there is one]")
+    group.add_argument("--no_progress", action="store_true", help="no progress bar")
+
+
+def open_protocol(args: argparse.Namespace) -> Protocol:
+    """The protocol that the flags ask for; flags a command does not have keep their default."""
+    from eval.protocol import Protocol
+
+    chosen = vars(args)
+    names = ("resolution", "crop", "posterior", "rounding", "seed")
+    return Protocol(**{name: chosen[name] for name in names if name in chosen})
+
+
+def open_images(args: argparse.Namespace, protocol: Protocol) -> ProtocolImages:
+    """The images of --data under the protocol. Raises ValueError naming the flag."""
+    from eval.protocol import ProtocolImages
+
+    return ProtocolImages(_open_source(args), protocol, args.num_images)
+
+
+def _open_source(args: argparse.Namespace) -> ImageSource:
+    from modules.sources import open_files, open_folder, open_source
+
+    path = Path(args.data)
+    if path.is_file():
+        return open_files([path], flag="--data")
+    if path.is_dir() and _holds_only_images(path):
+        return open_folder(path, flag="--data")
+    try:
+        return open_source(
+            dataset_name=args.data,
+            dataset_config_name=args.data_config_name,
+            split=args.data_split,
+            image_column=args.image_column,
+            cache_dir=args.data_cache_dir,
+            num_images=args.num_images or SYNTHETIC_IMAGES,
+            resolution=args.resolution,
+            split_flag="--data_split",
+        )
+    except ValueError as error:
+        raise ValueError(str(error).replace("--dataset_name", "--data")) from error
+
+
+def _holds_only_images(folder: Path) -> bool:
+    """Whether a folder is for `open_folder`: no packed data in it or one level down."""
+    packed = (".parquet", ".tar", ".arrow")
+    return not any(
+        path.suffix in packed for pattern in ("*", "*/*") for path in folder.glob(pattern)
+    )
+
+
+@contextmanager
+def device_and_processes(args: argparse.Namespace) -> Iterator[torch.device]:
+    """The device of this process; joins the others that torchrun or accelerate launch started."""
+    import torch
+    import torch.distributed as dist
+
+    cuda = torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "") != "true"
+    default = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if cuda else "cpu"
+    device = torch.device(args.device or default)
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        yield device
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield device
+    finally:
+        dist.destroy_process_group()
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} must be at least 1")
+    return value

@@ -1,0 +1,97 @@
+"""How well models reconstruct images: PSNR, SSIM, LPIPS, rFID, colour, sharpness; intervals.
+
+Every model sees every image once. "identity", "jpeg:QUALITY" and "downsample:FACTOR" are models
+too: an autoencoder that does not beat downsample:8 is not working. Under torchrun or accelerate
+launch the processes share the images and the numbers stay the same. A metric whose network cannot
+be downloaded is shown as missing; the exit code is 1 only if --metrics named it.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from eval.columns import DEFAULT_METRICS, METRICS
+from eval.commands.common import (
+    MODEL_HELP,
+    add_data_arguments,
+    add_protocol_arguments,
+    add_run_arguments,
+    device_and_processes,
+    open_images,
+    open_protocol,
+)
+
+HELP = "PSNR, SSIM, LPIPS, rFID and more of any models, side by side"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's flags."""
+    parser.add_argument(
+        "--model",
+        nargs="+",
+        required=True,
+        help=f"{MODEL_HELP}; or identity, jpeg:QUALITY, downsample:FACTOR",
+    )
+    parser.add_argument("--labels", nargs="+", help="names of the models in tables, in their order")
+    parser.add_argument(
+        "--metrics", nargs="+", choices=tuple(METRICS), help=f"default: {' '.join(DEFAULT_METRICS)}"
+    )
+    add_data_arguments(parser, num_images=None)
+    add_protocol_arguments(parser)
+    networks = parser.add_argument_group("Networks")
+    networks.add_argument(
+        "--lpips_weights",
+        nargs="+",
+        metavar="FILE",
+        help="torchvision's weights of AlexNet and VGG16, recognised by their contents",
+    )
+    networks.add_argument(
+        "--inception_weights",
+        metavar="FILE",
+        help="torch-fidelity's weights-inception-2015-12-05-6726825d.pth",
+    )
+    networks.add_argument(
+        "--fid_cache",
+        metavar="FOLDER",
+        help="reference statistics; by default $VAE_EVAL_CACHE or ~/.cache/vae-eval",
+    )
+    add_run_arguments(parser)
+    output = parser.add_argument_group("Output")
+    output.add_argument("--json", metavar="FILE", help="everything measured")
+    output.add_argument("--markdown", metavar="FILE", help="the table, with its protocol")
+    output.add_argument("--report", metavar="FILE", help="one self-contained HTML page")
+    output.add_argument("--grid", metavar="FILE", help="picture of originals and reconstructions")
+    output.add_argument("--num_samples", type=int, default=6, help="rows of pictures")
+    output.add_argument("--num_worst", type=int, default=4, help="worst images of each model shown")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measures, prints the table, writes the files; 1 if a metric named in --metrics is missing."""
+    from eval.networks import open_networks
+    from eval.reconstruction import Outputs, measure, write_outputs
+
+    protocol = open_protocol(args)
+    images = open_images(args, protocol)
+    metrics = args.metrics or DEFAULT_METRICS
+    networks = open_networks(metrics, args.lpips_weights, args.inception_weights)
+    with device_and_processes(args) as device:
+        result = measure(
+            args.model,
+            args.labels,
+            images,
+            metrics,
+            networks,
+            protocol=protocol,
+            device=device,
+            fid_cache=args.fid_cache,
+            batch_size=args.batch_size,
+            num_workers=args.num_workers,
+            num_samples=args.num_samples,
+            num_worst=args.num_worst,
+            progress=not args.no_progress,
+        )
+    if result is None:
+        return 0
+    write_outputs(result, Outputs(args.json, args.markdown, args.report, args.grid))
+    missing = any(found.missing for found in result.evaluations.values())
+    return 1 if args.metrics and missing else 0

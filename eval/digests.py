@@ -1,0 +1,29 @@
+"""Hashes of pixels and weights: whether two measurements were of the same thing."""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from torch import Tensor, nn
+
+
+def network_digest(network: nn.Module) -> str:
+    """A hash of a network's class and of every weight in it."""
+    digest = hashlib.blake2b(type(network).__name__.encode(), digest_size=16)
+    for name, value in network.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def image_digest(image: Tensor) -> int:
+    """A 63-bit hash of one image's pixels and shape. image: [3, H, W] uint8."""
+    digest = hashlib.blake2b(repr(tuple(image.shape)).encode(), digest_size=8)
+    digest.update(image.cpu().contiguous().numpy())
+    return int.from_bytes(digest.digest(), "little") >> 1
+
+
+def combined_digest(*parts: object) -> str:
+    """One hash over the representations of all parts."""
+    return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()

@@ -1,0 +1,125 @@
+"""Every model over every image once: `evaluate_reconstruction`, also for training's validation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from eval.choices import DEFAULT_BATCH_SIZE
+from eval.codecs import Codec
+from eval.columns import keys_of
+from eval.digests import combined_digest
+from eval.loading import Batch, OwnBatches
+from eval.precise import full_precision
+from eval.protocol import Protocol
+from eval.results import Evaluation
+from eval.rfid import StreamedFID
+from eval.tally import Tally
+from modules.reduce import gather_from_processes, sum_over_processes
+
+
+@torch.no_grad()
+def evaluate_reconstruction(
+    models: Mapping[str, Codec],
+    images: Dataset[Tensor],
+    metrics: Sequence[str],
+    *,
+    protocol: Protocol | None = None,
+    batch_size: int = DEFAULT_BATCH_SIZE,
+    device: torch.device | str = "cpu",
+    lpips: Mapping[str, nn.Module] | None = None,
+    inception: nn.Module | None = None,
+    fid_cache: Path | None = None,
+    unavailable: Mapping[str, str] | None = None,
+    latents: bool = False,
+    num_samples: int = 0,
+    num_workers: int = 0,
+    progress: bool = True,
+) -> dict[str, Evaluation]:
+    """Reconstructs every image with every model, in one pass, and measures what `metrics` names.
+
+    images: uint8 [3, H, W] by position; under torch.distributed every rank of P takes each P-th and
+    all ranks return the same numbers. metrics: names of `eval.columns.METRICS`. lpips: networks by
+    backbone, ([B, 3, H, W] in [-1, 1], same) to [B]; inception: `build_inception()`; a metric whose
+    network is not given is reported as missing, with the reason in `unavailable` if it has one.
+    `fid_cache`: folder of reference statistics. `latents`: also LatentStatistics of the models that
+    have a posterior. `num_samples`: the first so many (index, original, reconstruction).
+
+    Batches are filled up to `batch_size` (by repeating an image), because the size chooses the
+    kernels and with them the last digits. Modes, precision and memory format are put back.
+    """
+    device, protocol, lpips = torch.device(device), protocol or Protocol(), lpips or {}
+    keys, missing = _available(keys_of(metrics), lpips, inception, unavailable or {})
+    fid = None
+    if "rfid" in keys:
+        fid = StreamedFID(inception.to(device), list(models), images, fid_cache)
+    networks = {name: network.to(device) for name, network in lpips.items()}
+    tallies = {
+        label: Tally(codec, keys, len(images), latents, num_samples)
+        for label, codec in models.items()
+    }
+    record = _Record(len(images))
+    size = 1 if protocol.crop == "full" else batch_size  # images of that crop differ in size
+    batches = OwnBatches(images, size, num_workers, progress)
+    with ExitStack() as stack:
+        stack.enter_context(full_precision())
+        for codec in models.values():
+            stack.enter_context(codec.prepared(device))
+        for batch in batches:
+            record.add(batch)
+            if batch.positions:
+                originals = batch.images.to(device)
+                if fid:
+                    fid.add_originals(originals, batch.count)
+                for label, tally in tallies.items():
+                    output = tally.add(batch, originals, networks, protocol)
+                    if fid:
+                        fid.add_reconstructions(label, output, batch.count)
+        unreadable, content = record.finish()
+        distances = fid.finish(content, batches) if fid else {}
+    return {
+        label: tally.finish(unreadable, content, missing, distances.get(label))
+        for label, tally in tallies.items()
+    }
+
+
+class _Record:
+    """What is known of the originals: each one's hash, and which could not be read."""
+
+    def __init__(self, total: int) -> None:
+        self.digests = torch.zeros(total, dtype=torch.int64)
+        self.unreadable: list[tuple[int, str]] = []
+
+    def add(self, batch: Batch) -> None:
+        self.unreadable += batch.unreadable
+        for position, digest in zip(batch.positions, batch.digests, strict=True):
+            self.digests[position] = digest
+
+    def finish(self) -> tuple[dict[int, str], str]:
+        """(unreadable images, content hash) of all processes. Raises ValueError if none is left."""
+        digests = sum_over_processes(self.digests)
+        unreadable = dict(sorted(gather_from_processes(self.unreadable)))
+        if len(unreadable) == len(digests):
+            first = next(iter(unreadable.values()), "the set is empty")
+            raise ValueError(f"--data: none of {len(digests)} images could be read ({first})")
+        return unreadable, combined_digest(*digests.tolist())
+
+
+def _available(
+    keys: Sequence[str],
+    lpips: Mapping[str, nn.Module],
+    inception: nn.Module | None,
+    reasons: Mapping[str, str],
+) -> tuple[list[str], dict[str, str]]:
+    """(keys that can be measured, why each other one cannot)."""
+    given = {f"lpips_{name}" for name in lpips} | ({"rfid"} if inception is not None else set())
+    networks = [key for key in keys if key.startswith("lpips_") or key == "rfid"]
+    missing = {
+        key: reasons.get(key, "its network was not given") for key in networks if key not in given
+    }
+    return [key for key in keys if key not in missing], missing

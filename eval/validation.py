@@ -1,0 +1,82 @@
+"""Validation while training: the evaluation of `python -m eval`, on the run's own images."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from diffusers import AutoencoderKL
+from PIL import Image
+from torch import nn
+
+from eval.codecs import VAECodec
+from eval.evaluate import evaluate_reconstruction
+from eval.grid import comparison_grid
+from eval.protocol import Protocol, ProtocolImages
+from modules.latents import LatentStatistics
+from modules.sources import ImageSource
+
+
+@dataclass(frozen=True)
+class ValidationResult:
+    """Numbers by name, the latents they went through, and a picture to look at (if wanted)."""
+
+    metrics: dict[str, float]
+    latents: LatentStatistics | None
+    grid: Image.Image | None
+
+
+class Validation:
+    """A fixed set of images under the evaluation protocol; the same numbers as `python -m eval`."""
+
+    def __init__(
+        self,
+        source: ImageSource,
+        resolution: int,
+        *,
+        num_images: int | None,
+        lpips: nn.Module | None,
+        lpips_backbone: str,
+        batch_size: int,
+        num_grid_images: int,
+        device: torch.device,
+    ) -> None:
+        self.protocol = Protocol(resolution=resolution)
+        self.images = ProtocolImages(source, self.protocol, num_images)
+        self.lpips = {} if lpips is None else {lpips_backbone: lpips}
+        self.batch_size = batch_size
+        self.num_grid_images = num_grid_images
+        self.device = device
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def improves(self, metrics: dict[str, float], best: dict[str, float], name: str) -> bool:
+        """Whether `metrics` are finite and better than `best` in "psnr", "ssim" or "lpips"."""
+        key = f"lpips_{next(iter(self.lpips))}" if name == "lpips" else name
+        sign = -1.0 if name == "lpips" else 1.0
+        if metrics["nan_images"] or math.isnan(metrics[key]):
+            return False
+        return not best or sign * metrics[key] > sign * best[key]
+
+    def run(self, vae: AutoencoderKL) -> ValidationResult:
+        """Evaluates `vae` in float32. Collective: every process takes its share of the images."""
+        evaluation = evaluate_reconstruction(
+            {"vae": VAECodec(vae)},
+            self.images,
+            ["psnr", "ssim", "rec", "kl", *(f"lpips_{name}" for name in self.lpips)],
+            protocol=self.protocol,
+            batch_size=self.batch_size,
+            device=self.device,
+            lpips=self.lpips,
+            latents=True,
+            num_samples=self.num_grid_images,
+            progress=False,
+        )["vae"]
+        spread = {"latent_std": evaluation.latents.global_std} if evaluation.latents else {}
+        return ValidationResult(
+            metrics=evaluation.summary() | spread,
+            latents=evaluation.latents,
+            grid=comparison_grid({"reconstruction": evaluation}) if evaluation.samples else None,
+        )

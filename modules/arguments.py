@@ -1,0 +1,450 @@
+"""Every flag, its default and its rules: frozen dataclasses, one for each group of `--help`.
+
+Only the script and the factories it calls see these objects; everything else takes plain values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from modules.errors import ArgumentError
+
+# Never written to train_config.yaml: secrets, and what describes this launch rather than the run.
+LAUNCH_ONLY = ("hub_token", "resume_from_checkpoint", "overwrite_output_dir", "dry_run")
+
+
+def flag(default: Any, help: str, choices: Sequence[Any] | None = None) -> Any:
+    """A dataclass field whose default, help and choices become the command line's."""
+    return field(default=default, metadata={"help": help, "choices": choices})
+
+
+def require(condition: bool, name: str, value: object, rule: str) -> None:
+    """Raises ArgumentError("--name=value rule") unless `condition` holds."""
+    if not condition:
+        raise ArgumentError(f"--{name}={value} {rule}")
+
+
+def at_least(group: object, minimum: float, *names: str) -> None:
+    """Every named field of `group` that is set must be >= `minimum`."""
+    for name in names:
+        value = getattr(group, name)
+        require(value is None or value >= minimum, name, value, f"must be at least {minimum}")
+
+
+@dataclass(frozen=True)
+class ModelArguments:
+    """Model"""
+
+    pretrained_model_name_or_path: str | None = flag(
+        None,
+        "VAE to fine-tune: a hub id, a VAE's folder, a pipeline's folder with vae/, or one "
+        ".safetensors or .ckpt file in latent-diffusion's layout",
+    )
+    model_config_name_or_path: str | None = flag(
+        None, "hub id, folder or config.json of an AutoencoderKL to build with random weights"
+    )
+    revision: str | None = flag(None, "branch, tag or commit of the pretrained model on the hub")
+    variant: str | None = flag(None, 'weights variant to load, such as "fp16"')
+    cache_dir: str | None = flag(None, "where downloaded models and datasets are kept")
+    downsample_factor: int = flag(
+        8, "image side over latent side of a VAE from scratch", choices=(4, 8, 16, 32)
+    )
+    latent_channels: int | None = flag(
+        None, "channels C of the latent; from scratch 4, else it must match the pretrained model"
+    )
+    block_out_channels: tuple[int, ...] | None = flag(
+        None, "width of each level from scratch; by default latent-diffusion's for the factor"
+    )
+    layers_per_block: int = flag(2, "residual blocks of each level, from scratch")
+    norm_num_groups: int | None = flag(
+        None,
+        "groups of each GroupNorm, from scratch; by default 32, or fewer so that a group keeps at "
+        "least 4 channels (a group of one channel erases that channel's mean, which is colour)",
+    )
+    mid_block_add_attention: bool = flag(True, "self-attention at the lowest level, from scratch")
+    decoder_only: bool = flag(
+        False,
+        "train the decoder alone; encoder, quant_conv and scaling factor stay bit-identical, so "
+        "latents remain compatible with existing diffusion models",
+    )
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "latent_channels", "layers_per_block", "norm_num_groups")
+        if self.pretrained_model_name_or_path and self.model_config_name_or_path:
+            raise ArgumentError(
+                "--pretrained_model_name_or_path and --model_config_name_or_path exclude each "
+                "other: give weights to fine-tune, or a configuration to start from scratch"
+            )
+        if self.decoder_only and not self.pretrained_model_name_or_path:
+            raise ArgumentError(
+                "--decoder_only needs --pretrained_model_name_or_path: a random frozen encoder "
+                "would never learn"
+            )
+        if self.block_out_channels is not None:
+            levels = self.downsample_factor.bit_length()
+            require(
+                len(self.block_out_channels) == levels,
+                "block_out_channels",
+                " ".join(map(str, self.block_out_channels)),
+                f"must list {levels} widths for --downsample_factor={self.downsample_factor} "
+                "(log2 of the factor, plus 1)",
+            )
+            groups = self.norm_num_groups or 1
+            for width in self.block_out_channels:
+                require(
+                    width >= 1 and width % groups == 0,
+                    "norm_num_groups",
+                    groups,
+                    f"must divide every width of --block_out_channels, also {width}",
+                )
+
+
+@dataclass(frozen=True)
+class DataArguments:
+    """Data"""
+
+    dataset_name: str | None = flag(
+        None,
+        'hub id or local folder of a dataset; "synthetic" (also when neither this nor '
+        "--train_data_dir is given) is the built-in procedural set",
+    )
+    dataset_config_name: str | None = flag(None, "configuration of the dataset, if it has several")
+    data_files: tuple[str, ...] | None = flag(None, "files or globs of the dataset to use")
+    train_data_dir: str | None = flag(None, "folder with the training images, searched recursively")
+    image_column: str = flag("image", "column that holds the images")
+    max_train_samples: int | None = flag(None, "use a random subset of this many training images")
+    streaming: bool = flag(False, "read the dataset as a stream instead of downloading it first")
+    shuffle_buffer_size: int = flag(1000, "images in the shuffle buffer with --streaming")
+    resolution: int = flag(512, "side of the square training and validation crops, in pixels")
+    crop: str = flag(
+        "random", "which part of the resized image to train on", choices=("random", "center")
+    )
+    random_flip: bool = flag(True, "mirror half of the training images")
+    interpolation: str = flag(
+        "lanczos", "filter for resizing training images", choices=("lanczos", "bicubic")
+    )
+    min_image_size: int | None = flag(
+        None, "drop training images whose shorter side is smaller; others are upsampled and counted"
+    )
+    max_bad_images: float = flag(
+        0.01, "stop when more than this fraction of the training images cannot be read"
+    )
+    dataloader_num_workers: int = flag(0, "processes that load images; 0 is the main process")
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "max_train_samples", "min_image_size", "shuffle_buffer_size")
+        at_least(self, 8, "resolution")
+        at_least(self, 0, "dataloader_num_workers")
+        require(0 <= self.max_bad_images <= 1, "max_bad_images", self.max_bad_images,
+                "must be a fraction between 0 and 1")  # fmt: skip
+        if self.streaming and not self.dataset_name:
+            raise ArgumentError("--streaming needs --dataset_name: folders are read directly")
+        if self.streaming and self.max_train_samples:
+            raise ArgumentError("--max_train_samples cannot be used with --streaming; drop one")
+
+
+@dataclass(frozen=True)
+class LossArguments:
+    """Losses"""
+
+    rec_loss: str = flag("l2", "pixel error, mean over all elements", choices=("l1", "l2"))
+    kl_scale: float = flag(
+        1e-6, "weight of the KL (per-image sum over the pixels' number), as in latent-diffusion"
+    )
+    perceptual_scale: float = flag(0.5, "weight of LPIPS (mean over the batch); 0 never builds it")
+    lpips_backbone: str = flag(
+        "vgg", "network under LPIPS in training and validation", choices=("vgg", "alex", "squeeze")
+    )
+    lpips_weights: str | None = flag(
+        None, "local file with torchvision's weights of that network, instead of a download"
+    )
+
+    def __post_init__(self) -> None:
+        at_least(self, 0, "kl_scale", "perceptual_scale")
+
+
+@dataclass(frozen=True)
+class DiscriminatorArguments:
+    """Discriminator"""
+
+    disc_start: int = flag(50001, "optimizer step from which the discriminator trains")
+    disc_warmup_steps: int = flag(
+        500, "steps the discriminator trains alone before the VAE feels it; 0 starts both at once"
+    )
+    disc_ramp_steps: int = flag(500, "steps over which the adversarial term then grows to full")
+    disc_factor: float = flag(1.0, "factor on the adversarial term; 0 turns the GAN off")
+    disc_scale: float = flag(1.0, "weight of the adversarial term, beside the adaptive weight")
+    disc_loss: str = flag("hinge", "loss of the discriminator", choices=("hinge", "vanilla"))
+    disc_adaptive_weight: bool = flag(
+        True,
+        "balance the adversarial gradient against the reconstruction's at the last layer, for each "
+        "micro-batch; off, --disc_scale alone weighs it (against the per-element mean loss)",
+    )
+    disc_weight_max: float = flag(
+        1e4, "clamp of the adaptive weight, in latent-diffusion's convention (summed loss)"
+    )
+    disc_norm_type: str = flag(
+        "spectral_group",
+        "normalisation in the discriminator; batch needs 2 images per device",
+        choices=("spectral", "spectral_group", "batch", "group", "none"),
+    )
+    disc_hidden_channels: int = flag(64, "width of the discriminator's first layer (ndf)")
+    disc_num_layers: int = flag(3, "stride-2 layers of the discriminator (n_layers)")
+    disc_num_groups: int = flag(32, "groups of the discriminator's GroupNorm")
+
+    def __post_init__(self) -> None:
+        at_least(self, 0, "disc_start", "disc_warmup_steps", "disc_ramp_steps", "disc_factor",
+                 "disc_scale", "disc_weight_max")  # fmt: skip
+        at_least(self, 1, "disc_hidden_channels", "disc_num_layers", "disc_num_groups")
+        if "group" in self.disc_norm_type:
+            require(
+                self.disc_hidden_channels * 2 % self.disc_num_groups == 0,
+                "disc_num_groups",
+                self.disc_num_groups,
+                f"must divide twice --disc_hidden_channels={self.disc_hidden_channels}",
+            )
+
+    @property
+    def enabled(self) -> bool:
+        """Whether the adversarial term can ever count."""
+        return self.disc_factor > 0 and self.disc_scale > 0
+
+
+@dataclass(frozen=True)
+class OptimizationArguments:
+    """Optimization"""
+
+    seed: int = flag(0, "seed of weights, order, crops and noise")
+    train_batch_size: int = flag(4, "images per device and micro-batch")
+    gradient_accumulation_steps: int = flag(1, "micro-batches per optimizer step")
+    num_train_epochs: int = flag(1, "passes over the data, unless --max_train_steps is given")
+    max_train_steps: int | None = flag(None, "optimizer steps in all")
+    learning_rate: float = flag(4.5e-6, "peak learning rate of the VAE")
+    disc_learning_rate: float = flag(4.5e-6, "peak learning rate of the discriminator")
+    scale_lr: bool = flag(
+        False, "multiply both learning rates by accumulation x processes x batch size"
+    )
+    lr_scheduler: str = flag(
+        "constant",
+        "schedule of the VAE's learning rate",
+        choices=("linear", "cosine", "cosine_with_restarts", "polynomial", "constant",
+                 "constant_with_warmup"),
+    )  # fmt: skip
+    disc_lr_scheduler: str = flag(
+        "constant",
+        "schedule of the discriminator's, over the updates that it gets",
+        choices=("linear", "cosine", "cosine_with_restarts", "polynomial", "constant",
+                 "constant_with_warmup"),
+    )  # fmt: skip
+    lr_warmup_steps: int = flag(500, "updates over which each learning rate rises from 0")
+    lr_num_cycles: int = flag(1, "restarts of cosine_with_restarts")
+    lr_power: float = flag(1.0, "power of the polynomial schedule")
+    adam_beta1: float = flag(0.9, "AdamW's beta1, both networks")
+    adam_beta2: float = flag(0.999, "AdamW's beta2, both networks")
+    disc_adam_beta1: float | None = flag(None, "beta1 for the discriminator, if another")
+    disc_adam_beta2: float | None = flag(None, "beta2 for the discriminator, if another")
+    adam_weight_decay: float = flag(1e-2, "AdamW's decoupled weight decay")
+    adam_epsilon: float = flag(1e-8, "AdamW's epsilon")
+    max_grad_norm: float = flag(1.0, "clip each network's gradient to this norm")
+    alternation: str = flag(
+        "every_step",
+        "update both networks at every step, or in turns as diffusers' script does",
+        choices=("every_step", "every_other_step"),
+    )
+    use_ema: bool = flag(False, "average the VAE's weights; the average is validated and exported")
+    ema_decay: float = flag(0.9999, "decay of the average, approached as (1 + n) / (10 + n)")
+    max_skipped_steps: int = flag(
+        10, "stop after this many updates in a row were skipped because a number was not finite"
+    )
+
+    def __post_init__(self) -> None:
+        at_least(self, 0, "seed", "learning_rate", "disc_learning_rate", "lr_warmup_steps",
+                 "adam_weight_decay", "adam_epsilon", "max_train_steps")  # fmt: skip
+        at_least(self, 1, "train_batch_size", "gradient_accumulation_steps", "num_train_epochs",
+                 "max_skipped_steps", "lr_num_cycles")  # fmt: skip
+        require(self.max_grad_norm > 0, "max_grad_norm", self.max_grad_norm, "must be positive")
+        for name in ("adam_beta1", "adam_beta2", "disc_adam_beta1", "disc_adam_beta2", "ema_decay"):
+            value = getattr(self, name)
+            require(value is None or 0 <= value < 1, name, value, "must be at least 0 and below 1")
+
+    def images_per_step(self, num_processes: int) -> int:
+        """Images of one optimizer step over all processes: the total batch size."""
+        return self.train_batch_size * self.gradient_accumulation_steps * num_processes
+
+
+@dataclass(frozen=True)
+class PrecisionArguments:
+    """Precision and memory"""
+
+    mixed_precision: str | None = flag(
+        None,
+        "autocast of the networks; weights, losses and EMA stay float32. By default accelerate's "
+        "configuration decides",
+        choices=("no", "fp16", "bf16"),
+    )
+    allow_tf32: bool = flag(False, "TensorFloat-32 matrix products on Ampere and later GPUs")
+    gradient_checkpointing: bool = flag(False, "recompute activations: less memory, slower")
+    set_grads_to_none: bool = flag(True, "free gradients after each update instead of zeroing them")
+    use_8bit_adam: bool = flag(False, "bitsandbytes' 8-bit AdamW (its package must be installed)")
+    enable_xformers_memory_efficient_attention: bool = flag(
+        False, "xformers' attention instead of PyTorch's (its package must be installed)"
+    )
+
+
+@dataclass(frozen=True)
+class ValidationArguments:
+    """Validation"""
+
+    validation_image: tuple[str, ...] | None = flag(None, "image files to validate on")
+    validation_data_dir: str | None = flag(None, "folder of images to validate on")
+    validation_split: str | None = flag(None, "split of --dataset_name to validate on")
+    num_validation_images: int | None = flag(
+        None,
+        "images held back from the training set where no others are given (64), or the most to use "
+        "of those given (all); 0 validates nothing",
+    )
+    validation_steps: int = flag(100, "optimizer steps between validations")
+    validation_batch_size: int = flag(8, "images per device and batch in validation")
+    num_grid_images: int = flag(8, "validation images drawn into samples/")
+    best_metric: str = flag(
+        "psnr", "what keeps the best weights in best/", choices=("psnr", "ssim", "lpips")
+    )
+
+    def __post_init__(self) -> None:
+        at_least(self, 0, "num_validation_images", "num_grid_images")
+        at_least(self, 1, "validation_steps", "validation_batch_size")
+        given = [
+            f"--{name}"
+            for name in ("validation_image", "validation_data_dir", "validation_split")
+            if getattr(self, name)
+        ]
+        if len(given) > 1:
+            raise ArgumentError(f"{' and '.join(given)} exclude each other; keep one")
+
+
+@dataclass(frozen=True)
+class CheckpointArguments:
+    """Checkpoints"""
+
+    output_dir: str = flag("autoencoderkl-model", "where everything is written")
+    overwrite_output_dir: bool = flag(False, "delete what an earlier run left in --output_dir")
+    checkpointing_steps: int = flag(500, "optimizer steps between checkpoints")
+    checkpoints_total_limit: int | None = flag(None, "keep only this many newest checkpoints")
+    resume_from_checkpoint: str | None = flag(
+        None, 'a checkpoint folder, or "latest" (a new run if there is none yet)'
+    )
+    latent_normalization: str = flag(
+        "scale",
+        "what the exported config says of the latents: scaling_factor, or shift_factor as well, or "
+        "latents_mean and latents_std of each channel",
+        choices=("scale", "scale_shift", "per_channel"),
+    )
+    num_latent_images: int = flag(1000, "training images whose latents are measured for that")
+    export_ldm: bool = flag(
+        False, "also write the VAE in latent-diffusion's layout, for ComfyUI and A1111"
+    )
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "checkpointing_steps", "checkpoints_total_limit", "num_latent_images")
+
+
+@dataclass(frozen=True)
+class LoggingArguments:
+    """Logging and Hub"""
+
+    report_to: str = flag(
+        "tensorboard", 'tracker: any that accelerate knows, "all" that are installed, or "none"'
+    )
+    tracker_project_name: str = flag("train_autoencoderkl", "project name in the tracker")
+    logging_dir: str = flag("logs", "TensorBoard's folder inside --output_dir")
+    logging_steps: int = flag(10, "optimizer steps between rows of metrics.jsonl")
+    push_to_hub: bool = flag(False, "upload the result at the end")
+    hub_model_id: str | None = flag(None, "repository to upload to; by default output_dir's name")
+    hub_token: str | None = flag(None, "token for the hub; `hf auth login` is safer")
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "logging_steps")
+        if self.report_to in ("wandb", "all") and self.hub_token is not None:
+            raise ArgumentError(
+                f"--hub_token cannot be used with --report_to={self.report_to}, which could expose "
+                "it; run `hf auth login` instead"
+            )
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Everything a run is told, by group."""
+
+    model: ModelArguments
+    data: DataArguments
+    losses: LossArguments
+    discriminator: DiscriminatorArguments
+    optimization: OptimizationArguments
+    precision: PrecisionArguments
+    validation: ValidationArguments
+    checkpoints: CheckpointArguments
+    logging: LoggingArguments
+    dry_run: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.model.pretrained_model_name_or_path and (
+            not self.model.model_config_name_or_path
+        ):
+            require(
+                self.data.resolution % self.model.downsample_factor == 0,
+                "resolution",
+                self.data.resolution,
+                f"must be divisible by --downsample_factor={self.model.downsample_factor}; "
+                f"try {nearest_multiple(self.data.resolution, self.model.downsample_factor)}",
+            )
+        if self.discriminator.disc_norm_type == "batch" and self.discriminator.enabled:
+            require(
+                self.optimization.train_batch_size > 1,
+                "disc_norm_type",
+                "batch",
+                "needs --train_batch_size of at least 2: the statistics of one image erase it; "
+                "use --disc_norm_type=spectral_group",
+            )
+        if self.data.streaming and self.optimization.max_train_steps is None:
+            raise ArgumentError(
+                "--streaming needs --max_train_steps: a stream does not say how long an epoch is"
+            )
+        if self.validation.validation_split and self.data.dataset_name is None:
+            raise ArgumentError(
+                f"--validation_split={self.validation.validation_split} needs --dataset_name; for "
+                "a folder use --validation_data_dir"
+            )
+        if self.validation.best_metric == "lpips" and self.losses.perceptual_scale == 0:
+            raise ArgumentError(
+                "--best_metric=lpips needs LPIPS, which --perceptual_scale=0 never builds; use "
+                "--best_metric=psnr"
+            )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Every flag and its value, flat, in the order of `--help`; without LAUNCH_ONLY."""
+        values = {
+            f.name: getattr(getattr(self, name), f.name)
+            for name, group in GROUPS.items()
+            for f in fields(group)
+        }
+        return {name: value for name, value in values.items() if name not in LAUNCH_ONLY}
+
+
+GROUPS: dict[str, type] = {
+    "model": ModelArguments,
+    "data": DataArguments,
+    "losses": LossArguments,
+    "discriminator": DiscriminatorArguments,
+    "optimization": OptimizationArguments,
+    "precision": PrecisionArguments,
+    "validation": ValidationArguments,
+    "checkpoints": CheckpointArguments,
+    "logging": LoggingArguments,
+}
+
+
+def nearest_multiple(value: int, factor: int) -> int:
+    """The multiple of `factor` nearest to `value`, at least `factor`."""
+    return max(factor, round(value / factor) * factor)

@@ -1,0 +1,59 @@
+"""What is about to happen, in a dozen lines, before it does."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from diffusers import AutoencoderKL
+
+from modules.arguments import Arguments, DiscriminatorArguments
+from modules.autoencoder import describe, latent_shape
+
+
+def banner(args: Arguments, vae: AutoencoderKL, training: str, situation: str, steps: str) -> str:
+    """Model, data, batch, schedule and output of the run, as an aligned block of text.
+
+    training: the images. situation: processes, device and precision. steps: how many.
+    """
+    opt, losses = args.optimization, args.losses
+    shape = " x ".join(map(str, latent_shape(vae, args.data.resolution)))
+    perceptual = f" + {losses.perceptual_scale:g} LPIPS-{losses.lpips_backbone}"
+    lines = {
+        "Model": describe(vae) + (", decoder only" if args.model.decoder_only else ""),
+        "Latents": f"{shape} for {args.data.resolution} x {args.data.resolution} pixels",
+        "Training": training,
+        "Steps": f"{steps} of {opt.train_batch_size} images x "
+        f"{opt.gradient_accumulation_steps} accumulated on each device",
+        "Objective": losses.rec_loss + (perceptual if losses.perceptual_scale else "")
+        + f" + {losses.kl_scale:g} KL",
+        "GAN": _gan(args.discriminator) if args.discriminator.enabled else "off",
+        "Device": situation,
+        "Output": _output(args, vae),
+    }  # fmt: skip
+    width = max(map(len, lines))
+    return "\n".join(f"{name:>{width}}  {text}" for name, text in lines.items())
+
+
+def _gan(disc: DiscriminatorArguments) -> str:
+    felt = disc.disc_start + disc.disc_warmup_steps
+    return (
+        f"discriminator trains from step {disc.disc_start}, is felt from {felt}, "
+        f"in full from {felt + disc.disc_ramp_steps}"
+    )
+
+
+def _output(args: Arguments, vae: AutoencoderKL) -> str:
+    output_dir = Path(args.checkpoints.output_dir)
+    weights = 4 * sum(parameter.numel() for parameter in vae.parameters())
+    copies = 4 if args.optimization.use_ema else 3  # weights, two moments, average
+    existing = next(path for path in (output_dir, *output_dir.resolve().parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    return (
+        f"{output_dir}/ (about {_size(weights * copies)} for each checkpoint, every "
+        f"{args.checkpoints.checkpointing_steps} steps; {_size(free)} free)"
+    )
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"

@@ -1,0 +1,266 @@
+"""From arguments to networks, optimizers and schedulers: the factories that know the flags."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+from accelerate.utils import ProjectConfiguration
+from diffusers import AutoencoderKL
+from diffusers.optimization import get_scheduler
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from modules.arguments import (
+    Arguments,
+    ModelArguments,
+    OptimizationArguments,
+    nearest_multiple,
+)
+from modules.autoencoder import build_autoencoder, downsample_factor
+from modules.discriminator import NLayerDiscriminator
+from modules.errors import ArgumentError
+from modules.perceptual import LPIPS, build_lpips
+from modules.schedule import GanSchedule
+from modules.vae_files import load_vae
+
+
+def make_accelerator(args: Arguments) -> Accelerator:
+    """The accelerator: devices and processes, precision, accumulation, trackers.
+
+    Raises ArgumentError when a launcher started several processes that do not know of each other,
+    when the precision does not suit the device, or when a tracker's package is missing.
+    """
+    output_dir = Path(args.checkpoints.output_dir)
+    try:
+        accelerator = Accelerator(
+            mixed_precision=args.precision.mixed_precision,
+            gradient_accumulation_steps=args.optimization.gradient_accumulation_steps,
+            # Stepped once for each update by hand; accelerate would step them once a process.
+            step_scheduler_with_optimizer=False,
+            log_with=_trackers(args.logging.report_to),
+            project_config=ProjectConfiguration(
+                project_dir=str(output_dir), logging_dir=str(output_dir / args.logging.logging_dir)
+            ),
+        )
+    except ValueError as error:
+        raise ArgumentError(
+            f"--mixed_precision={args.precision.mixed_precision} cannot be used here: {error}"
+        ) from error
+    expected = int(os.environ.get("WORLD_SIZE", "1"))
+    if accelerator.num_processes != expected:
+        raise ArgumentError(
+            f"the launcher started {expected} processes but accelerate sees "
+            f"{accelerator.num_processes}: they would train independent models over each other. "
+            "Without GPUs set ACCELERATE_USE_CPU=true and launch with torchrun"
+        )
+    torch.backends.cuda.matmul.allow_tf32 = args.precision.allow_tf32
+    torch.backends.cudnn.allow_tf32 = args.precision.allow_tf32
+    return accelerator
+
+
+def _trackers(report_to: str) -> list[str]:
+    installed = [str(getattr(name, "value", name)) for name in get_available_trackers()]
+    if report_to == "all":
+        return installed
+    if report_to == "none":
+        return []
+    known = sorted(map(str, LOGGER_TYPE_TO_CLASS))
+    if report_to not in known:
+        raise ArgumentError(f"--report_to={report_to} must be all, none or one of {known}")
+    if report_to not in installed:
+        raise ArgumentError(
+            f"--report_to={report_to} needs its package: `pip install {report_to}`, or use "
+            "--report_to none; metrics.jsonl is written in any case"
+        )
+    return [report_to]
+
+
+def training_length(args: Arguments, num_train_images: int | None, num_processes: int) -> int:
+    """Optimizer steps of the run. An epoch's last step is filled from the next epoch."""
+    opt = args.optimization
+    if opt.max_train_steps is not None:
+        return opt.max_train_steps
+    return math.ceil(opt.num_train_epochs * num_train_images / opt.images_per_step(num_processes))
+
+
+def make_perceptual(args: Arguments) -> LPIPS | None:
+    """LPIPS, or None with --perceptual_scale 0, which never builds it."""
+    if args.losses.perceptual_scale == 0:
+        return None
+    return build_lpips(args.losses.lpips_backbone, args.losses.lpips_weights)
+
+
+def make_vae(args: Arguments) -> AutoencoderKL:
+    """The VAE to train: pretrained, from a configuration, or from scratch; checked against the run.
+
+    Raises ArgumentError when the resolution or the latent channels do not fit the model.
+    """
+    torch.manual_seed(args.optimization.seed)
+    vae = _load_or_build(args.model, args.data.resolution)
+    factor, resolution = downsample_factor(vae), args.data.resolution
+    if resolution % factor:
+        raise ArgumentError(
+            f"--resolution={resolution} must be divisible by {factor}, the downsampling factor of "
+            f"the model; try {nearest_multiple(resolution, factor)}"
+        )
+    wanted = args.model.latent_channels
+    if wanted is not None and wanted != vae.config.latent_channels:
+        raise ArgumentError(
+            f"--latent_channels={wanted} does not match the model's {vae.config.latent_channels}; "
+            "drop the flag, or train from scratch"
+        )
+    if vae.config.in_channels != 3:
+        raise ArgumentError(
+            f"the model takes images of {vae.config.in_channels} channels; only RGB is supported"
+        )
+    if args.precision.gradient_checkpointing:
+        vae.enable_gradient_checkpointing()
+    if args.precision.enable_xformers_memory_efficient_attention:
+        _use_xformers(vae)
+    return vae.to(memory_format=torch.channels_last)
+
+
+def _load_or_build(args: ModelArguments, resolution: int) -> AutoencoderKL:
+    if args.pretrained_model_name_or_path:
+        return load_vae(
+            args.pretrained_model_name_or_path,
+            revision=args.revision,
+            variant=args.variant,
+            cache_dir=args.cache_dir,
+        )
+    if args.model_config_name_or_path:
+        return _from_config(args)
+    return build_autoencoder(
+        downsample_factor=args.downsample_factor,
+        latent_channels=args.latent_channels or 4,
+        block_out_channels=args.block_out_channels,
+        layers_per_block=args.layers_per_block,
+        norm_num_groups=args.norm_num_groups,
+        mid_block_add_attention=args.mid_block_add_attention,
+        sample_size=resolution,
+    )
+
+
+def _from_config(args: ModelArguments) -> AutoencoderKL:
+    source = args.model_config_name_or_path
+    try:
+        config = AutoencoderKL.load_config(source, cache_dir=args.cache_dir, revision=args.revision)
+    except (OSError, ValueError) as error:
+        raise ArgumentError(
+            f"--model_config_name_or_path={source} is neither a config.json, nor a folder with "
+            f"one, nor a model on the hub that can be reached ({error})"
+        ) from error
+    if config.get("_class_name", "AutoencoderKL") != "AutoencoderKL":
+        raise ArgumentError(
+            f"--model_config_name_or_path={source} describes a {config['_class_name']}; "
+            "only AutoencoderKL can be trained"
+        )
+    return AutoencoderKL.from_config(config)
+
+
+def _use_xformers(vae: AutoencoderKL) -> None:
+    try:
+        vae.enable_xformers_memory_efficient_attention()
+    except (ImportError, ModuleNotFoundError, ValueError) as error:
+        raise ArgumentError(
+            "--enable_xformers_memory_efficient_attention needs xformers and a GPU; drop the flag: "
+            f"PyTorch's own attention is as fast ({error})"
+        ) from error
+
+
+def make_discriminator(args: Arguments) -> NLayerDiscriminator:
+    """The discriminator, with weights that depend on the seed alone."""
+    torch.manual_seed(args.optimization.seed + 1)
+    disc = args.discriminator
+    network = NLayerDiscriminator(
+        ndf=disc.disc_hidden_channels,
+        n_layers=disc.disc_num_layers,
+        norm_type=disc.disc_norm_type,
+        num_groups=disc.disc_num_groups,
+    )
+    return network.to(memory_format=torch.channels_last)
+
+
+def make_gan_schedule(args: Arguments) -> GanSchedule:
+    """When the discriminator trains and when the VAE feels it."""
+    disc = args.discriminator
+    return GanSchedule(
+        enabled=disc.enabled,
+        start=disc.disc_start,
+        warmup_steps=disc.disc_warmup_steps,
+        ramp_steps=disc.disc_ramp_steps,
+        in_turns=args.optimization.alternation == "every_other_step",
+    )
+
+
+def make_optimizers(
+    args: Arguments, vae: nn.Module, discriminator: nn.Module, num_processes: int
+) -> tuple[Optimizer, Optimizer]:
+    """AdamW for each network, over the parameters that train."""
+    opt = args.optimization
+    scale = opt.images_per_step(num_processes) if opt.scale_lr else 1
+    betas_vae = (opt.adam_beta1, opt.adam_beta2)
+    betas_disc = (
+        opt.adam_beta1 if opt.disc_adam_beta1 is None else opt.disc_adam_beta1,
+        opt.adam_beta2 if opt.disc_adam_beta2 is None else opt.disc_adam_beta2,
+    )
+    use_8bit = args.precision.use_8bit_adam
+    return (
+        _adamw(opt, vae, opt.learning_rate * scale, betas_vae, use_8bit),
+        _adamw(opt, discriminator, opt.disc_learning_rate * scale, betas_disc, use_8bit),
+    )
+
+
+def _adamw(
+    opt: OptimizationArguments,
+    network: nn.Module,
+    lr: float,
+    betas: tuple[float, float],
+    use_8bit: bool,
+) -> Optimizer:
+    parameters = [p for p in network.parameters() if p.requires_grad]
+    options = {"lr": lr, "betas": betas, "weight_decay": opt.adam_weight_decay,
+               "eps": opt.adam_epsilon}  # fmt: skip
+    if not use_8bit:
+        return torch.optim.AdamW(parameters, fused=True, **options)
+    try:
+        import bitsandbytes
+    except ImportError:
+        raise ArgumentError(
+            "--use_8bit_adam needs bitsandbytes: `pip install bitsandbytes`, or drop the flag"
+        ) from None
+    return bitsandbytes.optim.AdamW8bit(parameters, **options)
+
+
+def make_schedulers(
+    args: Arguments,
+    optimizer_vae: Optimizer,
+    optimizer_disc: Optimizer,
+    schedule: GanSchedule,
+    max_train_steps: int,
+) -> tuple[LRScheduler, LRScheduler]:
+    """Learning-rate schedules, each exactly as long as the updates that its network gets."""
+    opt = args.optimization
+
+    def scheduler(name: str, optimizer: Optimizer, updates: int) -> LRScheduler:
+        return get_scheduler(
+            name,
+            optimizer,
+            num_warmup_steps=opt.lr_warmup_steps,
+            num_training_steps=updates,
+            num_cycles=opt.lr_num_cycles,
+            power=opt.lr_power,
+        )
+
+    vae_updates = schedule.vae_updates(max_train_steps)
+    disc_updates = schedule.discriminator_updates(max_train_steps)
+    return (
+        scheduler(opt.lr_scheduler, optimizer_vae, vae_updates),
+        scheduler(opt.disc_lr_scheduler, optimizer_disc, disc_updates),
+    )

@@ -1,0 +1,217 @@
+"""Flags from the command line, a recipe and a YAML file, checked before anything slow is imported.
+
+Precedence: a field's default < `--recipe` < `--config` < flags. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import sys
+import types
+import typing
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from modules.arguments import GROUPS, Arguments, require
+from modules.errors import ArgumentError, RunStopped
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+def parse_arguments(argv: Sequence[str] | None = None) -> Arguments:
+    """Reads flags, recipe and YAML file; on a mistake prints one message and exits with 2."""
+    with exit_on_mistakes():
+        return resolve_arguments(sys.argv[1:] if argv is None else argv)
+
+
+@contextmanager
+def exit_on_mistakes() -> Iterator[None]:
+    """What the user can mend ends the program with one message, not with a traceback.
+
+    The exit code is 2 for a mistake in the arguments and 1 for a run that had to stop.
+    """
+    try:
+        yield
+    except (ArgumentError, RunStopped) as error:
+        print(f"train_vae.py: error: {error}", file=sys.stderr)
+        raise SystemExit(2 if isinstance(error, ArgumentError) else 1) from None
+
+
+def resolve_arguments(argv: Sequence[str]) -> Arguments:
+    """The arguments that `argv` asks for. Raises ArgumentError naming flag, value and fix."""
+    given = vars(_parser().parse_args(argv))
+    recipe, config = given.pop("recipe", None), given.pop("config", None)
+    dry_run = given.pop("dry_run", False)
+    values: dict[str, Any] = {}
+    if recipe is not None:
+        values |= _read_yaml(_recipe_file(recipe))
+    if config is not None:
+        values |= _read_yaml(Path(config))
+    values |= given
+    groups = {
+        name: group(**{f.name: values[f.name] for f in fields(group) if f.name in values})
+        for name, group in GROUPS.items()
+    }
+    return Arguments(**groups, dry_run=dry_run)
+
+
+def to_yaml(arguments: Arguments) -> str:
+    """The resolved configuration, which `--config` reads back to an equal object."""
+    values = arguments.as_dict().items()
+    plain = {name: list(value) if isinstance(value, tuple) else value for name, value in values}
+    return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
+
+
+def for_trackers(arguments: Arguments) -> dict[str, Any]:
+    """The resolved configuration as the plain scalars that every tracker takes."""
+    values = arguments.as_dict().items()
+    return {name: value if isinstance(value, int | float | bool) else str(value)
+            for name, value in values}  # fmt: skip
+
+
+def recipe_names() -> list[str]:
+    """The shipped recipes, by name."""
+    return sorted(file.stem for file in RECIPES.glob("*.yaml"))
+
+
+def _recipe_file(name: str) -> Path:
+    names = recipe_names()
+    require(name in names, "recipe", name, f"is not one of {', '.join(names)}")
+    return RECIPES / f"{name}.yaml"
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse that raises ArgumentError instead of printing its long usage line."""
+
+    def error(self, message: str) -> typing.NoReturn:
+        unknown = message.removeprefix("unrecognized arguments: ")
+        if unknown != message:
+            name = unknown.split()[0].split("=")[0]
+            raise ArgumentError(f"{name} is not a flag{_suggestion(name.lstrip('-'), '--')}")
+        raise ArgumentError(message.removeprefix("argument "))
+
+
+class _Switch(argparse.Action):
+    """`--name` sets True and `--no_name` sets False."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, **kwargs: Any) -> None:
+        super().__init__([f"--{dest}", f"--no_{dest}"], dest, nargs=0, **kwargs)
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option: str | None = None) -> None:
+        setattr(namespace, self.dest, not (option or "").startswith("--no_"))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="train_vae.py",
+        description="Train an image autoencoder (AutoencoderKL) that diffusers loads.",
+        argument_default=argparse.SUPPRESS,  # only what was given, so that it can win over YAML
+        allow_abbrev=False,
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=32, width=100),
+    )
+    parser.add_argument(
+        "--recipe", metavar="NAME", help=f"start from a shipped recipe: {', '.join(recipe_names())}"
+    )
+    parser.add_argument("--config", metavar="FILE", help="YAML file of flags; flags given win")
+    parser.add_argument(
+        "--dry_run", action="store_true", help="print the resolved configuration, and stop"
+    )
+    for group in GROUPS.values():
+        section = parser.add_argument_group(group.__doc__)
+        for f in fields(group):
+            _add_flag(section, f, _field_type(group, f.name))
+    return parser
+
+
+def _add_flag(section: Any, f: dataclasses.Field, kind: type) -> None:
+    default = f.default
+    if default is None or isinstance(default, bool):
+        default = {None: "unset", True: "on", False: "off"}[default]
+    text = f"{f.metadata['help']} (default: {default})".replace("%", "%%")
+    if kind is bool:
+        section.add_argument(f"--{f.name}", action=_Switch, help=text)
+        return
+    is_list = typing.get_origin(kind) is tuple
+    section.add_argument(
+        f"--{f.name}",
+        type=_element_type(kind),
+        nargs="+" if is_list else None,
+        action=_ToTuple if is_list else "store",
+        choices=f.metadata["choices"],
+        metavar=None if f.metadata["choices"] else _element_type(kind).__name__.upper(),
+        help=text,
+    )
+
+
+class _ToTuple(argparse.Action):
+    def __call__(self, parser: Any, namespace: Any, values: Any, option: str | None = None) -> None:
+        setattr(namespace, self.dest, tuple(values))
+
+
+def _field_type(group: type, name: str) -> type:
+    """The field's type without `| None`."""
+    hint = typing.get_type_hints(group)[name]
+    if isinstance(hint, types.UnionType):
+        (hint,) = (part for part in typing.get_args(hint) if part is not types.NoneType)
+    return hint
+
+
+def _element_type(kind: type) -> type:
+    return typing.get_args(kind)[0] if typing.get_origin(kind) is tuple else kind
+
+
+def _read_yaml(file: Path) -> dict[str, Any]:
+    """The flags that a YAML file sets, with their types checked as the command line's are."""
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    except FileNotFoundError:
+        raise ArgumentError(f"--config={file} does not exist") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ArgumentError(f"--config={file} cannot be read as YAML: {error}") from None
+    if not isinstance(content, dict):
+        raise ArgumentError(f"--config={file} must hold `flag: value` lines")
+    by_name = {f.name: (group, f) for group in GROUPS.values() for f in fields(group)}
+    values = {}
+    for key, value in content.items():
+        if key not in by_name:
+            raise ArgumentError(f"{file}: {key!r} is not a flag{_suggestion(str(key), '')}")
+        group, f = by_name[key]
+        values[key] = _from_yaml(file, f, _field_type(group, key), value)
+    return values
+
+
+def _from_yaml(file: Path, f: dataclasses.Field, kind: type, value: Any) -> Any:
+    element = _element_type(kind)
+    is_list = typing.get_origin(kind) is tuple
+    if value is None and f.default is None:
+        return None
+    parts = value if is_list and isinstance(value, list) else [value]
+    # YAML reads 1e-6 as a string and 1 as an integer: both are fine where a number is wanted.
+    accepted = {float: (int, float, str), int: (int,), str: (str,), bool: (bool,)}[element]
+    try:
+        if any(not isinstance(p, accepted) or isinstance(p, bool) != (element is bool)
+               for p in parts):  # fmt: skip
+            raise ValueError
+        parts = tuple(element(part) for part in parts)
+    except ValueError:
+        wanted = f"a list of {element.__name__}" if is_list else element.__name__
+        raise ArgumentError(f"{file}: {f.name}: {value!r} must be {wanted}") from None
+    choices = f.metadata["choices"]
+    if choices and parts[0] not in choices:
+        raise ArgumentError(
+            f"{file}: {f.name}: {value!r} must be one of {', '.join(map(str, choices))}"
+        )
+    return parts if is_list else parts[0]
+
+
+def _suggestion(name: str, prefix: str) -> str:
+    known = [f.name for group in GROUPS.values() for f in fields(group)]
+    close = difflib.get_close_matches(name, [*known, "recipe", "config", "dry_run"], n=1)
+    return f"; did you mean {prefix}{close[0]}?" if close else "; see --help"

@@ -1,0 +1,81 @@
+"""The patch discriminator: it says of every overlapping patch whether it is real."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.nn.utils.parametrizations import spectral_norm
+
+NORM_TYPES = ("spectral", "spectral_group", "batch", "group", "none")
+
+
+class NLayerDiscriminator(nn.Module):
+    """PatchGAN of pix2pix (Isola et al. 2017): images [B, 3, H, W] to logits [B, 1, h', w'].
+
+    4x4 convolutions: `n_layers` of stride 2 that double the width up to 8 `ndf`, then two of
+    stride 1. `norm_type` is one of NORM_TYPES. "spectral_group" (the default) puts spectral norm
+    (Miyato et al. 2018) on every convolution and GroupNorm between them: neither looks across the
+    batch, so batch size 1 works. "batch" needs more than one image per device and SyncBatchNorm
+    across devices. Where there is no spectral norm, weights start from Normal(0, 0.02).
+
+    Raises ValueError for an unknown norm type or a width that the groups do not divide.
+    """
+
+    def __init__(
+        self,
+        input_nc: int = 3,
+        ndf: int = 64,
+        n_layers: int = 3,
+        norm_type: str = "spectral_group",
+        num_groups: int = 32,
+    ) -> None:
+        super().__init__()
+        if norm_type not in NORM_TYPES:
+            raise ValueError(f"--disc_norm_type={norm_type} must be one of {', '.join(NORM_TYPES)}")
+        widths = [ndf * min(2**level, 8) for level in range(n_layers + 1)]
+        spectral = norm_type.startswith("spectral")
+
+        def convolution(in_channels: int, out_channels: int, stride: int, bias: bool) -> nn.Module:
+            layer = nn.Conv2d(in_channels, out_channels, 4, stride, padding=1, bias=bias)
+            if spectral:
+                return spectral_norm(layer)
+            nn.init.normal_(layer.weight, 0.0, 0.02)
+            return layer
+
+        layers = [convolution(input_nc, ndf, 2, bias=True), nn.LeakyReLU(0.2)]
+        for level in range(1, n_layers + 1):
+            stride = 2 if level < n_layers else 1
+            norm = _norm(norm_type, widths[level], num_groups)
+            # A bias before a normalisation with its own shift would be redundant.
+            biased = isinstance(norm, nn.Identity)
+            layers += [convolution(widths[level - 1], widths[level], stride, biased)]
+            layers += [norm, nn.LeakyReLU(0.2)]
+        layers += [convolution(widths[-1], 1, 1, bias=True)]
+        self.model = nn.Sequential(*layers)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """images: [B, 3, H, W] in [-1, 1]. Logits: [B, 1, h', w'], larger means more real."""
+        with parametrize.cached():
+            # The power iteration and the division by sigma are too delicate for bfloat16: they run
+            # in float32 here, once, and the convolutions below find their weights in the cache.
+            with torch.autocast(images.device.type, enabled=False):
+                for layer in self.model:
+                    getattr(layer, "weight", None)
+            return self.model(images)
+
+
+def _norm(norm_type: str, channels: int, num_groups: int) -> nn.Module:
+    if norm_type == "batch":
+        # Batch statistics always, no running averages: one NaN batch would poison them for good.
+        norm = nn.BatchNorm2d(channels, track_running_stats=False)
+        nn.init.normal_(norm.weight, 1.0, 0.02)
+        return norm
+    if norm_type in ("group", "spectral_group"):
+        if channels % num_groups:
+            raise ValueError(
+                f"--disc_num_groups={num_groups} must divide the discriminator's width {channels}; "
+                f"choose a divisor or change --disc_hidden_channels"
+            )
+        return nn.GroupNorm(num_groups, channels)
+    return nn.Identity()

@@ -1,0 +1,71 @@
+"""The result as diffusers reads it: complete files, float32, with measured latent statistics."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from diffusers import AutoencoderKL
+from safetensors.torch import save_file
+from torch import nn
+
+from modules.arguments import Arguments
+from modules.latents import LatentStatistics
+from modules.model_card import write_model_card
+from modules.run import Run
+from modules.vae_files import save_ldm
+
+
+def export_vae(vae: AutoencoderKL, folder: Path, **config: Any) -> AutoencoderKL:
+    """Writes config.json and float32 safetensors that `AutoencoderKL.from_pretrained` loads.
+
+    `config` overrides entries of the configuration, such as scaling_factor. The training network is
+    left as it is; the exported copy is returned. A file replaces an old one once it is complete.
+    """
+    copy = AutoencoderKL.from_config(vae.config)
+    copy.load_state_dict(vae.state_dict())
+    copy.register_to_config(**config)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".export-") as partial:
+        copy.save_pretrained(partial)
+        for file in sorted(Path(partial).iterdir(), reverse=True):  # weights before config.json
+            file.chmod(0o644)  # safetensors writes them for the owner alone
+            os.replace(file, folder / file.name)
+    return copy
+
+
+def export_discriminator(discriminator: nn.Module, folder: Path) -> None:
+    """Writes the discriminator's state dict as safetensors."""
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {name: tensor.contiguous() for name, tensor in discriminator.state_dict().items()}
+    partial = folder / ".discriminator.partial"
+    save_file(state, partial)
+    partial.chmod(0o644)
+    os.replace(partial, folder / "discriminator.safetensors")
+
+
+def latent_config(args: Arguments, latents: LatentStatistics | None) -> dict[str, Any]:
+    """The configuration entries that normalise the latents; none where the encoder was frozen."""
+    if latents is None or args.model.decoder_only:
+        return {}
+    return latents.normalization(args.checkpoints.latent_normalization)
+
+
+def export_everything(
+    run: Run, latents: LatentStatistics | None, rows: list[dict[str, float]], data: str
+) -> None:
+    """Writes the VAE, the discriminator, the model card and what else was asked for.
+
+    The VAE's present weights are exported: call it inside `run.averaged_weights()`. `rows` are
+    those of metrics.jsonl. One process only.
+    """
+    args, folder = run.args, run.output_dir
+    vae = export_vae(run.raw_vae.vae, folder, **latent_config(args, latents))
+    export_discriminator(run.raw_discriminator, folder / "discriminator")
+    if args.checkpoints.export_ldm:
+        save_ldm(vae, folder / "vae_ldm.safetensors")
+    validations = [row for row in rows if "val/psnr" in row]
+    write_model_card(folder, args, vae, steps=run.step, data=data, latents=latents,
+                     validations=validations)  # fmt: skip

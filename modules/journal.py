@@ -1,0 +1,73 @@
+"""Everything that tells how the run goes: metrics.jsonl, trackers, progress bar, pictures."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+from accelerate import Accelerator
+from PIL import Image
+from tqdm.auto import tqdm
+
+from modules.metrics_log import MetricsLog
+
+SHOWN = ("rec_loss", "psnr", "g_loss", "d_loss")
+
+
+class Journal:
+    """Rows go to the file and the trackers, a few numbers to the bar. Only the main process writes.
+
+    In a terminal the bar moves; in a log file it leaves a line every half minute.
+    """
+
+    def __init__(self, accelerator: Accelerator, output_dir: Path, max_train_steps: int) -> None:
+        self.accelerator = accelerator
+        self.metrics_log = MetricsLog(output_dir / "metrics.jsonl")
+        self.samples = output_dir / "samples"
+        self.bar = tqdm(
+            total=max_train_steps,
+            desc="Steps",
+            disable=not accelerator.is_local_main_process,
+            mininterval=0.2 if sys.stderr.isatty() else 30.0,
+            dynamic_ncols=True,
+        )
+
+    def start_at(self, step: int) -> None:
+        """Continues at `step`: later rows are dropped, the bar and its ETA start there."""
+        if self.accelerator.is_main_process:
+            self.metrics_log.keep_up_to(step)
+        self.bar.initial = step
+        self.bar.reset()
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Adds one row of numbers."""
+        if self.accelerator.is_main_process:
+            self.metrics_log.append(step, values)
+        self.accelerator.log(values, step=step)
+
+    def show(self, values: dict[str, float]) -> None:
+        """Puts the telling ones of training's `values` beside the bar."""
+        shown = {name: f"{values[name]:.4g}" for name in SHOWN if name in values}
+        self.bar.set_postfix(shown | {"images/s": f"{values['images_per_s']:.3g}"}, refresh=False)
+
+    def advance(self) -> None:
+        """One optimizer step is done."""
+        self.bar.update()
+
+    def draw(self, step: int, grid: Image.Image) -> None:
+        """Writes samples/step-*.png and hands the picture to trackers that take pictures."""
+        if not self.accelerator.is_main_process:
+            return
+        self.samples.mkdir(exist_ok=True)
+        grid.save(self.samples / f"step-{step:06d}.png")
+        for tracker in self.accelerator.trackers:
+            pixels = np.asarray(grid)[None]
+            if tracker.name == "tensorboard":
+                tracker.log_images({"validation": pixels}, step=step, dataformats="NHWC")
+            elif hasattr(tracker, "log_images"):
+                tracker.log_images({"validation": pixels}, step=step)
+
+    def close(self) -> None:
+        """Ends the bar, so that what is printed next starts on its own line."""
+        self.bar.close()

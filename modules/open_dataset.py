@@ -1,0 +1,101 @@
+"""Hugging Face datasets, in memory or streamed, reduced to one column of encoded images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from datasets import (
+    Dataset,
+    DatasetDict,
+    Features,
+    IterableDataset,
+    Value,
+    load_dataset,
+    load_from_disk,
+)
+from datasets import Image as ImageFeature
+from datasets.exceptions import DatasetsError
+
+IMAGE = "image"  # the only column of what is returned here: {"bytes", "path"}, not decoded
+
+
+def load_rows(
+    name: str,
+    *,
+    config_name: str | None = None,
+    data_files: Sequence[str] | None = None,
+    data_dir: str | None = None,
+    split: str = "train",
+    image_column: str = "image",
+    cache_dir: str | None = None,
+    revision: str | None = None,
+    token: str | None = None,
+    streaming: bool = False,
+    split_flag: str | None = None,
+) -> Dataset | IterableDataset:
+    """A dataset's encoded images, in the one column IMAGE; an IterableDataset where `streaming`.
+
+    name: a Hub id, a local folder that `load_dataset` understands, or one that `save_to_disk`
+    wrote. split_flag: the flag that chose the split, if one did.
+    Raises ValueError naming the flag for a dataset, split or column that is not there.
+    """
+    where = f"--dataset_name={name}"
+    if split_flag is not None:
+        where = f"{split_flag}={split} with {where}"
+    if (saved := _load_saved(name, split, where)) is not None:
+        rows = saved.to_iterable_dataset() if streaming else saved
+        return _one_column(rows, image_column, where)
+    try:
+        rows = load_dataset(
+            name,
+            config_name,
+            data_files=list(data_files) if data_files else None,
+            data_dir=data_dir,
+            split=split,
+            cache_dir=cache_dir,
+            revision=revision,
+            token=token,
+            streaming=streaming,
+        )
+    except FileNotFoundError as error:
+        raise ValueError(
+            f"{where}: {error}; pass a Hub id, or a folder of parquet, webdataset shards or images"
+        ) from error
+    except (DatasetsError, ConnectionError, ValueError) as error:
+        raise ValueError(f"{where}: {error}") from error
+    return _one_column(rows, image_column, where)
+
+
+def _load_saved(name: str, split: str, where: str) -> Dataset | None:
+    """What `save_to_disk` wrote to the folder `name`, or None where it did not."""
+    if not any((Path(name) / file).is_file() for file in ("dataset_dict.json", "state.json")):
+        return None
+    saved = load_from_disk(name)
+    splits = saved if isinstance(saved, DatasetDict) else {str(saved.split or "train"): saved}
+    if split not in splits:
+        raise ValueError(f"{where}: there is no split {split!r}; it has {', '.join(splits)}")
+    return splits[split]
+
+
+def _one_column(
+    rows: Dataset | IterableDataset, column: str, where: str
+) -> Dataset | IterableDataset:
+    features = rows.features or Features()
+    if column not in features or not _holds_images(features[column]):
+        images = [name for name, feature in features.items() if _holds_images(feature)]
+        problem = "holds no images" if column in features else "is not a column"
+        raise ValueError(
+            f"--image_column={column} {problem} of {where}, which has "
+            f"{', '.join(features) or 'no declared columns'}; "
+            f"images are in: {', '.join(images) or 'none of them'}"
+        )
+    rows = rows.select_columns([column]).cast_column(column, ImageFeature(decode=False))
+    return rows if column == IMAGE else rows.rename_column(column, IMAGE)
+
+
+def _holds_images(feature: Any) -> bool:
+    if isinstance(feature, dict):  # what an Image column becomes when its type is lost
+        return set(feature) == {"bytes", "path"}
+    return isinstance(feature, ImageFeature) or feature in (Value("binary"), Value("large_binary"))

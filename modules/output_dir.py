@@ -1,0 +1,78 @@
+"""The folder a run writes to: never another run's by accident, and writable from the start."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+
+from modules.arguments import CheckpointArguments
+from modules.checkpoint import checkpoint_steps
+from modules.errors import ArgumentError
+
+# What a run leaves behind; anything else in the folder is not ours to delete.
+WRITTEN = (
+    "checkpoints", "best", "samples", "discriminator", "logs", "metrics.jsonl", "bad_images.txt",
+    "config.json", "diffusion_pytorch_model.safetensors", "train_config.yaml", "report.html",
+    "README.md", "vae_ldm.safetensors",
+)  # fmt: skip
+SIGNS_OF_A_RUN = ("checkpoints", "metrics.jsonl", "config.json")
+
+
+def check_output_dir(args: CheckpointArguments) -> None:
+    """Raises ArgumentError if the folder holds another run or cannot be written to."""
+    output_dir = Path(args.output_dir)
+    fresh = args.resume_from_checkpoint is None and not args.overwrite_output_dir
+    found = [name for name in SIGNS_OF_A_RUN if (output_dir / name).exists()]
+    if fresh and found:
+        raise ArgumentError(
+            f"--output_dir={output_dir} already holds a run ({', '.join(found)}): continue it with "
+            "--resume_from_checkpoint latest, choose another folder, or delete what it wrote with "
+            "--overwrite_output_dir"
+        )
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=output_dir):
+            pass
+    except OSError as error:
+        raise ArgumentError(
+            f"--output_dir={output_dir} cannot be written to ({error}); choose another folder"
+        ) from error
+
+
+def clear_output_dir(args: CheckpointArguments) -> None:
+    """Deletes what an earlier run wrote, if --overwrite_output_dir asks. Main process only."""
+    if not args.overwrite_output_dir or args.resume_from_checkpoint:
+        return
+    for name in WRITTEN:
+        path = Path(args.output_dir) / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.is_file():
+            path.unlink()
+
+
+def resume_path(args: CheckpointArguments, newest: Path | None) -> Path | None:
+    """The checkpoint to continue from: a path as given, or `newest` for "latest"; None for neither.
+
+    Raises ArgumentError when the path is no checkpoint, or lies before others of the same run:
+    those would be taken for newer ones at the next resume.
+    """
+    wanted = args.resume_from_checkpoint
+    if wanted is None or wanted == "latest":
+        return newest if wanted else None
+    path = Path(wanted)
+    if not path.is_dir():
+        raise ArgumentError(
+            f"--resume_from_checkpoint={wanted} is not a folder; give one of "
+            f"{Path(args.output_dir) / 'checkpoints'}, or latest"
+        )
+    siblings = Path(args.output_dir) / "checkpoints"
+    if path.resolve().parent == siblings.resolve():
+        later = [s for s in checkpoint_steps(siblings) if s > int(path.name.split("-")[-1])]
+        if later:
+            raise ArgumentError(
+                f"--resume_from_checkpoint={wanted} lies before step {later[0]} of the same run; "
+                "give another --output_dir to branch off, or delete the later checkpoints"
+            )
+    return path

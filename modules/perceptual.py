@@ -1,0 +1,99 @@
+"""LPIPS (Zhang et al. 2018) as a fixed measure: float32, and never in training mode."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from urllib.error import URLError
+
+import lpips
+import torch
+from torch import Tensor, nn
+
+from modules.errors import ArgumentError
+from modules.tensor_files import UnreadableTensors, read_tensors
+
+BACKBONES = ("vgg", "alex", "squeeze")
+
+
+class LPIPS(nn.Module):
+    """`forward(images, reconstructions)`: [B, 3, H, W] in [-1, 1], twice, to distances [B].
+
+    Gradients flow to both inputs and to no weight. The network runs in float32 whatever autocast
+    says (bfloat16 is a quarter off between near-identical images), and a parent's `.train()` cannot
+    switch its dropout on.
+    """
+
+    def __init__(self, backbone: str, weights: str | None = None) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.network = _network(backbone, weights).requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> LPIPS:
+        """Stays in eval mode."""
+        del mode
+        return super().train(False)
+
+    def forward(self, images: Tensor, reconstructions: Tensor) -> Tensor:
+        """Distances [B], non-negative, 0 for equal images."""
+        with torch.autocast(images.device.type, enabled=False):
+            return self.network(images.float(), reconstructions.float()).flatten()
+
+
+def build_lpips(backbone: str, weights: str | None = None) -> LPIPS:
+    """LPIPS over "vgg", "alex" or "squeeze".
+
+    `weights` is a local .safetensors or .pth file with torchvision's state dict of that network;
+    without it torchvision downloads it (the linear heads come with the lpips package). Raises
+    ArgumentError naming the flag when the file does not fit or the download fails.
+    """
+    if backbone not in BACKBONES:
+        raise ArgumentError(f"--lpips_backbone={backbone} must be one of {', '.join(BACKBONES)}")
+    return LPIPS(backbone, weights)
+
+
+def _network(backbone: str, weights: str | None) -> nn.Module:
+    with warnings.catch_warnings():
+        # lpips passes torchvision's old `pretrained` argument.
+        warnings.filterwarnings("ignore", category=UserWarning, module="torchvision")
+        if weights is None:
+            return _downloaded(backbone)
+        network = lpips.LPIPS(net=backbone, pnet_rand=True, verbose=False)
+    _load_backbone(network.net, weights, backbone)
+    return network
+
+
+def _downloaded(backbone: str) -> nn.Module:
+    try:
+        return lpips.LPIPS(net=backbone, verbose=False)
+    except (URLError, OSError) as error:
+        raise ArgumentError(
+            f"--lpips_backbone={backbone}: its weights could not be downloaded ({error}). Either "
+            f"give torchvision's file with --lpips_weights FILE, or train without LPIPS with "
+            f"--perceptual_scale 0"
+        ) from error
+
+
+def _load_backbone(network: nn.Module, file: str, backbone: str) -> None:
+    """Copies torchvision's `features.*` tensors into the slices that lpips makes of the network."""
+    if not Path(file).is_file():
+        raise ArgumentError(f"--lpips_weights={file} does not exist")
+    try:
+        tensors, _ = read_tensors(Path(file))
+    except UnreadableTensors as error:
+        raise ArgumentError(f"--lpips_weights={file}: {error}") from error
+    given = {name.removeprefix("features."): value for name, value in tensors.items()}
+    wanted = network.state_dict()
+    # "slice2.5.weight" here is "features.5.weight" there.
+    found = {name: given.get(name.split(".", 1)[1]) for name in wanted}
+    wrong = [
+        name.split(".", 1)[1]
+        for name, value in found.items()
+        if value is None or value.shape != wanted[name].shape
+    ]
+    if wrong:
+        raise ArgumentError(
+            f"--lpips_weights={file} is not torchvision's {backbone} state dict: features."
+            f"{wrong[0]} is missing or of another shape ({len(wrong)} of {len(wanted)} tensors)"
+        )
+    network.load_state_dict(found)

@@ -1,0 +1,74 @@
+"""What a checkpoint remembers of a run beside its tensors, and whether it fits another run."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from accelerate.utils import gather_object
+
+from modules.checkpoint import load_checkpoint, read_trainer_state
+from modules.errors import ArgumentError
+from modules.run import Run
+
+logger = logging.getLogger(__name__)
+
+
+def trainer_state(run: Run, num_train_images: int | None) -> dict[str, Any]:
+    """Counters, tallies and the shapes of both networks, as plain JSON. Collective."""
+    return {
+        "step": run.step,
+        "samples": run.samples,
+        "best": run.best,
+        "guard": run.guard.state_dict(),
+        "meters": gather_object([run.meter.state_dict()]),
+        "num_train_images": num_train_images,
+        "networks": _networks(run),
+    }
+
+
+def resume(run: Run, path: Path, num_train_images: int | None) -> None:
+    """Puts `run` back to where the checkpoint at `path` was written.
+
+    Raises ArgumentError when it belongs to other networks; warns of what makes it inexact.
+    """
+    state = read_trainer_state(path)
+    for key, ours in _networks(run).items():
+        theirs = state["networks"].get(key)
+        if theirs != ours:
+            raise ArgumentError(
+                f"--resume_from_checkpoint={path} holds another network: {key} is {theirs} there "
+                f"and {ours} here; use the flags of that run (its train_config.yaml), or another "
+                "--output_dir"
+            )
+    load_checkpoint(run.accelerator, path, run.ema)
+    run.step, run.samples, run.best = state["step"], state["samples"], state["best"]
+    run.guard.load_state_dict(state["guard"])
+    processes = run.accelerator.num_processes
+    if len(state["meters"]) == processes:
+        run.meter.load_state_dict(state["meters"][run.accelerator.process_index])
+    else:
+        logger.warning(
+            "%s was written by %d processes and is continued by %d: the position in the data is "
+            "kept, but numbers will not be bit-identical", path, len(state["meters"]), processes,
+        )  # fmt: skip
+    if state["num_train_images"] != num_train_images:
+        logger.warning(
+            "the training set had %s images when %s was written and has %s now: the order of the "
+            "data changes from here on", state["num_train_images"], path, num_train_images,
+        )  # fmt: skip
+    logger.info("Resumed from %s at step %d", path, run.step)
+
+
+def _networks(run: Run) -> dict[str, Any]:
+    """What decides the shapes of the tensors in a checkpoint, by flag or configuration key."""
+    config, disc = run.raw_vae.vae.config, run.args.discriminator
+    keys = ("block_out_channels", "layers_per_block", "latent_channels", "norm_num_groups",
+            "mid_block_add_attention", "use_quant_conv")  # fmt: skip
+    flags = ("disc_hidden_channels", "disc_num_layers", "disc_norm_type", "disc_num_groups")
+    vae = {key: config[key] for key in keys}
+    vae["block_out_channels"] = list(vae["block_out_channels"])
+    return vae | {"decoder_only": run.args.model.decoder_only} | {
+        flag: getattr(disc, flag) for flag in flags
+    }  # fmt: skip

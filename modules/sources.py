@@ -1,0 +1,248 @@
+"""Where pictures come from: files, rows of a dataset, or a generator, each seen as one sequence."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+import torch
+from datasets import Dataset, DownloadConfig
+from datasets.utils.file_utils import is_local_path, xopen
+from PIL import Image
+
+from modules.images import UnreadableImage, decode_rgb
+from modules.open_dataset import IMAGE, load_rows
+from modules.seeding import seed_for
+from modules.synthetic import SyntheticImages
+
+SUFFIXES = {
+    ".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".mpo", ".pgm", ".png",
+    ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp",
+}  # fmt: skip
+PACKED_SUFFIXES = {".arrow", ".parquet", ".tar", ".zip"}
+
+
+class ImageSource(Protocol):
+    """A finite sequence of pictures in a fixed order."""
+
+    name: str  # of the whole, for logs and stamps
+
+    def __len__(self) -> int: ...
+
+    def open(self, index: int) -> Image.Image:
+        """The picture in mode RGB, upright. Raises UnreadableImage."""
+        ...
+
+    def label(self, index: int) -> str:
+        """What a person finds the picture by: its path or its row."""
+        ...
+
+
+class FileSource:
+    """Image files, in the order given; nothing is checked before a file is opened."""
+
+    def __init__(self, paths: Iterable[str | Path], name: str = "files") -> None:
+        # One buffer for all paths: a list would be copied into every worker, object by object, as
+        # its reference counts are written. Bytes, because a path need not be valid Unicode.
+        self.paths = pa.array([os.fsencode(path) for path in paths], pa.large_binary())
+        self.name = name
+        self.target: int | None = None
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def open(self, index: int) -> Image.Image:
+        """The picture in mode RGB, upright. Raises UnreadableImage."""
+        return decode_rgb(self.label(index), self.target)
+
+    def label(self, index: int) -> str:
+        """The path."""
+        return os.fsdecode(self.paths[index].as_py())
+
+
+class RowSource:
+    """The rows of a dataset whose column IMAGE holds encoded pictures, as `load_rows` returns."""
+
+    def __init__(self, rows: Dataset, name: str, token: str | None = None) -> None:
+        self.rows, self.name, self.token = rows, name, token
+        self.target: int | None = None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def open(self, index: int) -> Image.Image:
+        """The picture in mode RGB, upright. Raises UnreadableImage."""
+        return decode_rgb(encoded_image(self.rows[index][IMAGE], self.token), self.target)
+
+    def label(self, index: int) -> str:
+        """The path of a picture in a file of its own, otherwise the row's number and path."""
+        value = self.rows[index][IMAGE] or {}
+        path = value.get("path")
+        if path and value.get("bytes") is None:
+            return path
+        return f"{self.name}[{index}]" + (f" ({path})" if path else "")
+
+
+class Subset:
+    """Pictures `indices` of another source, in that order and under their labels there."""
+
+    def __init__(self, source: ImageSource, indices: Sequence[int]) -> None:
+        self.source, self.indices = source, np.asarray(indices, dtype=np.int64)
+        self.name = source.name
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def open(self, index: int) -> Image.Image:
+        """The picture in mode RGB, upright. Raises UnreadableImage."""
+        return self.source.open(int(self.indices[index]))
+
+    def label(self, index: int) -> str:
+        """The label in the source this is a subset of."""
+        return self.source.label(int(self.indices[index]))
+
+
+def encoded_image(value: Mapping[str, Any] | None, token: str | None = None) -> bytes | str:
+    """What `decode_rgb` takes, from the cell of an image column.
+
+    value: {"bytes", "path"}, one of which may be None. A remote path is fetched. Raises
+    UnreadableImage for an empty cell or a path that is not there.
+    """
+    content, path = (value or {}).get("bytes"), (value or {}).get("path")
+    if content is not None:
+        return content
+    if not path:
+        raise UnreadableImage("the row holds no image")
+    if is_local_path(path):
+        return path
+    try:
+        with xopen(path, "rb", download_config=DownloadConfig(token=token)) as file:
+            return file.read()
+    except FileNotFoundError as error:
+        raise UnreadableImage(f"cannot be read: {error}") from error
+
+
+def reduced(source: ImageSource, target: int) -> ImageSource:
+    """The same pictures, large JPEGs among them decoded no larger than a crop of `target` needs."""
+    if not isinstance(source, FileSource | RowSource | Subset):
+        return source
+    smaller = copy.copy(source)
+    if isinstance(smaller, Subset):
+        smaller.source = reduced(smaller.source, target)
+    else:
+        smaller.target = target
+    return smaller
+
+
+def hold_back(source: ImageSource, num_images: int, seed: int) -> tuple[Subset, Subset]:
+    """Splits a source into (training, validation); `num_images` random ones, by seed, validate.
+
+    Raises ValueError when nothing would remain to train on.
+    """
+    if not 1 <= num_images < len(source):
+        raise ValueError(
+            f"--num_validation_images={num_images} must be at least 1 and leave something to train "
+            f"on: {source.name} has {len(source)} images; lower it or name a validation set"
+        )
+    order = _random_order(len(source), seed, "hold_back")
+    return (
+        Subset(source, np.sort(order[num_images:])),
+        Subset(source, np.sort(order[:num_images])),
+    )
+
+
+def _random_order(size: int, seed: int, use: str) -> np.ndarray:
+    generator = torch.Generator().manual_seed(seed_for(seed, use))
+    return torch.randperm(size, generator=generator).numpy()
+
+
+def open_files(paths: Sequence[str | Path], flag: str = "--validation_image") -> FileSource:
+    """The image files that a flag names one by one. Raises ValueError for one that is not there."""
+    for path in paths:
+        if not Path(path).is_file():
+            raise ValueError(f"{flag}: {path} is not a file; check the path")
+    return FileSource(paths)
+
+
+def open_folder(folder: str | Path, flag: str = "--train_data_dir") -> FileSource:
+    """Every image file below a folder, sorted by path; hidden files are left out, links followed.
+
+    Raises ValueError, naming `flag`, where there is no such folder or no image in it.
+    """
+    if not Path(folder).is_dir():
+        raise ValueError(f"{flag}={folder} is not a folder; check the path")
+    files = list(_files_below(folder))
+    images = sorted(path for path in files if Path(path).suffix.lower() in SUFFIXES)
+    if images:
+        return FileSource(images, name=str(folder))
+    packed = sorted({Path(path).suffix for path in files} & PACKED_SUFFIXES)
+    fix = f"it holds {', '.join(packed)} files: pass it as --dataset_name" if packed else (
+        f"files must end in {' '.join(sorted(SUFFIXES))}"
+    )  # fmt: skip
+    raise ValueError(f"{flag}={folder} holds no images; {fix}")
+
+
+def _files_below(folder: str | Path) -> Iterable[str]:
+    visited = set()  # a link to a folder above would lead round in circles
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(parent)) in visited:
+            folders.clear()
+            continue
+        visited.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (os.path.join(parent, name) for name in names if not name.startswith("."))
+
+
+def open_source(
+    *,
+    dataset_name: str | None = None,
+    dataset_config_name: str | None = None,
+    data_files: Sequence[str] | None = None,
+    data_dir: str | None = None,
+    split: str = "train",
+    image_column: str = "image",
+    cache_dir: str | None = None,
+    revision: str | None = None,
+    max_samples: int | None = None,
+    seed: int = 0,
+    token: str | None = None,
+    num_images: int = 10_000,
+    resolution: int = 256,
+    data_dir_flag: str = "--train_data_dir",
+    split_flag: str | None = None,
+) -> ImageSource:
+    """The pictures that the flags name.
+
+    dataset_name: "synthetic" (`num_images` of `resolution`, by seed), a Hub id, or a folder of
+    parquet, webdataset shards, images, or what `save_to_disk` wrote. Without it, `data_dir` is a
+    folder of images. max_samples: a random subset of this size, by seed. data_dir_flag and
+    split_flag: what error messages call the two. Raises ValueError naming the flag and the fix.
+    """
+    if dataset_name == "synthetic":
+        source: ImageSource = SyntheticImages(num_images, resolution, seed)
+    elif dataset_name is None and data_dir is None:
+        raise ValueError(f"no images: pass --dataset_name or {data_dir_flag}")
+    elif dataset_name is None:
+        source = open_folder(data_dir, data_dir_flag)
+    else:
+        rows = load_rows(
+            dataset_name,
+            config_name=dataset_config_name,
+            data_files=data_files,
+            data_dir=data_dir,
+            split=split,
+            image_column=image_column,
+            cache_dir=cache_dir,
+            revision=revision,
+            token=token,
+            split_flag=split_flag,
+        )
+        source = RowSource(rows, dataset_name, token)
+    if max_samples is None or max_samples >= len(source):
+        return source
+    return Subset(source, np.sort(_random_order(len(source), seed, "subset")[:max_samples]))

@@ -1,0 +1,67 @@
+"""The mechanics of an optimizer update, decided on the device so that the host never waits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+
+def clip_gradients(optimizer: Any, max_norm: float) -> Tensor:
+    """Scales the gradients of its parameters to a norm of at most `max_norm`; returns what it was.
+
+    A norm that is not finite makes the gradients worthless; the caller then skips the update.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    return nn.utils.clip_grad_norm_(parameters, max_norm)
+
+
+def step_unless(skip: Tensor, optimizer: Any) -> None:
+    """`optimizer.step()`, or nothing at all where `skip` (a float scalar on the device) is 1.
+
+    PyTorch's fused optimizers take `found_inf`, the switch made for gradient scaling: with it the
+    kernel leaves weights, moments and step count as they are, and the host need not know. Others
+    (8-bit AdamW) have no such switch, and the host has to ask.
+    """
+    inner = getattr(optimizer, "optimizer", optimizer)
+    if inner.defaults.get("fused"):
+        inner.found_inf = skip
+        inner.grad_scale = None
+        optimizer.step()
+        del inner.found_inf, inner.grad_scale
+    elif not skip.item():
+        optimizer.step()
+
+
+def loss_scale(accelerator: Accelerator) -> Tensor:
+    """The factor on losses that keeps float16 gradients from vanishing; 1 for other precisions."""
+    one = torch.ones((), device=accelerator.device)
+    return one if accelerator.scaler is None else accelerator.scaler.scale(one)
+
+
+def backward_through(
+    accelerator: Accelerator, outputs: list[Tensor], gradients: list[Tensor]
+) -> None:
+    """One backward from `outputs`, given the (loss-scaled) gradients of the objective there.
+
+    Divides by the accumulation steps, as `accelerator.backward` does for a loss. Outputs that need
+    no gradient (the KL of a frozen encoder) are left out.
+    """
+    steps = accelerator.gradient_accumulation_steps
+    wanted = [(o, g / steps) for o, g in zip(outputs, gradients, strict=True) if o.requires_grad]
+    torch.autograd.backward(*map(list, zip(*wanted, strict=True)))
+
+
+def unscale(accelerator: Accelerator, optimizers: list[Any]) -> None:
+    """Takes the loss scale out of the gradients, before they are measured and clipped."""
+    if accelerator.scaler is not None:
+        for optimizer in optimizers:
+            accelerator.scaler.unscale_(optimizer.optimizer)
+
+
+def adapt_loss_scale(accelerator: Accelerator) -> None:
+    """Lowers the loss scale after an overflow, raises it after many updates without one."""
+    if accelerator.scaler is not None:
+        accelerator.scaler.update()

@@ -1,0 +1,349 @@
+"""Files, folders and datasets of every kind give the same pictures, or an error with its cure."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import re
+import tarfile
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from modules.images import UnreadableImage
+from modules.open_dataset import IMAGE, load_rows
+from modules.sources import (
+    FileSource,
+    RowSource,
+    Subset,
+    encoded_image,
+    hold_back,
+    open_files,
+    open_folder,
+    open_source,
+    reduced,
+)
+
+COLOURS = [(40 * number, 255 - 40 * number, 10) for number in range(6)]
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch, tmp_path_factory):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    datasets.disable_progress_bars()
+
+
+def png(number: int) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8), COLOURS[number]).save(file, "PNG")
+    return file.getvalue()
+
+
+def colours(source) -> list[tuple[int, ...]]:
+    return [source.open(index).getpixel((0, 0)) for index in range(len(source))]
+
+
+def write_folder(folder: Path) -> None:
+    for number in range(6):
+        path = folder / f"{number % 2}" / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(png(number))
+
+
+def rows_of_pngs() -> datasets.Dataset:
+    features = datasets.Features({"image": datasets.Image(), "caption": datasets.Value("string")})
+    cells = [{"bytes": png(number), "path": f"{number}.png"} for number in range(6)]
+    return datasets.Dataset.from_dict({"image": cells, "caption": list("abcdef")}, features)
+
+
+def write_parquet(folder: Path) -> None:
+    folder.mkdir()
+    rows_of_pngs().to_parquet(folder / "train-0.parquet")
+
+
+def write_plain_bytes(folder: Path) -> None:
+    folder.mkdir()
+    table = pa.table({"png": [png(number) for number in range(6)], "caption": list("abcdef")})
+    pyarrow.parquet.write_table(table, folder / "train.parquet")
+
+
+def write_webdataset(folder: Path) -> None:
+    folder.mkdir()
+    for shard in range(2):
+        with tarfile.open(folder / f"shard-{shard}.tar", "w") as tar:
+            for number in range(3 * shard, 3 * shard + 3):
+                for name, content in ((f"{number}.png", png(number)), (f"{number}.txt", b"words")):
+                    entry = tarfile.TarInfo(name)
+                    entry.size = len(content)
+                    tar.addfile(entry, io.BytesIO(content))
+
+
+def write_saved(folder: Path) -> None:
+    rows_of_pngs().save_to_disk(folder)
+
+
+def write_saved_splits(folder: Path) -> None:
+    rows = rows_of_pngs()
+    datasets.DatasetDict(train=rows, validation=rows.select([5])).save_to_disk(folder)
+
+
+WRITERS = [
+    (write_folder, "image"),
+    (write_parquet, "image"),
+    (write_plain_bytes, "png"),
+    (write_webdataset, "png"),
+    (write_saved, "image"),
+    (write_saved_splits, "image"),
+]
+
+
+@pytest.mark.parametrize(("write", "column"), WRITERS)
+def test_a_local_dataset_of_any_kind_gives_all_its_pictures(write, column, tmp_path):
+    folder = tmp_path / "data"
+    write(folder)
+
+    source = open_source(dataset_name=str(folder), image_column=column)
+
+    assert sorted(colours(source)) == sorted(COLOURS)
+    assert source.name == str(folder)
+    assert len({source.label(index) for index in range(6)}) == 6
+
+
+@pytest.mark.parametrize(("write", "column"), WRITERS)
+def test_a_streamed_dataset_of_any_kind_gives_the_same_pictures(write, column, tmp_path):
+    folder = tmp_path / "data"
+    write(folder)
+
+    stream = load_rows(str(folder), image_column=column, streaming=True)
+
+    rows = [batch[IMAGE][0] for batch in stream.iter(batch_size=1)]
+    contents = [encoded_image(row) for row in rows]
+    loaded = {c if isinstance(c, bytes) else Path(c).read_bytes() for c in contents}
+    assert loaded == {png(number) for number in range(6)}
+
+
+def test_labels_are_paths_of_files_and_numbers_of_rows(tmp_path):
+    write_folder(tmp_path / "files")
+    write_parquet(tmp_path / "rows")
+
+    files = open_source(dataset_name=str(tmp_path / "files"))
+    rows = open_source(dataset_name=str(tmp_path / "rows"))
+
+    assert Path(files.label(2)).read_bytes() in {png(number) for number in range(6)}
+    assert rows.label(2) == f"{tmp_path / 'rows'}[2] (2.png)"
+
+
+def test_a_split_is_chosen_by_name(tmp_path):
+    write_saved_splits(tmp_path / "data")
+
+    source = open_source(dataset_name=str(tmp_path / "data"), split="validation")
+
+    assert colours(source) == [COLOURS[5]]
+
+
+def test_data_files_choose_among_the_files(tmp_path):
+    write_webdataset(tmp_path / "data")
+
+    source = open_source(
+        dataset_name=str(tmp_path / "data"), data_files=["shard-1.tar"], image_column="png"
+    )
+
+    assert colours(source) == COLOURS[3:]
+
+
+def test_a_folder_is_searched_recursively_in_sorted_order_whatever_the_names(tmp_path):
+    for name in ("b/x.PNG", "a/test_1.jpg", "validation/y.webp", "z.png"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(png(0))
+    for name in ("notes.txt", ".hidden.png", "a/._z.png"):
+        (tmp_path / name).write_bytes(b"")
+
+    source = open_source(data_dir=str(tmp_path))
+
+    labels = [os.path.relpath(source.label(index), tmp_path) for index in range(len(source))]
+    assert labels == ["a/test_1.jpg", "b/x.PNG", "validation/y.webp", "z.png"]
+
+
+def test_links_are_followed_but_not_in_circles(tmp_path):
+    write_folder(tmp_path / "elsewhere")
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "round").symlink_to(folder)
+
+    assert len(open_folder(folder)) == 6
+
+
+def test_paths_that_are_not_unicode_are_opened(tmp_path):
+    path = os.fsencode(tmp_path) + b"/\xff\xfe.png"
+    Path(os.fsdecode(path)).write_bytes(png(3))
+
+    source = open_folder(tmp_path)
+
+    assert colours(source) == [COLOURS[3]]
+    assert os.fsencode(source.label(0)) == path
+
+
+def test_a_missing_folder_an_empty_one_and_packed_data_are_told_apart(tmp_path):
+    packed, empty = tmp_path / "packed", tmp_path / "empty"
+    write_parquet(packed)
+    empty.mkdir()
+
+    for folder, message in (
+        (tmp_path / "missing", "is not a folder"),
+        (packed / "train-0.parquet", "is not a folder"),
+        (empty, r"holds no images; files must end in .* \.png"),
+        (packed, r"holds no images; it holds \.parquet files: pass it as --dataset_name"),
+    ):
+        with pytest.raises(ValueError, match=f"--train_data_dir={folder} {message}"):
+            open_source(data_dir=str(folder))
+        with pytest.raises(ValueError, match="--validation_data_dir="):
+            open_source(data_dir=str(folder), data_dir_flag="--validation_data_dir")
+
+
+def test_no_data_at_all_names_both_flags():
+    with pytest.raises(ValueError, match="pass --dataset_name or --train_data_dir"):
+        open_source()
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_wrong_column_lists_the_columns_and_those_with_images(streaming, tmp_path):
+    write_webdataset(tmp_path / "data")
+
+    with pytest.raises(ValueError, match="--image_column=image is not a column") as missing:
+        load_rows(str(tmp_path / "data"), streaming=streaming)
+    with pytest.raises(ValueError, match="--image_column=txt holds no images"):
+        load_rows(str(tmp_path / "data"), image_column="txt", streaming=streaming)
+
+    assert "which has png, txt, __key__, __url__; images are in: png" in str(missing.value)
+
+
+@pytest.mark.parametrize("write", [write_parquet, write_saved, write_saved_splits])
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_missing_split_lists_the_splits_and_names_the_flag(write, streaming, tmp_path):
+    folder = tmp_path / "data"
+    write(folder)
+
+    with pytest.raises(ValueError, match=r"--validation_split=nope with --dataset_name.*train"):
+        load_rows(str(folder), split="nope", split_flag="--validation_split", streaming=streaming)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_dataset_that_is_not_there_names_the_flag(streaming, tmp_path):
+    (tmp_path / "empty").mkdir()
+
+    for name in (tmp_path / "missing", tmp_path / "empty", "nobody/nothing"):
+        with pytest.raises(ValueError, match=f"--dataset_name={re.escape(str(name))}"):
+            load_rows(str(name), streaming=streaming)
+
+
+def test_the_synthetic_set_is_a_dataset_like_any_other():
+    source = open_source(dataset_name="synthetic", num_images=5, resolution=32, seed=3)
+
+    assert len(source) == 5
+    assert source.open(4).size == (32, 32)
+    assert source.open(4).tobytes() != source.open(3).tobytes()
+
+
+def test_max_samples_takes_a_random_subset_that_belongs_to_the_seed(tmp_path):
+    write_folder(tmp_path)
+
+    def labels(seed: int, max_samples: int) -> list[str]:
+        source = open_source(data_dir=str(tmp_path), max_samples=max_samples, seed=seed)
+        return [source.label(index) for index in range(len(source))]
+
+    assert labels(1, 4) == labels(1, 4)
+    assert len(set(labels(1, 4))) == 4
+    assert len({tuple(labels(seed, 3)) for seed in range(8)}) > 1
+    assert labels(1, 100) == labels(2, 6)
+
+
+def test_files_named_one_by_one_keep_their_order_and_must_exist(tmp_path):
+    write_folder(tmp_path)
+    paths = [tmp_path / "1/5.png", tmp_path / "0/2.png"]
+
+    assert colours(open_files(paths)) == [COLOURS[5], COLOURS[2]]
+    with pytest.raises(ValueError, match=r"--validation_image: .*9\.png is not a file"):
+        open_files([*paths, tmp_path / "9.png"])
+
+
+def test_an_unreadable_picture_is_refused_only_when_it_is_opened(tmp_path):
+    write_folder(tmp_path)
+    (tmp_path / "0/0.png").write_bytes(b"damaged")
+
+    for source in (
+        open_source(data_dir=str(tmp_path)),
+        open_source(dataset_name=str(tmp_path)),
+        FileSource([tmp_path / "missing.png"]),
+        RowSource(datasets.Dataset.from_dict({IMAGE: [None]}), "rows"),
+    ):
+        with pytest.raises(UnreadableImage):
+            colours(source)
+        assert source.label(0)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(2, 60), st.integers(0, 5), st.data())
+def test_holding_back_splits_a_source_in_two_without_overlap(size, seed, data):
+    num_images = data.draw(st.integers(1, size - 1))
+    source = FileSource([f"{number:03}.png" for number in range(size)])
+
+    train, validation = hold_back(source, num_images, seed)
+    again = hold_back(source, num_images, seed)
+
+    labels = [[part.label(index) for index in range(len(part))] for part in (train, validation)]
+    assert len(validation) == num_images
+    assert sorted(labels[0] + labels[1]) == [source.label(index) for index in range(size)]
+    assert np.array_equal(train.indices, again[0].indices)
+    assert np.array_equal(validation.indices, again[1].indices)
+
+
+def test_what_is_held_back_depends_on_the_seed():
+    source = FileSource([f"{number}.png" for number in range(50)])
+
+    assert len({tuple(hold_back(source, 5, seed)[1].indices) for seed in range(5)}) == 5
+
+
+@pytest.mark.parametrize("num_images", [-1, 0, 6, 7])
+def test_holding_back_nothing_or_everything_is_refused(num_images):
+    source = FileSource(["a.png"] * 6, name="pictures")
+
+    with pytest.raises(
+        ValueError, match=f"--num_validation_images={num_images} .* pictures has 6 images"
+    ):
+        hold_back(source, num_images, seed=0)
+
+
+def test_only_the_reduced_source_decodes_large_jpegs_smaller(tmp_path):
+    Image.new("RGB", (400, 300)).save(tmp_path / "large.jpg")
+    rows = datasets.Dataset.from_dict(
+        {IMAGE: [{"bytes": (tmp_path / "large.jpg").read_bytes(), "path": None}]}
+    )
+
+    for whole in (open_folder(tmp_path), RowSource(rows, "rows")):
+        for source in (whole, Subset(whole, [0])):
+            small = reduced(source, 32)
+            assert small.open(0).size == (100 * 2, 75 * 2)
+            assert source.open(0).size == (400, 300)
+            assert small.label(0) == source.label(0)
+
+
+def test_sources_travel_to_other_processes(tmp_path):
+    write_folder(tmp_path / "files")
+    write_parquet(tmp_path / "rows")
+
+    for source in (
+        open_source(data_dir=str(tmp_path / "files"), max_samples=4),
+        open_source(dataset_name=str(tmp_path / "rows")),
+    ):
+        assert colours(pickle.loads(pickle.dumps(source))) == colours(source)

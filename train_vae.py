@@ -1,0 +1,303 @@
+"""Train an image autoencoder (AutoencoderKL) that diffusers loads.
+
+Try it, on any machine, in minutes:
+    accelerate launch --config_file accelerate_config.yaml train_vae.py --recipe quickstart
+
+The SD 1.5 VAE from scratch on one 8 GB card:
+    accelerate launch --config_file accelerate_config.yaml train_vae.py --recipe 8gb \
+        --train_data_dir photos
+
+On 4 GPUs:
+    accelerate launch --multi_gpu --num_processes 4 --mixed_precision bf16 train_vae.py \
+        --recipe imagenet100
+
+Fine-tune Stable Diffusion's decoder:
+    accelerate launch --config_file accelerate_config.yaml train_vae.py --recipe ft-mse \
+        --train_data_dir photos
+
+Continue after whatever happened: the same command, and
+    --resume_from_checkpoint latest
+"""
+
+from __future__ import annotations
+
+from modules.command_line import exit_on_mistakes, for_trackers, parse_arguments, to_yaml
+
+if __name__ == "__main__":
+    arguments = parse_arguments()  # before the slow imports: a mistyped flag is answered at once
+
+import sys
+from dataclasses import dataclass
+
+import torch
+
+from eval.latent_pass import measure_latents
+from eval.protocol import Protocol, ProtocolImages
+from eval.validation import Validation
+from modules.arguments import Arguments
+from modules.autoencoder import TrainableVAE, latent_shape
+from modules.bad_images import BadImages
+from modules.banner import banner
+from modules.build import (
+    make_accelerator,
+    make_discriminator,
+    make_gan_schedule,
+    make_optimizers,
+    make_perceptual,
+    make_schedulers,
+    make_vae,
+    training_length,
+)
+from modules.build_data import TrainingData, make_loader, open_data
+from modules.checkpoint import newest_checkpoint, save_checkpoint
+from modules.ema import ExponentialMovingAverage
+from modules.export import export_everything, export_vae, latent_config
+from modules.guard import FiniteGuard
+from modules.journal import Journal
+from modules.losses import batch_psnr, discriminator_loss, generator_loss, kl_loss, rec_loss
+from modules.meter import Meter
+from modules.modes import frozen
+from modules.output_dir import check_output_dir, clear_output_dir, resume_path
+from modules.progress import resume, trainer_state
+from modules.reduce import gather_from_processes
+from modules.run import Run
+from modules.signals import StopRequest
+from modules.update import backward_through, loss_scale
+
+
+@dataclass(frozen=True)
+class Watch:
+    """What looks at the run between its steps, and may end it."""
+
+    data: TrainingData
+    validation: Validation | None
+    journal: Journal
+    bad_images: BadImages
+    stop: StopRequest
+
+
+def train(run: Run, watch: Watch) -> bool:
+    """Takes optimizer steps until the last one; False if a signal asked to stop before it."""
+    accelerator, losses, disc = run.accelerator, run.args.losses, run.args.discriminator
+    for batch in run.loader:
+        if run.step >= run.max_train_steps:
+            return True
+        vae_turn = run.schedule.trains_vae(run.step)
+        disc_turn = run.schedule.trains_discriminator(run.step)
+        share = run.schedule.adversarial_share(run.step)
+        images, noise = run.to_device(batch)
+
+        with accelerator.accumulate(run.vae, run.discriminator):
+            # Generator: reconstruct through the prepared module. The losses act on a leaf copy, so
+            # that each of their networks is run backward once, and freed before the VAE's own.
+            with torch.set_grad_enabled(vae_turn):
+                reconstructions, posterior = run.vae(images, noise)
+            output = reconstructions.detach().requires_grad_()
+            if vae_turn:
+                nll = rec = rec_loss(losses.rec_loss, images, output)
+                if run.perceptual is not None:
+                    p_loss = run.perceptual(images, output).mean()
+                    nll = rec + losses.perceptual_scale * p_loss
+                    run.record(p_loss=p_loss)
+                kl, scale = kl_loss(posterior.kl(), images[0].numel()), loss_scale(accelerator)
+                (gradient,) = torch.autograd.grad(scale * nll, output)
+                run.record(rec_loss=rec, kl_loss=kl, psnr=batch_psnr(images, output))
+
+                # The discriminator judges, frozen; both gradients are balanced at the last layer.
+                if share:
+                    with frozen(run.raw_discriminator):
+                        g_loss = generator_loss(run.raw_discriminator(output))
+                    (g_gradient,) = torch.autograd.grad(scale * g_loss, output)
+                    weight = run.adversarial_weight(reconstructions, gradient, g_gradient, scale)
+                    gradient = gradient + share * weight * g_gradient
+                    run.record(g_loss=g_loss)
+
+                # One backward through the VAE carries every term.
+                backward_through(
+                    accelerator, [reconstructions, losses.kl_scale * kl], [gradient, scale]
+                )
+
+            # Discriminator: both halves in one forward, so that DDP sees one graph.
+            if disc_turn:
+                both = torch.cat([images, output.detach()])
+                logits_real, logits_fake = run.discriminator(both).chunk(2)
+                d_loss = discriminator_loss(disc.disc_loss, logits_real, logits_fake)
+                accelerator.backward(d_loss)
+                run.record(d_loss=d_loss, logits_real=logits_real.mean(),
+                           logits_fake=logits_fake.mean())  # fmt: skip
+
+        # One optimizer step is complete: update the VAE, then the discriminator; then look around.
+        if accelerator.sync_gradients:
+            run.update(vae_turn, disc_turn)
+            if not look_around(run, watch):
+                return False
+    return True
+
+
+def look_around(run: Run, watch: Watch) -> bool:
+    """Between two optimizer steps: logs, validates and saves when due; False if asked to stop."""
+    args, last = run.args, run.step == run.max_train_steps
+    stop = watch.stop.agreed()
+    watch.journal.advance()
+    if run.step % args.logging.logging_steps == 0 or last:
+        log(run, watch)
+    if run.step % args.validation.validation_steps == 0 or last:
+        validate(run, watch)
+    if run.step % args.checkpoints.checkpointing_steps == 0 or last or stop:
+        save(run, watch)
+    return last or not stop
+
+
+def log(run: Run, watch: Watch) -> None:
+    """Writes the means since the last row; the only place of the loop where the host waits."""
+    rejected, run.rejected = run.rejected, []
+    watch.bad_images.add(gather_from_processes(rejected), run.samples)
+    means = run.meter.flush() | run.guard.check() | run.learning_rates()
+    watch.journal.write(run.step, {f"train/{name}": value for name, value in means.items()})
+    watch.journal.show(means)
+
+
+def validate(run: Run, watch: Watch) -> None:
+    """Measures the weights that would be exported, draws them, and keeps them if they are best."""
+    if watch.validation is None:
+        return
+    with run.averaged_weights():
+        result = watch.validation.run(run.raw_vae.vae)
+        metrics = result.metrics
+        watch.journal.write(run.step, {f"val/{name}": value for name, value in metrics.items()})
+        if result.grid is not None:
+            watch.journal.draw(run.step, result.grid)
+        if watch.validation.improves(metrics, run.best, run.args.validation.best_metric):
+            run.best = {"step": run.step, **metrics}
+            if run.accelerator.is_main_process:
+                config = latent_config(run.args, result.latents)
+                export_vae(run.raw_vae.vae, run.output_dir / "best", **config)
+    run.meter.restart_clock()
+
+
+def save(run: Run, watch: Watch) -> None:
+    """Writes a checkpoint from which the run continues bit for bit."""
+    save_checkpoint(
+        run.accelerator,
+        run.output_dir / "checkpoints",
+        run.step,
+        run.ema,
+        trainer_state(run, watch.data.size),
+        run.args.checkpoints.checkpoints_total_limit,
+    )
+    run.meter.restart_clock()
+
+
+def export(run: Run, watch: Watch) -> None:
+    """Writes what diffusers loads: the averaged weights, and a config with measured latents."""
+    args, latents = run.args, None
+    with run.averaged_weights():
+        if not args.model.decoder_only:
+            count = args.checkpoints.num_latent_images
+            latents = measure_latents(
+                run.raw_vae.vae,
+                ProtocolImages(watch.data.finite(count), Protocol(args.data.resolution), count),
+                batch_size=args.validation.validation_batch_size,
+                device=run.accelerator.device,
+                progress=False,
+            )
+        if run.accelerator.is_main_process:
+            export_everything(run, latents, watch.journal.metrics_log.rows(), watch.data.name)
+    run.accelerator.wait_for_everyone()
+
+
+def make_run(args: Arguments, vae: TrainableVAE, num_train_images: int | None) -> Run:
+    """Builds what trains and lets accelerate prepare it, all of it with weights on the device."""
+    accelerator = make_accelerator(args)
+    discriminator = make_discriminator(args)
+    perceptual = make_perceptual(args)
+    schedule = make_gan_schedule(args)
+    steps = training_length(args, num_train_images, accelerator.num_processes)
+    optimizers = make_optimizers(args, vae, discriminator, accelerator.num_processes)
+    schedulers = make_schedulers(args, *optimizers, schedule, steps)
+    prepared = accelerator.prepare(vae, discriminator, *optimizers, *schedulers)
+    for optimizer in prepared[2:4]:
+        optimizer.scaler = None  # float16's loss scale is handled in `Run.update`, for both at once
+    ema = None
+    if args.optimization.use_ema:
+        ema = ExponentialMovingAverage(vae.vae, args.optimization.ema_decay)
+    return Run(
+        args,
+        accelerator,
+        *prepared,
+        perceptual=perceptual.to(accelerator.device) if perceptual else None,
+        ema=ema,
+        schedule=schedule,
+        max_train_steps=steps,
+        meter=Meter(accelerator),
+        guard=FiniteGuard(accelerator, args.optimization.max_skipped_steps),
+    )
+
+
+def make_validation(run: Run, data: TrainingData) -> Validation | None:
+    """The validation that the flags ask for, or None without validation images."""
+    args = run.args.validation
+    if data.validation is None:
+        return None
+    return Validation(
+        data.validation,
+        run.args.data.resolution,
+        num_images=args.num_validation_images,
+        lpips=run.perceptual,
+        lpips_backbone=run.args.losses.lpips_backbone,
+        batch_size=args.validation_batch_size,
+        num_grid_images=args.num_grid_images,
+        device=run.accelerator.device,
+    )
+
+
+def main(args: Arguments) -> None:
+    """Build, prepare, resume, train, export."""
+    # Build what can be wrong first: nothing has touched a GPU or been written to yet.
+    check_output_dir(args.checkpoints)
+    vae = TrainableVAE(make_vae(args), args.model.decoder_only)
+    if args.dry_run:
+        print(to_yaml(args), banner(args, vae.vae, "not opened in a dry run", "any", "?"), sep="\n")
+        return
+    data = open_data(args)
+
+    # Prepare.
+    run = make_run(args, vae, data.size)
+    accelerator, output_dir = run.accelerator, run.output_dir
+    if accelerator.is_main_process:
+        clear_output_dir(args.checkpoints)
+        (output_dir / "train_config.yaml").write_text(to_yaml(args), encoding="utf-8")
+        situation = f"{accelerator.num_processes} x {accelerator.device.type}, "
+        situation += f"precision {accelerator.mixed_precision}"
+        text = banner(args, vae.vae, data.describe(args), situation, f"{run.max_train_steps:,}")
+        print(text, file=sys.stderr)
+    accelerator.wait_for_everyone()
+    accelerator.init_trackers(args.logging.tracker_project_name, config=for_trackers(args))
+    watch = Watch(
+        data=data,
+        validation=make_validation(run, data),
+        journal=Journal(accelerator, output_dir, run.max_train_steps),
+        bad_images=BadImages(output_dir, args.data.max_bad_images, data.size),
+        stop=StopRequest(),
+    )
+
+    # Resume, or measure what training starts from.
+    newest = newest_checkpoint(output_dir / "checkpoints")
+    checkpoint = resume_path(args.checkpoints, newest)
+    if checkpoint is not None:
+        resume(run, checkpoint, data.size)
+    watch.journal.start_at(run.step)
+    if checkpoint is None:
+        validate(run, watch)
+
+    # Train and export.
+    shape = latent_shape(vae.vae, args.data.resolution)
+    run.loader = make_loader(args, data, shape, accelerator, run.samples)
+    if train(run, watch):
+        export(run, watch)
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    with exit_on_mistakes():
+        main(arguments)
