@@ -114,8 +114,9 @@ def heatmap_svg(matrix: Sequence[Sequence[float]], *, title: str) -> str:
                 f'width="{cell:.2f}" height="{cell:.2f}">'
                 f"<title>{row}, {column}: {value:.3f}</title></rect>"
             )
-            if size <= 8:
-                text = _text(x + cell / 2, y + cell / 2 + 4, f"{value:.2f}", "middle")
+            if size <= 5:  # where a number still fits
+                rounded = f"{round(value, 2) + 0.0:.2f}"
+                text = _text(x + cell / 2, y + cell / 2 + 4, rounded, "middle")
                 marks.append(text.replace("<text", '<text class="ink"'))
     marks.append(
         f'<rect class="frame" x="{left:.1f}" y="{top}" width="{side:.1f}" height="{side:.1f}"/>'

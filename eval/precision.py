@@ -49,7 +49,7 @@ def measure_precision(
     device: torch.device | str = "cpu",
     progress: bool = True,
 ) -> dict[str, PrecisionResult]:
-    """Decodes the same latents, of the fp32 encoder, with weights and activations of each precision.
+    """Decodes the fp32 encoder's latents with weights and activations of each precision.
 
     images: uint8 [3, H, W] by position. The model itself is not changed. Run it on one process.
     """

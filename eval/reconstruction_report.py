@@ -19,6 +19,9 @@ from eval.tables import best_models, notes, shown_keys, signed_interval
 if TYPE_CHECKING:
     from eval.reconstruction import Result
 
+FIDELITY_KEYS = (
+    "psnr", "psnr_pooled", "ssim", "lpips_alex", "lpips_vgg", "lpips_squeeze", "rfid",
+)  # fmt: skip
 DIFFERENCE_KEYS = ("psnr", "ssim", "lpips_alex", "lpips_vgg")
 
 
@@ -49,26 +52,35 @@ def reconstruction_page(result: Result) -> str:
 
 
 def _metrics(result: Result) -> str:
-    evaluations = result.evaluations
-    keys = shown_keys(evaluations)
-    best = {key: best_models(evaluations, key) for key in keys}
+    """Two tables, so that neither is too wide for a screen; then what a reader must know."""
+    keys = shown_keys(result.evaluations)
+    fidelity = [key for key in keys if key in FIDELITY_KEYS]
+    others = [key for key in keys if key not in FIDELITY_KEYS]
+    meanings: dict[str, list[str]] = {}
+    for key in keys:
+        meanings.setdefault(COLUMN[key].meaning, []).append(COLUMN[key].title)
+    explained = "; ".join(f"{', '.join(titles)}: {text}" for text, titles in meanings.items())
+    return (
+        "".join(_metrics_part(result, part) for part in (fidelity, others) if part)
+        + bullet_list(notes(result.evaluations, result.images.label))
+        + note(f"Small print: 95 % bootstrap interval of the mean over images. {explained}.")
+    )
+
+
+def _metrics_part(result: Result, keys: Sequence[str]) -> str:
+    best = {key: best_models(result.evaluations, key) for key in keys}
     rows = {}
-    for label, found in evaluations.items():
+    for label, found in result.evaluations.items():
         summary, cells = found.summary(), []
         for key in keys:
-            interval = result.intervals[label].get(key)
-            column = COLUMN[key]
+            column, interval = COLUMN[key], result.intervals[label].get(key)
             known = interval is not None and not np.isnan(interval.mean)
             bounds = (interval.low, interval.high) if known else ()
             detail = " … ".join(column.format(bound) for bound in bounds)
             cells.append(Cell(column.format(summary.get(key)), detail, label in best[key]))
         rows[label] = cells
-    header = ["model", *(f"{COLUMN[key].title} {COLUMN[key].arrow}".strip() for key in keys)]
-    meanings = "; ".join(f"{COLUMN[key].title}: {COLUMN[key].meaning}" for key in keys)
-    return (
-        metrics_table(header, rows)
-        + bullet_list(notes(evaluations, result.images.label))
-        + note(f"Small print: 95 % bootstrap interval of the mean over images. {meanings}.")
+    return metrics_table(
+        ["model", *(f"{COLUMN[key].title} {COLUMN[key].arrow}".strip() for key in keys)], rows
     )
 
 
@@ -96,7 +108,7 @@ def _pictures(result: Result, samples: Sequence[Sample]) -> str:
             if label != "identity":
                 text = caption(result.evaluations[label], sample.position)
                 pictures.append(Picture(image, label, text, sample.original))
-        rows.append((result.images.label(sample.position), pictures))
+        rows.append((_short_name(result, sample.position), pictures))
     explain = note("Under each reconstruction: absolute error times 8. Pictures are lossless.")
     return explain + image_grid(rows) if rows else ""
 
@@ -113,3 +125,8 @@ def _distribution(result: Result) -> str:
         return ""
     figure = line_chart_svg(lines, title="PSNR, images sorted", x_label="% of images", y_label="dB")
     return charts([figure])
+
+
+def _short_name(result: Result, position: int) -> str:
+    """An image's path below the folder that --data names, which stands at the top of the page."""
+    return result.images.label(position).removeprefix(result.images.source.name).lstrip("/")

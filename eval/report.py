@@ -78,7 +78,8 @@ def metrics_table(header: Sequence[str], rows: Mapping[str, Sequence[Cell]]) -> 
 def image_grid(rows: Sequence[tuple[str, Sequence[Picture]]]) -> str:
     """Rows of (heading, pictures), embedded; they wrap to two a line on a phone."""
     return "".join(
-        f'<div class="row"><h3>{escape(heading)}</h3>{"".join(map(_picture, pictures))}</div>'
+        f'<div class="row" style="--n:{len(pictures)}"><h3>{escape(heading)}</h3>'
+        f"{''.join(map(_picture, pictures))}</div>"
         for heading, pictures in rows
     )
 

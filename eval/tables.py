@@ -13,6 +13,7 @@ from eval.intervals import Difference, Interval
 from eval.results import Evaluation
 
 BEST = "*"
+BASELINE = "downsample:8"
 
 
 def shown_keys(evaluations: Mapping[str, Evaluation]) -> list[str]:
@@ -104,9 +105,23 @@ def notes(evaluations: Mapping[str, Evaluation], name_of: Callable[[int], str]) 
     for (title, reason), models in missing.items():
         who = "" if len(models) == len(evaluations) else f" for {', '.join(models)}"
         lines.append(f"{title} is missing{who}: {reason}")
+    lines += _not_working(evaluations)
     if any("rfid" in evaluation.summary() for evaluation in evaluations.values()):
         lines.append(f"rFID@{first.num_images}: comparable only with rFID of the same N and images")
     return lines
+
+
+def _not_working(evaluations: Mapping[str, Evaluation]) -> list[str]:
+    """A line for each autoencoder that a resize by 8 and back outdoes."""
+    baseline = evaluations.get(BASELINE)
+    if baseline is None or "psnr" not in baseline.summary():
+        return []
+    limit = baseline.summary()["psnr"]
+    return [
+        f"{label} does not beat {BASELINE}: as an autoencoder it is not working (yet)"
+        for label, evaluation in evaluations.items()
+        if evaluation.latents and evaluation.summary()["psnr"] < limit
+    ]
 
 
 def difference_lines(differences: Sequence[Difference], metrics: Sequence[str]) -> list[str]:

@@ -43,7 +43,7 @@ def make_accelerator(args: Arguments) -> Accelerator:
             gradient_accumulation_steps=args.optimization.gradient_accumulation_steps,
             # Stepped once for each update by hand; accelerate would step them once a process.
             step_scheduler_with_optimizer=False,
-            log_with=_trackers(args.logging.report_to),
+            log_with=_trackers(args.logging.report_to) or None,
             project_config=ProjectConfiguration(
                 project_dir=str(output_dir), logging_dir=str(output_dir / args.logging.logging_dir)
             ),

@@ -7,6 +7,7 @@ import logging
 import os
 import subprocess
 import sys
+from collections import Counter
 from itertools import islice
 
 import datasets
@@ -22,6 +23,7 @@ from modules.data import PositionSampler, TrainingImages, training_loader
 from modules.images import UnreadableImage
 from modules.open_dataset import IMAGE, load_rows
 from modules.samples import MAX_ATTEMPTS, TOO_SMALL, UNREADABLE, Rejection
+from modules.sources import FileSource
 from modules.streaming import StreamedImages
 
 RESOLUTION = 8
@@ -29,7 +31,7 @@ OPTIONS = {"latent_shape": (4, 2, 2), "seed": 7}
 
 
 class Pictures:
-    """Noise images, of which some are damaged and some small; picture `index` starts with its index."""
+    """Pictures by index, some of them damaged and some small."""
 
     name = "pictures"
 
@@ -74,7 +76,7 @@ def streamed(size: int, damaged: tuple[int, ...] = (), **options) -> StreamedIma
         for index in range(size)
     ]
     options = {"name": "stream", "buffer_size": 4, **OPTIONS, **options}
-    return StreamedImages(stream_of(cells, num_shards=2), RESOLUTION, **options)
+    return StreamedImages(stream_of(cells, min(size, 2)), RESOLUTION, **options)
 
 
 def mapped(size: int, damaged: tuple[int, ...] = (), **options) -> TrainingImages:
@@ -189,6 +191,7 @@ def test_centre_crops_without_flips_are_the_same_every_time(make):
     assert all(torch.equal(image, expected) for image in images)
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
 @BOTH_KINDS
 @pytest.mark.parametrize("num_workers", [1, 3])
 def test_batches_do_not_depend_on_the_number_of_workers(make, num_workers):
@@ -295,9 +298,10 @@ def test_replacements_of_a_picture_vary():
 
     first, second = batches(dataset, 2, batch_size=40)
 
-    for batch in (first, second):
-        assert len(set(indices(batch))) > 25  # 21 good ones, were all replacements the same
     assert sorted(indices(first)) != sorted(indices(second))
+    for batch in (first, second):
+        assert set(indices(batch)) == {0, *range(20, 40)}
+        assert max(Counter(indices(batch)).values()) < 8  # 19 pictures needed another one
 
 
 def test_a_damaged_picture_in_a_stream_is_replaced_by_the_next_good_one():
@@ -314,9 +318,8 @@ def test_a_damaged_picture_in_a_stream_is_replaced_by_the_next_good_one():
     assert [bool(batch["rejected"]) for batch in dirty] == [p in places for p in range(12)]
     assert len(dirty[2]["rejected"]) == 2
     assert all(r.kind == UNREADABLE for batch in dirty for r in batch["rejected"])
-    assert (
-        len({r.label for batch in dirty for r in batch["rejected"]}) == 1
-    )  # equal bytes, one name
+    labels = [r.label for batch in dirty for r in batch["rejected"]]
+    assert len(set(labels)) == 2 < len(labels)  # a name is the same whenever it comes by
 
 
 def test_pictures_below_the_minimum_are_told_apart_from_unreadable_ones():
@@ -343,8 +346,6 @@ def test_a_minimum_above_the_resolution_is_not_mistaken_for_a_reduced_jpeg(tmp_p
     paths = [tmp_path / "large.jpg", tmp_path / "small.jpg"]
     for path, side in zip(paths, (160, 40), strict=True):
         Image.new("RGB", (side, side)).save(path)
-    from modules.sources import FileSource
-
     dataset = TrainingImages(FileSource(paths), RESOLUTION, min_image_size=50, **OPTIONS)
 
     rejected = batches(dataset, 1, batch_size=2)[0]["rejected"]
@@ -355,9 +356,13 @@ def test_a_minimum_above_the_resolution_is_not_mistaken_for_a_reduced_jpeg(tmp_p
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_nothing_but_damaged_pictures_is_an_error_and_not_an_endless_search(make, num_workers):
     dataset = make(5, damaged=tuple(range(5)))
+    loader = iter(training_loader(dataset, batch_size=1, num_workers=num_workers))
 
     with pytest.raises(ValueError, match=f"{MAX_ATTEMPTS} images in a row .* {MAX_ATTEMPTS} unr"):
-        batches(dataset, 1, num_workers=num_workers)
+        next(loader)
+
+    if num_workers:
+        loader._shutdown_workers()  # the collector would wait five seconds for them
 
 
 def test_a_minimum_that_no_picture_reaches_names_the_flag():
@@ -367,10 +372,13 @@ def test_a_minimum_that_no_picture_reaches_names_the_flag():
         batches(dataset, 1)
 
 
-@BOTH_KINDS
-def test_an_empty_dataset_is_an_error(make):
-    with pytest.raises(ValueError, match=r"(pictures|stream) has no images to train on"):
-        batches(make(0), 1)
+def test_an_empty_dataset_is_an_error():
+    stream = stream_of([{"bytes": png(0), "path": None}]).take(0)
+
+    with pytest.raises(ValueError, match="pictures has no images to train on"):
+        mapped(0)
+    with pytest.raises(ValueError, match="--dataset_name=nothing has no images to train on"):
+        batches(StreamedImages(stream, RESOLUTION, name="nothing", buffer_size=4, **OPTIONS), 1)
 
 
 def test_a_stream_needs_no_second_look_at_epochs_it_resumes_beyond(monkeypatch):
@@ -493,6 +501,7 @@ def test_a_resumed_run_names_nothing_twice_and_keeps_counting(tmp_path, caplog):
     BadImages(tmp_path, max_bad_images=0.5, dataset_size=100).add(BAD)
     resumed = BadImages(tmp_path, max_bad_images=0.01, dataset_size=100)
 
+    caplog.clear()
     with caplog.at_level(logging.WARNING):
         resumed.add(BAD)
 
