@@ -21,7 +21,13 @@ Continue after whatever happened: the same command, and
 
 from __future__ import annotations
 
-from modules.command_line import exit_on_mistakes, for_trackers, parse_arguments, to_yaml
+from modules.command_line import (
+    exit_on_mistakes,
+    for_trackers,
+    parse_arguments,
+    show_messages,
+    to_yaml,
+)
 
 if __name__ == "__main__":
     arguments = parse_arguments()  # before the slow imports: a mistyped flag is answered at once
@@ -37,7 +43,7 @@ from eval.validation import Validation
 from modules.arguments import Arguments
 from modules.autoencoder import TrainableVAE, latent_shape
 from modules.bad_images import BadImages
-from modules.banner import banner
+from modules.banner import banner, summary
 from modules.build import (
     make_accelerator,
     make_discriminator,
@@ -53,6 +59,7 @@ from modules.checkpoint import newest_checkpoint, save_checkpoint
 from modules.ema import ExponentialMovingAverage
 from modules.export import export_everything, export_vae, latent_config
 from modules.guard import FiniteGuard
+from modules.hub import make_repository, upload
 from modules.journal import Journal
 from modules.losses import batch_psnr, discriminator_loss, generator_loss, kl_loss, rec_loss
 from modules.meter import Meter
@@ -202,14 +209,17 @@ def export(run: Run, watch: Watch) -> None:
                 progress=False,
             )
         if run.accelerator.is_main_process:
-            export_everything(run, latents, watch.journal.metrics_log.rows(), watch.data.name)
+            watch.journal.close()
+            rows = watch.journal.metrics_log.rows()
+            vae = export_everything(run, latents, rows, watch.data.name)
+            print(summary(vae, run.output_dir, rows), file=sys.stderr)
     run.accelerator.wait_for_everyone()
 
 
 def make_run(args: Arguments, vae: TrainableVAE, num_train_images: int | None) -> Run:
     """Builds what trains and lets accelerate prepare it, all of it with weights on the device."""
     accelerator = make_accelerator(args)
-    discriminator = make_discriminator(args)
+    discriminator = make_discriminator(args, accelerator)
     perceptual = make_perceptual(args)
     schedule = make_gan_schedule(args)
     steps = training_length(args, num_train_images, accelerator.num_processes)
@@ -253,6 +263,7 @@ def make_validation(run: Run, data: TrainingData) -> Validation | None:
 
 def main(args: Arguments) -> None:
     """Build, prepare, resume, train, export."""
+    show_messages()
     # Build what can be wrong first: nothing has touched a GPU or been written to yet.
     check_output_dir(args.checkpoints)
     vae = TrainableVAE(make_vae(args), args.model.decoder_only)
@@ -263,10 +274,10 @@ def main(args: Arguments) -> None:
 
     # Prepare.
     run = make_run(args, vae, data.size)
-    accelerator, output_dir = run.accelerator, run.output_dir
+    accelerator, output_dir, repository = run.accelerator, run.output_dir, None
     if accelerator.is_main_process:
         clear_output_dir(args.checkpoints)
-        (output_dir / "train_config.yaml").write_text(to_yaml(args), encoding="utf-8")
+        repository = make_repository(args.logging, output_dir)
         situation = f"{accelerator.num_processes} x {accelerator.device.type}, "
         situation += f"precision {accelerator.mixed_precision}"
         text = banner(args, vae.vae, data.describe(args), situation, f"{run.max_train_steps:,}")
@@ -289,12 +300,16 @@ def main(args: Arguments) -> None:
     watch.journal.start_at(run.step)
     if checkpoint is None:
         validate(run, watch)
+    if accelerator.is_main_process:  # not before: a refused resume leaves the old one as it was
+        (output_dir / "train_config.yaml").write_text(to_yaml(args), encoding="utf-8")
 
     # Train and export.
     shape = latent_shape(vae.vae, args.data.resolution)
     run.loader = make_loader(args, data, shape, accelerator, run.samples)
     if train(run, watch):
         export(run, watch)
+        if repository is not None and accelerator.is_main_process:
+            upload(args.logging, output_dir, repository)
     accelerator.end_training()
 
 

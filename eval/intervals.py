@@ -78,6 +78,8 @@ def bootstrap(values: np.ndarray, seed: int = 0) -> list[Interval]:
 def intervals(evaluation: Evaluation, seed: int = 0) -> dict[str, Interval]:
     """The interval of every per-image metric of a model."""
     keys = [key for key in evaluation.per_image if key in COLUMN]
+    if not keys:
+        return {}
     values = np.stack([evaluation.per_image[key] for key in keys], axis=1)
     return dict(zip(keys, bootstrap(values, seed), strict=True))
 

@@ -57,3 +57,19 @@ def _output(args: Arguments, vae: AutoencoderKL) -> str:
 
 def _size(count: int) -> str:
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
+
+
+def summary(vae: AutoencoderKL, output_dir: Path, rows: list[dict[str, float]]) -> str:
+    """What came out, in a few lines. rows: those of metrics.jsonl."""
+    validations = [row for row in rows if "val/psnr" in row]
+    lines = [f"Wrote {output_dir}/, scaling_factor {vae.config.scaling_factor:.5g}."]
+    if validations:
+        first, last = validations[0], validations[-1]
+        best = max(validations, key=lambda row: row["val/psnr"])
+        lines.append(
+            f"PSNR {first['val/psnr']:.2f} dB at step {first['step']}, "
+            f"{last['val/psnr']:.2f} dB at step {last['step']}; "
+            f"the best was {best['val/psnr']:.2f} dB at step {best['step']}."
+        )
+    lines.append(f'Load it with AutoencoderKL.from_pretrained("{output_dir}").')
+    return "\n".join(lines)

@@ -174,8 +174,11 @@ def _use_xformers(vae: AutoencoderKL) -> None:
         ) from error
 
 
-def make_discriminator(args: Arguments) -> NLayerDiscriminator:
-    """The discriminator, with weights that depend on the seed alone."""
+def make_discriminator(args: Arguments, accelerator: Accelerator) -> nn.Module:
+    """The discriminator, with weights that depend on the seed alone.
+
+    BatchNorm becomes SyncBatchNorm over several processes, which needs GPUs: ArgumentError else.
+    """
     torch.manual_seed(args.optimization.seed + 1)
     disc = args.discriminator
     network = NLayerDiscriminator(
@@ -184,6 +187,13 @@ def make_discriminator(args: Arguments) -> NLayerDiscriminator:
         norm_type=disc.disc_norm_type,
         num_groups=disc.disc_num_groups,
     )
+    if disc.disc_norm_type == "batch" and accelerator.num_processes > 1:
+        if accelerator.device.type == "cpu":
+            raise ArgumentError(
+                "--disc_norm_type=batch over several processes needs GPUs (SyncBatchNorm); use "
+                "--disc_norm_type=spectral_group"
+            )
+        network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
     return network.to(memory_format=torch.channels_last)
 
 

@@ -55,11 +55,11 @@ def latent_config(args: Arguments, latents: LatentStatistics | None) -> dict[str
 
 def export_everything(
     run: Run, latents: LatentStatistics | None, rows: list[dict[str, float]], data: str
-) -> None:
+) -> AutoencoderKL:
     """Writes the VAE, the discriminator, the model card and what else was asked for.
 
     The VAE's present weights are exported: call it inside `run.averaged_weights()`. `rows` are
-    those of metrics.jsonl. One process only.
+    those of metrics.jsonl. One process only. Returns the VAE as exported.
     """
     args, folder = run.args, run.output_dir
     vae = export_vae(run.raw_vae.vae, folder, **latent_config(args, latents))
@@ -69,3 +69,4 @@ def export_everything(
     validations = [row for row in rows if "val/psnr" in row]
     write_model_card(folder, args, vae, steps=run.step, data=data, latents=latents,
                      validations=validations)  # fmt: skip
+    return vae

@@ -25,20 +25,24 @@ class Journal:
         self.accelerator = accelerator
         self.metrics_log = MetricsLog(output_dir / "metrics.jsonl")
         self.samples = output_dir / "samples"
+        self.max_train_steps = max_train_steps
+        self.bar: tqdm | None = None
+
+    def start_at(self, step: int) -> None:
+        """Continues at `step`: later rows are dropped, the bar and its ETA start there.
+
+        At 0 every row is: a run that was killed before its first checkpoint measures step 0 again.
+        """
+        if self.accelerator.is_main_process:
+            self.metrics_log.keep_up_to(step or -1)
         self.bar = tqdm(
-            total=max_train_steps,
+            total=self.max_train_steps,
+            initial=step,
             desc="Steps",
-            disable=not accelerator.is_local_main_process,
+            disable=not self.accelerator.is_local_main_process,
             mininterval=0.2 if sys.stderr.isatty() else 30.0,
             dynamic_ncols=True,
         )
-
-    def start_at(self, step: int) -> None:
-        """Continues at `step`: later rows are dropped, the bar and its ETA start there."""
-        if self.accelerator.is_main_process:
-            self.metrics_log.keep_up_to(step)
-        self.bar.initial = step
-        self.bar.reset()
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Adds one row of numbers."""

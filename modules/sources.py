@@ -131,7 +131,7 @@ def reduced(source: ImageSource, target: int) -> ImageSource:
     """The same pictures, large JPEGs among them decoded no larger than a crop of `target` needs."""
     if not isinstance(source, FileSource | RowSource | Subset):
         return source
-    smaller = source
+    smaller = copy.copy(source)
     if isinstance(smaller, Subset):
         smaller.source = reduced(smaller.source, target)
     else:
