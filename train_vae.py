@@ -34,12 +34,14 @@ if __name__ == "__main__":
 
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from eval.latent_pass import measure_latents
 from eval.protocol import Protocol, ProtocolImages
-from eval.validation import Validation
+from eval.training_report import write_training_report
+from eval.validation import Validation, ValidationResult
 from modules.arguments import Arguments
 from modules.autoencoder import TrainableVAE, latent_shape
 from modules.bad_images import BadImages
@@ -81,6 +83,16 @@ class Watch:
     journal: Journal
     bad_images: BadImages
     stop: StopRequest
+
+    def write_report(self, output_dir: Path, result: ValidationResult) -> None:
+        """Refreshes report.html: all curves so far, and the pictures of this validation."""
+        write_training_report(
+            output_dir / "report.html",
+            output_dir.name,
+            self.journal.metrics_log.rows(),
+            result.evaluation,
+            self.validation.protocol,
+        )
 
 
 def train(run: Run, watch: Watch) -> bool:
@@ -174,6 +186,8 @@ def validate(run: Run, watch: Watch) -> None:
         watch.journal.write(run.step, {f"val/{name}": value for name, value in metrics.items()})
         if result.grid is not None:
             watch.journal.draw(run.step, result.grid)
+        if run.accelerator.is_main_process:
+            watch.write_report(run.output_dir, result)
         if watch.validation.improves(metrics, run.best, run.args.validation.best_metric):
             run.best = {"step": run.step, **metrics}
             if run.accelerator.is_main_process:

@@ -18,7 +18,7 @@ from torch import Tensor
 from eval.protocol import Protocol
 from modules.autoencoder import downsample_factor
 from modules.images import normalize, to_uint8, to_uint8_tensor
-from modules.modes import eval_mode
+from modules.modes import frozen
 from modules.seeding import seed_for
 from modules.vae_files import load_vae
 
@@ -65,10 +65,10 @@ class VAECodec:
 
     @contextmanager
     def prepared(self, device: torch.device) -> Iterator[None]:
-        """Eval mode and the plain memory format, both put back; the weights must be float32.
+        """Eval mode, no gradients, the plain memory format, all put back; weights must be float32.
 
-        The memory format chooses the convolution kernels, and with them the last digits: training
-        in channels_last must not change what validation reports.
+        Memory format and `requires_grad` (even under no_grad) choose kernels, and with them the
+        last digits: how a network is being trained must not change what validation reports.
         """
         if self.vae.dtype != torch.float32:
             raise ValueError(f"models are evaluated in float32, this one is {self.vae.dtype}")
@@ -81,7 +81,7 @@ class VAECodec:
         for parameter in channels_last:
             parameter.data = parameter.data.contiguous()
         try:
-            with eval_mode(self.vae):
+            with frozen(self.vae):
                 yield
         finally:
             for parameter in channels_last:
@@ -177,7 +177,7 @@ def open_codec(name: str) -> VAECodec | PixelCodec:
 def open_vae(name: str) -> AutoencoderKL:
     """`load_vae` for `--model NAME`. Raises ValueError naming that flag."""
     try:
-        return load_vae(name).requires_grad_(False)
+        return load_vae(name)
     except ValueError as error:
         message = str(error).replace("--pretrained_model_name_or_path", "--model")
         raise ValueError(message) from error

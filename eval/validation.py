@@ -14,17 +14,23 @@ from eval.codecs import VAECodec
 from eval.evaluate import evaluate_reconstruction
 from eval.grid import comparison_grid
 from eval.protocol import Protocol, ProtocolImages
+from eval.results import Evaluation
 from modules.latents import LatentStatistics
 from modules.sources import ImageSource
 
 
 @dataclass(frozen=True)
 class ValidationResult:
-    """Numbers by name, the latents they went through, and a picture to look at (if wanted)."""
+    """Numbers by name, what they come from, and a picture to look at (if wanted)."""
 
     metrics: dict[str, float]
-    latents: LatentStatistics | None
+    evaluation: Evaluation
     grid: Image.Image | None
+
+    @property
+    def latents(self) -> LatentStatistics | None:
+        """Statistics of the latents; None when no reconstruction was finite."""
+        return self.evaluation.latents
 
 
 class Validation:
@@ -77,6 +83,6 @@ class Validation:
         spread = {"latent_std": evaluation.latents.global_std} if evaluation.latents else {}
         return ValidationResult(
             metrics=evaluation.summary() | spread,
-            latents=evaluation.latents,
+            evaluation=evaluation,
             grid=comparison_grid({"reconstruction": evaluation}) if evaluation.samples else None,
         )

@@ -30,6 +30,7 @@ from modules.images import (
 )
 
 ORIENTATION = 0x0112
+TURN = Image.Transpose.TRANSPOSE
 
 
 def encode(image: Image.Image, image_format: str, **options) -> bytes:
@@ -405,14 +406,16 @@ def test_crops_have_the_asked_size_whatever_the_picture(
 
 
 @pytest.mark.parametrize(
-    ("position", "left"), [((0.0, 0.5), 0), ((1.0, 0.5), 20), ((0.5, 0.5), 10), ((0.99, 0), 20)]
+    ("position", "left"), [((0, 0.5), 0), ((1, 0.5), 20), ((0.5, 0.5), 10), ((0.99, 0), 20)]
 )
 def test_a_crop_of_a_picture_of_the_right_height_copies_its_pixels(position, left):
     picture = smooth_picture(36, 16)
 
     crop = random_crop(picture, 16, position=position)
+    turned = random_crop(picture.transpose(TURN), 16, position=position[::-1])
 
     assert (pixels(crop) == pixels(picture)[:, left : left + 16]).all()
+    assert turned.transpose(TURN).tobytes() == crop.tobytes()
 
 
 def test_cropping_keeps_the_aspect_ratio_and_equals_resizing_first():
@@ -422,6 +425,15 @@ def test_cropping_keeps_the_aspect_ratio_and_equals_resizing_first():
     crop = random_crop(picture, 20, position=(1.0, 0.0))
 
     assert np.abs(pixels(crop) - pixels(resized)[:, 10:]).max() <= 1
+
+
+def test_shrinking_in_two_steps_for_speed_is_invisible():
+    noise = np.random.default_rng(0).integers(0, 256, (900, 900, 3), dtype=np.uint8)
+    picture = Image.fromarray(noise)
+
+    exact = pixels(picture.resize((64, 64), Image.Resampling.LANCZOS))
+
+    assert np.abs(pixels(center_crop(picture, 64)) - exact).max() <= 4
 
 
 def test_shrinking_averages_instead_of_skipping_pixels():

@@ -165,7 +165,8 @@ def test_a_folder_is_searched_recursively_in_sorted_order_whatever_the_names(tmp
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(png(0))
-    for name in ("notes.txt", ".hidden.png", "a/._z.png"):
+    (tmp_path / ".cache").mkdir()
+    for name in ("notes.txt", ".hidden.png", "a/._z.png", ".cache/x.png"):
         (tmp_path / name).write_bytes(b"")
 
     source = open_source(data_dir=str(tmp_path))
