@@ -58,6 +58,7 @@ from modules.build import (
 )
 from modules.build_data import TrainingData, make_loader, open_data
 from modules.checkpoint import newest_checkpoint, save_checkpoint
+from modules.compilation import compile_networks
 from modules.ema import ExponentialMovingAverage
 from modules.export import export_everything, export_vae, latent_config
 from modules.guard import FiniteGuard
@@ -239,6 +240,8 @@ def make_run(args: Arguments, vae: TrainableVAE, num_train_images: int | None) -
     steps = training_length(args, num_train_images, accelerator.num_processes)
     optimizers = make_optimizers(args, vae, discriminator, accelerator.num_processes)
     schedulers = make_schedulers(args, *optimizers, schedule, steps)
+    if args.precision.compile:
+        compile_networks(vae.vae, perceptual)
     prepared = accelerator.prepare(vae, discriminator, *optimizers, *schedulers)
     for optimizer in prepared[2:4]:
         optimizer.scaler = None  # float16's loss scale is handled in `Run.update`, for both at once

@@ -285,12 +285,41 @@ class PrecisionArguments:
         choices=("no", "fp16", "bf16"),
     )
     allow_tf32: bool = flag(False, "TensorFloat-32 matrix products on Ampere and later GPUs")
-    gradient_checkpointing: bool = flag(False, "recompute activations: less memory, slower")
+    gradient_checkpointing: bool = flag(False, "the same as --recompute full")
+    recompute: str = flag(
+        "none",
+        "what the backward pass computes again instead of keeping it: norm (normalisation and "
+        "activation: cheap, saves most under CUDA's autocast) or full (every block)",
+        choices=("none", "norm", "full"),
+    )
+    compile: bool = flag(
+        False, "compile the networks' blocks: minutes at the start, faster steps afterwards"
+    )
+    perceptual_slice_size: int | None = flag(
+        None, "images that LPIPS looks at together; fewer need less memory; by default all"
+    )
+    memory_limit_gb: float | None = flag(
+        None, "most memory PyTorch may take on each GPU: shows whether a run fits a smaller card"
+    )
     set_grads_to_none: bool = flag(True, "free gradients after each update instead of zeroing them")
     use_8bit_adam: bool = flag(False, "bitsandbytes' 8-bit AdamW (its package must be installed)")
     enable_xformers_memory_efficient_attention: bool = flag(
         False, "xformers' attention instead of PyTorch's (its package must be installed)"
     )
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "perceptual_slice_size")
+        limit = self.memory_limit_gb
+        require(limit is None or limit > 0, "memory_limit_gb", limit, "must be positive")
+        if self.gradient_checkpointing and self.recompute == "norm":
+            raise ArgumentError(
+                "--gradient_checkpointing means --recompute=full; drop one of the two"
+            )
+
+    @property
+    def recomputed(self) -> str:
+        """ "none", "norm" or "full", whichever of the two flags said so."""
+        return "full" if self.gradient_checkpointing else self.recompute
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from modules.arguments import (
 from modules.autoencoder import build_autoencoder, downsample_factor
 from modules.discriminator import NLayerDiscriminator
 from modules.errors import ArgumentError
+from modules.lean_blocks import make_lean
 from modules.perceptual import LPIPS, build_lpips
 from modules.schedule import GanSchedule
 from modules.vae_files import load_vae
@@ -59,9 +60,21 @@ def make_accelerator(args: Arguments) -> Accelerator:
             f"{accelerator.num_processes}: they would train independent models over each other. "
             "Without GPUs set ACCELERATE_USE_CPU=true and launch with torchrun"
         )
+    _limit_memory(args.precision.memory_limit_gb, accelerator)
     torch.backends.cuda.matmul.allow_tf32 = args.precision.allow_tf32
     torch.backends.cudnn.allow_tf32 = args.precision.allow_tf32
     return accelerator
+
+
+def _limit_memory(limit_gb: float | None, accelerator: Accelerator) -> None:
+    if limit_gb is None:
+        return
+    if accelerator.device.type != "cuda":
+        raise ArgumentError(
+            f"--memory_limit_gb={limit_gb} needs a CUDA device; here it is {accelerator.device}"
+        )
+    total = torch.cuda.get_device_properties(accelerator.device).total_memory
+    torch.cuda.set_per_process_memory_fraction(min(1.0, limit_gb * 1e9 / total), accelerator.device)
 
 
 def _trackers(report_to: str) -> list[str]:
@@ -93,7 +106,10 @@ def make_perceptual(args: Arguments) -> LPIPS | None:
     """LPIPS, or None with --perceptual_scale 0, which never builds it."""
     if args.losses.perceptual_scale == 0:
         return None
-    return build_lpips(args.losses.lpips_backbone, args.losses.lpips_weights)
+    losses = args.losses
+    return build_lpips(
+        losses.lpips_backbone, losses.lpips_weights, args.precision.perceptual_slice_size
+    )
 
 
 def make_vae(args: Arguments) -> AutoencoderKL:
@@ -119,7 +135,8 @@ def make_vae(args: Arguments) -> AutoencoderKL:
         raise ArgumentError(
             f"the model takes images of {vae.config.in_channels} channels; only RGB is supported"
         )
-    if args.precision.gradient_checkpointing:
+    make_lean(vae, recompute_norm=args.precision.recomputed == "norm")
+    if args.precision.recomputed == "full":
         vae.enable_gradient_checkpointing()
     if args.precision.enable_xformers_memory_efficient_attention:
         _use_xformers(vae)

@@ -7,6 +7,7 @@ workers or processes.
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import threading
@@ -115,12 +116,16 @@ def _leave_signals_to_parent(worker: int) -> None:
     """A signal to the whole job must not kill the workers under a process that wants to save.
 
     Ctrl-C, SIGUSR1 and SIGTERM are ignored, but for a SIGTERM sent by the parent itself, which is
-    how multiprocessing ends a worker. A worker whose parent has died ends by itself.
+    how multiprocessing ends a worker. A worker whose parent has died ends by itself. Systems that
+    do not tell who sent a signal (all but Linux) are left as they are.
     """
+    if not hasattr(signal, "sigwaitinfo"):
+        return
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    threading.Thread(target=_end_when_parent_says, args=(os.getppid(),), daemon=True).start()
+    parent = multiprocessing.parent_process().pid
+    threading.Thread(target=_end_when_parent_says, args=(parent,), daemon=True).start()
 
 
 def _end_when_parent_says(parent: int) -> None:

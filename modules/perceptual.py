@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from typing import Any
 from urllib.error import URLError
 
 import lpips
@@ -19,14 +20,17 @@ BACKBONES = ("vgg", "alex", "squeeze")
 class LPIPS(nn.Module):
     """`forward(images, reconstructions)`: [B, 3, H, W] in [-1, 1], twice, to distances [B].
 
-    Gradients flow to both inputs and to no weight. The network runs in float32 whatever autocast
-    says (bfloat16 is a quarter off between near-identical images), and a parent's `.train()` cannot
-    switch its dropout on.
+    Gradients flow to the reconstructions and to no weight. The network runs in float32 whatever
+    autocast says (bfloat16 is a quarter off between near-identical images), and a parent's
+    `.train()` cannot switch its dropout on. It looks at `slice_size` images at a time, or at all.
     """
 
-    def __init__(self, backbone: str, weights: str | None = None) -> None:
+    def __init__(
+        self, backbone: str, weights: str | None = None, slice_size: int | None = None
+    ) -> None:
         super().__init__()
         self.backbone = backbone
+        self.slice_size = slice_size
         self.network = _network(backbone, weights).requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> LPIPS:
@@ -36,11 +40,41 @@ class LPIPS(nn.Module):
 
     def forward(self, images: Tensor, reconstructions: Tensor) -> Tensor:
         """Distances [B], non-negative, 0 for equal images."""
+        size = self.slice_size or len(images)
         with torch.autocast(images.device.type, enabled=False):
-            return self.network(images.float(), reconstructions.float()).flatten()
+            pairs = zip(
+                images.float().split(size), reconstructions.float().split(size), strict=True
+            )
+            return torch.cat([_Distance.apply(self.network, *pair) for pair in pairs])
 
 
-def build_lpips(backbone: str, weights: str | None = None) -> LPIPS:
+class _Distance(torch.autograd.Function):
+    """Distances whose gradient is taken at once, so that no slice keeps its activations.
+
+    The distance of an image depends on that image alone: one backward of the sum gives every
+    image's own gradient, which is as small as the image. The backward pass only scales it.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, network: nn.Module, images: Tensor, reconstructions: Tensor) -> Tensor:
+        """Distances [B] between images and reconstructions, [B, 3, H, W] each."""
+        if not ctx.needs_input_grad[2]:
+            return network(images, reconstructions).flatten()
+        with torch.enable_grad():
+            leaf = reconstructions.detach().requires_grad_()
+            distances = network(images.detach(), leaf).flatten()
+            (gradient,) = torch.autograd.grad(distances.sum(), leaf)
+        ctx.save_for_backward(gradient)
+        return distances.detach()
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[None, None, Tensor]:
+        """upstream: [B]."""
+        (gradient,) = ctx.saved_tensors
+        return None, None, upstream[:, None, None, None] * gradient
+
+
+def build_lpips(backbone: str, weights: str | None = None, slice_size: int | None = None) -> LPIPS:
     """LPIPS over "vgg", "alex" or "squeeze".
 
     `weights` is a local .safetensors or .pth file with torchvision's state dict of that network;
@@ -49,7 +83,7 @@ def build_lpips(backbone: str, weights: str | None = None) -> LPIPS:
     """
     if backbone not in BACKBONES:
         raise ArgumentError(f"--lpips_backbone={backbone} must be one of {', '.join(BACKBONES)}")
-    return LPIPS(backbone, weights)
+    return LPIPS(backbone, weights, slice_size)
 
 
 def _network(backbone: str, weights: str | None) -> nn.Module:

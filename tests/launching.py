@@ -122,6 +122,7 @@ def _become_script(
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.environ.update(environment)
+    multiprocessing.set_start_method("fork", force=True)  # as the script finds it
     sys.argv = [str(SCRIPT), *argv]
     if before is not None:
         before()

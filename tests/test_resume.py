@@ -14,6 +14,7 @@ import torch
 from launching import ADVERSARIAL, TINY, launch, succeed
 
 from modules.checkpoint import checkpoint_steps, verify
+from modules.run import Run
 
 STEPS = 9
 RESUME = ("--resume_from_checkpoint", "latest")
@@ -129,3 +130,139 @@ def test_a_signal_saves_and_exits_with_0_and_the_resumed_run_ends_bit_equal(
     assert not (tmp_path / "config.json").exists()
     succeed([*command, *RESUME])
     assert_equal_runs(tmp_path, uninterrupted)
+
+
+def test_a_second_signal_ends_the_run_at_once(pictures, tmp_path):
+    run = launch(flags(pictures, tmp_path), before=make_every_update_take_minutes)
+    run.wait_until(lambda: "updating" in run.output)
+    run.signal(signal.SIGTERM)
+    time.sleep(0.3)
+    assert run.process.is_alive()
+    run.signal(signal.SIGUSR1)
+    code, output = run.wait(timeout=10)
+    assert code == 128 + signal.SIGUSR1, output
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def make_every_update_take_minutes() -> None:
+    def update(self: Run, *turns: bool) -> None:
+        print("updating", flush=True)
+        time.sleep(300)
+
+    Run.update = update
+
+
+def flip_a_byte(newest: Path) -> Path:
+    file = newest / "model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-10] ^= 1
+    file.write_bytes(content)
+    return file
+
+
+def cut_short(newest: Path) -> Path:
+    file = newest / "optimizer.bin"
+    file.write_bytes(file.read_bytes()[:-100])
+    return file
+
+
+def lose_a_file(newest: Path) -> Path:
+    file = newest / "ema.safetensors"
+    file.unlink()
+    return file
+
+
+def lose_the_manifest(newest: Path) -> Path:
+    file = newest / "manifest.json"
+    file.unlink()
+    return file
+
+
+@pytest.mark.parametrize("damage", [flip_a_byte, cut_short, lose_a_file, lose_the_manifest])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(
+    uninterrupted, stopped, pictures, damage
+):
+    damaged = damage(checkpoint(stopped, 6))
+    output = succeed(flags(pictures, stopped, *RESUME))
+    assert damaged.name in output
+    assert str(checkpoint(stopped, 6)) in output
+    assert_equal_runs(stopped, uninterrupted)
+
+
+def test_a_checkpoint_that_was_not_finished_is_never_taken(uninterrupted, stopped, pictures):
+    unfinished = checkpoint(stopped, 8).with_name(".partial-step-000008")
+    shutil.copytree(checkpoint(stopped, 6), unfinished)
+    assert checkpoint_steps(stopped / "checkpoints") == [2, 4, 6]
+    succeed(flags(pictures, stopped, *RESUME))
+    assert not unfinished.exists()
+    assert_equal_runs(stopped, uninterrupted)
+
+
+def test_only_the_newest_checkpoints_are_kept(uninterrupted, stopped, pictures):
+    limit = ("--checkpoints_total_limit", "2")
+    succeed(flags(pictures, stopped, *limit, *RESUME))
+    assert [path.name for path in sorted((stopped / "checkpoints").iterdir())] == [
+        "step-000008", f"step-{STEPS:06d}"
+    ]  # fmt: skip
+    assert_equal_runs(stopped, uninterrupted)
+
+
+def refused(argv: list[str]) -> str:
+    code, output = launch(argv).wait()
+    assert code == 2, output
+    assert "Traceback" not in output
+    return output.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("flag", "key"),
+    [
+        ("--latent_channels=8", "latent_channels is 4 there and 8 here"),
+        ("--block_out_channels 8 8 8 16", "block_out_channels is [8, 8, 8, 8] there"),
+        ("--disc_hidden_channels=16", "disc_hidden_channels is 8 there and 16 here"),
+        ("--disc_norm_type=none", "disc_norm_type is spectral_group there and none here"),
+    ],
+)
+def test_a_checkpoint_of_another_network_is_refused(stopped, pictures, flag, key):
+    before = (stopped / "metrics.jsonl").read_bytes()
+    message = refused(flags(pictures, stopped, *flag.split(), *RESUME))
+    assert "--resume_from_checkpoint" in message
+    assert key in message
+    assert "use the flags of that run" in message
+    assert checkpoint_steps(stopped / "checkpoints") == [2, 4, 6]
+    assert (stopped / "metrics.jsonl").read_bytes() == before
+
+
+def test_an_average_that_was_not_kept_is_refused(pictures, tmp_path):
+    command = [*flags(pictures, tmp_path, "--max_train_steps", "2")]
+    succeed([*command, "--no_use_ema"])
+    assert "drop --use_ema" in refused([*command, *RESUME])
+
+
+def test_a_checkpoint_before_others_of_its_run_is_refused(stopped, pictures):
+    path = checkpoint(stopped, 2)
+    message = refused(flags(pictures, stopped, "--resume_from_checkpoint", str(path)))
+    assert f"--resume_from_checkpoint={path} lies before step 4" in message
+    assert checkpoint_steps(stopped / "checkpoints") == [2, 4, 6]
+
+
+def test_a_run_branches_off_into_another_folder(uninterrupted, pictures, tmp_path):
+    path = checkpoint(uninterrupted, 2)
+    succeed(flags(pictures, tmp_path, "--resume_from_checkpoint", str(path)))
+    assert checksums(tmp_path) == checksums(uninterrupted)
+    assert [row for row in rows(uninterrupted) if row["step"] > 2] == rows(tmp_path)
+
+
+@pytest.mark.parametrize("damage", [flip_a_byte, lose_the_manifest])
+def test_a_damaged_checkpoint_given_by_path_is_refused(stopped, pictures, damage):
+    damaged = damage(checkpoint(stopped, 6))
+    path = str(damaged.parent)
+    message = refused(flags(pictures, stopped, "--resume_from_checkpoint", path))
+    assert f"--resume_from_checkpoint={path}" in message
+    assert damaged.name in message
+
+
+def test_a_path_that_is_no_checkpoint_is_refused(stopped, pictures, tmp_path):
+    for path in (stopped / "checkpoints" / "step-7", stopped / "samples", stopped / "checkpoints"):
+        message = refused(flags(pictures, stopped, "--resume_from_checkpoint", str(path)))
+        assert f"--resume_from_checkpoint={path}" in message

@@ -8,11 +8,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
+from diffusers import AutoencoderKL
+from diffusers.models.resnet import ResnetBlock2D
 from tiny import batch, gradients, largest_difference, slices, tiny_run, weights
 
 import train_vae
 from modules.guard import TrainingDiverged
 from modules.images import normalize
+from modules.lean_blocks import LeanResnetBlock
 from modules.run import Run
 
 # Rounding apart, nothing below depends on a random number that is not given.
@@ -360,8 +363,21 @@ def test_frozen_encoder_is_bit_identical_and_the_decoder_learns(tmp_path: object
         assert torch.equal(before[name], after[name]) == frozen, name
 
 
-def test_gradient_checkpointing_changes_no_gradient() -> None:
-    given = batch()
-    plain = gradients(train_without_update(tiny_run(), [given]).raw_vae)
-    checkpointed = train_without_update(tiny_run("--gradient_checkpointing"), [given])
-    assert largest_difference(gradients(checkpointed.raw_vae), plain) < 1e-6
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+@pytest.mark.parametrize("flags", ["--gradient_checkpointing", "--recompute norm"])
+def test_recomputation_changes_no_gradient(flags: str, precision: str) -> None:
+    given, flags = batch(), f"{flags} --mixed_precision {precision}"
+    plain = train_without_update(tiny_run(f"--mixed_precision {precision}"), [given])
+    recomputed = train_without_update(tiny_run(flags), [given])
+    ours, theirs = gradients(recomputed.raw_vae), gradients(plain.raw_vae)
+    assert largest_difference(ours, theirs) < 1e-6
+
+
+def test_lean_blocks_are_diffusers_blocks_to_the_bit() -> None:
+    vae = tiny_run().raw_vae.vae
+    other = AutoencoderKL.from_config(vae.config).to(memory_format=torch.channels_last)
+    other.load_state_dict(vae.state_dict())
+    images = torch.randn(2, 3, 32, 32)
+    assert torch.equal(vae(images).sample, other(images).sample)
+    lean = sum(isinstance(module, LeanResnetBlock) for module in vae.modules())
+    assert lean == sum(type(module) is ResnetBlock2D for module in other.modules()) > 0
