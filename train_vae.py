@@ -305,7 +305,9 @@ def main(args: Arguments) -> None:
         data=data,
         validation=make_validation(run, data),
         journal=Journal(accelerator, output_dir, run.max_train_steps),
-        bad_images=BadImages(output_dir, args.data.max_bad_images, data.size),
+        bad_images=BadImages(
+            output_dir, args.data.max_bad_images, data.size, accelerator.is_main_process
+        ),
         stop=StopRequest(),
     )
 

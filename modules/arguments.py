@@ -64,6 +64,12 @@ class ModelArguments:
         "least 4 channels (a group of one channel erases that channel's mean, which is colour)",
     )
     mid_block_add_attention: bool = flag(True, "self-attention at the lowest level, from scratch")
+    vae_init: str = flag(
+        "random",
+        "weights of a VAE from scratch: random, or resampler, which starts as a linear down- and "
+        "upsampler and saves a small network its first thousands of steps",
+        choices=("random", "resampler"),
+    )
     decoder_only: bool = flag(
         False,
         "train the decoder alone; encoder, quant_conv and scaling factor stay bit-identical, so "
@@ -81,6 +87,11 @@ class ModelArguments:
             raise ArgumentError(
                 "--decoder_only needs --pretrained_model_name_or_path: a random frozen encoder "
                 "would never learn"
+            )
+        if self.vae_init != "random" and self.pretrained_model_name_or_path:
+            raise ArgumentError(
+                f"--vae_init={self.vae_init} is for a VAE from scratch; drop it, or "
+                "--pretrained_model_name_or_path"
             )
         if self.block_out_channels is not None:
             levels = self.downsample_factor.bit_length()

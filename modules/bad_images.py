@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
+from modules.errors import RunStopped
 from modules.samples import UNREADABLE, Rejection
 
 logger = logging.getLogger(__name__)
@@ -22,13 +23,17 @@ class BadImages:
     The file is `output_dir/bad_images.txt`: kind, label and reason with tabs between. Lines already
     there count, so a resumed run names nothing twice. max_bad_images: the fraction of dataset_size
     that may be unreadable. dataset_size: None for a stream, which counts as long as it has been
-    read. One process keeps the record.
+    read. Every process counts, so that all stop together; one `writes` the file.
     """
 
     def __init__(
-        self, output_dir: str | Path, max_bad_images: float, dataset_size: int | None
+        self,
+        output_dir: str | Path,
+        max_bad_images: float,
+        dataset_size: int | None,
+        writes: bool = True,
     ) -> None:
-        self.path = Path(output_dir) / FILE_NAME
+        self.path, self.writes = Path(output_dir) / FILE_NAME, writes
         self.max_bad_images, self.dataset_size = max_bad_images, dataset_size
         self.kinds: dict[str, str] = {}  # by escaped label
         if self.path.is_file():
@@ -37,10 +42,10 @@ class BadImages:
     def add(self, rejected: Iterable[Rejection], position: int = 0) -> None:
         """Records what is new of `rejected`, from all processes. position: samples drawn so far.
 
-        Raises ValueError once more pictures are unreadable than max_bad_images allows.
+        Raises RunStopped once more pictures are unreadable than max_bad_images allows.
         """
         lines = [line for rejection in rejected if (line := self._line_if_new(rejection))]
-        if lines:
+        if lines and self.writes:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self._open("a") as file:
                 file.writelines(lines)
@@ -65,7 +70,7 @@ class BadImages:
         size = self.dataset_size or max(position, MIN_STREAM_SIZE)
         unreadable = self.counts().get(UNREADABLE, 0)
         if unreadable > self.max_bad_images * size:
-            raise ValueError(
+            raise RunStopped(
                 f"{unreadable} of {size} training images cannot be read, more than "
                 f"--max_bad_images={self.max_bad_images} allows; they are listed in {self.path}. "
                 "Repair or remove them, or raise --max_bad_images"
@@ -78,7 +83,7 @@ class BadImages:
         for line in complete:
             kind, label, _ = line.split("\t")
             self.kinds[label] = kind
-        if complete != lines:  # a run was killed while it wrote
+        if complete != lines and self.writes:  # a run was killed while it wrote
             with self._open("w") as file:
                 file.writelines(complete)
 

@@ -27,6 +27,7 @@ from modules.discriminator import NLayerDiscriminator
 from modules.errors import ArgumentError
 from modules.lean_blocks import make_lean
 from modules.perceptual import LPIPS, build_lpips
+from modules.resampler_start import start_as_resampler
 from modules.schedule import GanSchedule
 from modules.vae_files import load_vae
 
@@ -119,6 +120,8 @@ def make_vae(args: Arguments) -> AutoencoderKL:
     """
     torch.manual_seed(args.optimization.seed)
     vae = _load_or_build(args.model, args.data.resolution)
+    if args.model.vae_init == "resampler":
+        start_as_resampler(vae)
     factor, resolution = downsample_factor(vae), args.data.resolution
     if resolution % factor:
         raise ArgumentError(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import errno
 import logging
 import os
 import sys
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from safetensors import SafetensorError
 
 from modules.arguments import GROUPS, Arguments, require
 from modules.errors import ArgumentError, RunStopped
@@ -44,13 +46,33 @@ def show_messages() -> None:
 def exit_on_mistakes() -> Iterator[None]:
     """What the user can mend ends the program with one message, not with a traceback.
 
-    The exit code is 2 for a mistake in the arguments and 1 for a run that had to stop.
+    The exit code is 2 for a mistake in the arguments and 1 for a run that had to stop, which it
+    also has to when the disk is full or read-only.
     """
     try:
         yield
     except (ArgumentError, RunStopped) as error:
-        print(f"train_vae.py: error: {error}", file=sys.stderr)
+        # A process that loads images hands over its traceback as well; the message comes last.
+        message = str(error).rsplit(f"{type(error).__name__}: ", 1)[-1].strip()
+        print(f"train_vae.py: error: {message}", file=sys.stderr)
         raise SystemExit(2 if isinstance(error, ArgumentError) else 1) from None
+    except (OSError, SafetensorError) as error:
+        if not _is_about_space(error):
+            raise
+        print(
+            f"train_vae.py: error: {error}. Files that were complete before are intact: make room, "
+            "then continue with --resume_from_checkpoint latest",
+            file=sys.stderr,
+        )
+        raise SystemExit(1) from None
+
+
+def _is_about_space(error: Exception) -> bool:
+    """Whether a file could not be written for want of space, quota or permission to write."""
+    numbers = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+    if isinstance(error, OSError):
+        return error.errno in numbers
+    return any(f"(os error {number})" in str(error) for number in numbers)
 
 
 def resolve_arguments(argv: Sequence[str]) -> Arguments:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from modules.errors import ArgumentError
 from modules.samples import Candidate, Sample, SampleMaker, collate
 from modules.seeding import seed_for
 from modules.sources import ImageSource, reduced
@@ -32,12 +33,13 @@ class TrainingImages(Dataset[Sample]):
     """Samples by position in the stream; every epoch is a permutation of the source.
 
     options: as of SampleMaker. A picture that cannot be used is replaced by another one, chosen by
-    (seed, epoch, index, attempt), and named in `rejected`. Raises ValueError for an empty source.
+    (seed, epoch, index, attempt), and named in `rejected`. Raises ArgumentError where
+    the source is empty.
     """
 
     def __init__(self, source: ImageSource, resolution: int, **options: Any) -> None:
         if len(source) == 0:
-            raise ValueError(f"{source.name} has no images to train on")
+            raise ArgumentError(f"{source.name} has no images to train on")
         self.maker = SampleMaker(resolution, **options)
         self.source = reduced(source, self.maker.target)
 

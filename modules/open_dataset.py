@@ -18,6 +18,8 @@ from datasets import (
 from datasets import Image as ImageFeature
 from datasets.exceptions import DatasetsError
 
+from modules.errors import ArgumentError
+
 IMAGE = "image"  # the only column of what is returned here: {"bytes", "path"}, not decoded
 
 
@@ -39,7 +41,7 @@ def load_rows(
 
     name: a Hub id, a local folder that `load_dataset` understands, or one that `save_to_disk`
     wrote. split_flag: the flag that chose the split, if one did.
-    Raises ValueError naming the flag for a dataset, split or column that is not there.
+    Raises ArgumentError naming the flag for a dataset, split or column that is not there.
     """
     where = f"--dataset_name={name}"
     if split_flag is not None:
@@ -60,11 +62,11 @@ def load_rows(
             streaming=streaming,
         )
     except FileNotFoundError as error:
-        raise ValueError(
+        raise ArgumentError(
             f"{where}: {error}; pass a Hub id, or a folder of parquet, webdataset shards or images"
         ) from error
     except (DatasetsError, ConnectionError, ValueError) as error:
-        raise ValueError(f"{where}: {error}") from error
+        raise ArgumentError(f"{where}: {error}") from error
     return _one_column(rows, image_column, where)
 
 
@@ -75,7 +77,7 @@ def _load_saved(name: str, split: str, where: str) -> Dataset | None:
     saved = load_from_disk(name)
     splits = saved if isinstance(saved, DatasetDict) else {str(saved.split or "train"): saved}
     if split not in splits:
-        raise ValueError(f"{where}: there is no split {split!r}; it has {', '.join(splits)}")
+        raise ArgumentError(f"{where}: there is no split {split!r}; it has {', '.join(splits)}")
     return splits[split]
 
 
@@ -86,7 +88,7 @@ def _one_column(
     if column not in features or not _holds_images(features[column]):
         images = [name for name, feature in features.items() if _holds_images(feature)]
         problem = "holds no images" if column in features else "is not a column"
-        raise ValueError(
+        raise ArgumentError(
             f"--image_column={column} {problem} of {where}, which has "
             f"{', '.join(features) or 'no declared columns'}; "
             f"images are in: {', '.join(images) or 'none of them'}"

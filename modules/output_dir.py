@@ -7,7 +7,12 @@ import tempfile
 from pathlib import Path
 
 from modules.arguments import CheckpointArguments
-from modules.checkpoint import checkpoint_steps
+from modules.checkpoint import (
+    DamagedCheckpoint,
+    checkpoint_steps,
+    read_trainer_state,
+    verify,
+)
 from modules.errors import ArgumentError
 
 # What a run leaves behind; anything else in the folder is not ours to delete.
@@ -55,21 +60,30 @@ def clear_output_dir(args: CheckpointArguments) -> None:
 def resume_path(args: CheckpointArguments, newest: Path | None) -> Path | None:
     """The checkpoint to continue from: a path as given, or `newest` for "latest"; None for neither.
 
-    Raises ArgumentError when the path is no checkpoint, or lies before others of the same run:
-    those would be taken for newer ones at the next resume.
+    Raises ArgumentError when the path is no intact checkpoint, or lies before others of the same
+    run: those would be taken for newer ones at the next resume.
     """
-    wanted = args.resume_from_checkpoint
-    if wanted is None or wanted == "latest":
-        return newest if wanted else None
+    wanted, siblings = args.resume_from_checkpoint, Path(args.output_dir) / "checkpoints"
+    if wanted is None:
+        return None
+    if wanted == "latest":
+        if newest is None and checkpoint_steps(siblings):
+            raise ArgumentError(
+                f"--resume_from_checkpoint=latest: every checkpoint in {siblings} is damaged; "
+                "start again in another --output_dir, or here with --overwrite_output_dir alone"
+            )
+        return newest
     path = Path(wanted)
-    if not path.is_dir():
+    try:
+        verify(path)
+    except DamagedCheckpoint as error:
         raise ArgumentError(
-            f"--resume_from_checkpoint={wanted} is not a folder; give one of "
-            f"{Path(args.output_dir) / 'checkpoints'}, or latest"
-        )
-    siblings = Path(args.output_dir) / "checkpoints"
+            f"--resume_from_checkpoint={wanted} is no intact checkpoint: {error}; give one of "
+            f"{siblings}, or latest"
+        ) from error
     if path.resolve().parent == siblings.resolve():
-        later = [s for s in checkpoint_steps(siblings) if s > int(path.name.split("-")[-1])]
+        step = read_trainer_state(path)["step"]
+        later = [later for later in checkpoint_steps(siblings) if later > step]
         if later:
             raise ArgumentError(
                 f"--resume_from_checkpoint={wanted} lies before step {later[0]} of the same run; "

@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from modules.errors import RunStopped
 from modules.images import UnreadableImage, center_crop, flip_horizontal, random_crop
 from modules.images import to_uint8_tensor as to_tensor
 from modules.seeding import seed_for
@@ -76,7 +77,7 @@ class SampleMaker:
     ) -> Sample:
         """The sample at `position`, from the first candidate that can be used.
 
-        Raises ValueError when MAX_ATTEMPTS candidates in a row cannot.
+        Raises RunStopped when MAX_ATTEMPTS candidates in a row cannot.
         """
         rejected: list[Rejection] = []
         for candidate in islice(candidates, MAX_ATTEMPTS):
@@ -91,7 +92,7 @@ class SampleMaker:
             image = to_tensor(self._augment(picture, seed_for(self.seed, "crop", epoch, index)))
             return Sample(image, self._noise(position), upscaled, rejected)
         kinds = Counter(rejection.kind for rejection in rejected)
-        raise ValueError(
+        raise RunStopped(
             f"{len(rejected)} images in a row could not be used: {kinds[UNREADABLE]} unreadable, "
             f"{kinds[TOO_SMALL]} smaller than --min_image_size={self.min_image_size}; the last one "
             f"was {rejected[-1].label} ({rejected[-1].reason}). Check the data, or lower "

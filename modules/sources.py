@@ -15,6 +15,7 @@ from datasets import Dataset, DownloadConfig
 from datasets.utils.file_utils import is_local_path, xopen
 from PIL import Image
 
+from modules.errors import ArgumentError
 from modules.images import UnreadableImage, decode_rgb
 from modules.open_dataset import IMAGE, load_rows
 from modules.seeding import seed_for
@@ -142,10 +143,10 @@ def reduced(source: ImageSource, target: int) -> ImageSource:
 def hold_back(source: ImageSource, num_images: int, seed: int) -> tuple[Subset, Subset]:
     """Splits a source into (training, validation); `num_images` random ones, by seed, validate.
 
-    Raises ValueError when nothing would remain to train on.
+    Raises ArgumentError when nothing would remain to train on.
     """
     if not 1 <= num_images < len(source):
-        raise ValueError(
+        raise ArgumentError(
             f"--num_validation_images={num_images} must be at least 1 and leave something to train "
             f"on: {source.name} has {len(source)} images; lower it or name a validation set"
         )
@@ -162,20 +163,20 @@ def _random_order(size: int, seed: int, use: str) -> np.ndarray:
 
 
 def open_files(paths: Sequence[str | Path], flag: str = "--validation_image") -> FileSource:
-    """The image files that a flag names one by one. Raises ValueError for one that is not there."""
+    """The image files that a flag names one by one. Raises ArgumentError for one not there."""
     for path in paths:
         if not Path(path).is_file():
-            raise ValueError(f"{flag}: {path} is not a file; check the path")
+            raise ArgumentError(f"{flag}: {path} is not a file; check the path")
     return FileSource(paths)
 
 
 def open_folder(folder: str | Path, flag: str = "--train_data_dir") -> FileSource:
     """Every image file below a folder, sorted by path; hidden files are left out, links followed.
 
-    Raises ValueError, naming `flag`, where there is no such folder or no image in it.
+    Raises ArgumentError, naming `flag`, where there is no such folder or no image in it.
     """
     if not Path(folder).is_dir():
-        raise ValueError(f"{flag}={folder} is not a folder; check the path")
+        raise ArgumentError(f"{flag}={folder} is not a folder; check the path")
     files = list(_files_below(folder))
     images = sorted(path for path in files if Path(path).suffix.lower() in SUFFIXES)
     if images:
@@ -184,7 +185,7 @@ def open_folder(folder: str | Path, flag: str = "--train_data_dir") -> FileSourc
     fix = f"it holds {', '.join(packed)} files: pass it as --dataset_name" if packed else (
         f"files must end in {' '.join(sorted(SUFFIXES))}"
     )  # fmt: skip
-    raise ValueError(f"{flag}={folder} holds no images; {fix}")
+    raise ArgumentError(f"{flag}={folder} holds no images; {fix}")
 
 
 def _files_below(folder: str | Path) -> Iterable[str]:
@@ -221,12 +222,12 @@ def open_source(
     dataset_name: "synthetic" (`num_images` of `resolution`, by seed), a Hub id, or a folder of
     parquet, webdataset shards, images, or what `save_to_disk` wrote. Without it, `data_dir` is a
     folder of images. max_samples: a random subset of this size, by seed. data_dir_flag and
-    split_flag: what error messages call the two. Raises ValueError naming the flag and the fix.
+    split_flag: what error messages call the two. Raises ArgumentError naming the flag and the fix.
     """
     if dataset_name == "synthetic":
         source: ImageSource = SyntheticImages(num_images, resolution, seed)
     elif dataset_name is None and data_dir is None:
-        raise ValueError(f"no images: pass --dataset_name or {data_dir_flag}")
+        raise ArgumentError(f"no images: pass --dataset_name or {data_dir_flag}")
     elif dataset_name is None:
         source = open_folder(data_dir, data_dir_flag)
     else:

@@ -2,30 +2,39 @@
 
 There is one order, that of a single reader: shuffled epoch after shuffled epoch. Every worker of
 every process reads all of it and decodes only its own share. So the samples do not depend on the
-number of workers or processes, and a run resumes exactly, at the price of reading: each worker
-passes over all rows (without decoding them), and resuming passes over the current epoch up to where
-the run was, after one whole epoch to learn its length unless the run was still in the first.
+number of workers or processes, and a run resumes exactly (with the same version of `datasets`,
+which orders the shards), at the price of reading: each worker passes over all rows, undecoded, and
+keeps a shuffle buffer; resuming passes over the current epoch up to where the run was, after one
+whole epoch to learn its length unless the run was still in the first.
 """
 
 from __future__ import annotations
 
 import hashlib
+import random
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from itertools import chain, count
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import fsspec.asyn
 from datasets import IterableDataset as Stream
 from PIL import Image
 from torch.utils.data import IterableDataset, get_worker_info
 
+from modules.errors import ArgumentError
 from modules.images import decode_rgb
 from modules.open_dataset import IMAGE
 from modules.samples import Candidate, Sample, SampleMaker
 from modules.seeding import seed_for
 from modules.sources import encoded_image
+
+# Pictures. `datasets` shuffles the shards and reads several at a time, but its buffer is one Arrow
+# array, and fails at 2 GB: it is kept small, and the real one is a list.
+SHARD_MIXING_BUFFER = 32
+
+T = TypeVar("T")
 
 
 class Row(NamedTuple):
@@ -40,9 +49,10 @@ class StreamedImages:
     """What `--streaming` trains on.
 
     stream: encoded pictures, unshuffled, as `load_rows` returns them. name: of the dataset.
-    buffer_size: pictures that the shuffle draws from. options: as of SampleMaker. The augmentation
-    belongs to (seed, epoch, place in the epoch). A picture that cannot be used is replaced by the
-    next one in the stream that can, which then occurs twice, and is named in `rejected`.
+    buffer_size: encoded pictures that the shuffle draws from, held by each worker. options: as of
+    SampleMaker. The augmentation belongs to (seed, epoch, place in the epoch). A picture that cannot
+    be used is replaced by the next one in the stream that can, which then occurs twice, and is named
+    in `rejected`.
     """
 
     def __init__(
@@ -65,7 +75,7 @@ class StreamedImages:
         return StreamReader(self, batch_size, rank, world_size, start_position)
 
     def rows(self, position: int) -> Iterator[Row]:
-        """The rows from `position` on, without end. Raises ValueError for an empty stream."""
+        """The rows from `position` on, without end. Raises ArgumentError for an empty stream."""
         size = None  # of an epoch; known once one has been read
         for epoch in count():
             if size is not None and position >= size:
@@ -76,7 +86,7 @@ class StreamedImages:
                 if offset >= position:
                     yield Row(epoch, offset, cell)
             if offset < 0:
-                raise ValueError(f"--dataset_name={self.name} has no images to train on")
+                raise ArgumentError(f"--dataset_name={self.name} has no images to train on")
             size = offset + 1
             position = max(0, position - size)
 
@@ -84,9 +94,9 @@ class StreamedImages:
         # A shuffle of its own per epoch: `set_epoch` writes to memory that all workers share. And
         # `iter`, because plain iteration hands each worker only some of the shards.
         seed = seed_for(self.maker.seed, "order", epoch)
-        shuffled = self.stream.shuffle(seed=seed, buffer_size=self.buffer_size)
-        for batch in shuffled.iter(batch_size=1):
-            yield batch[IMAGE][0]
+        mixed = self.stream.shuffle(seed=seed, buffer_size=SHARD_MIXING_BUFFER)
+        cells = (batch[IMAGE][0] for batch in mixed.iter(batch_size=1))
+        return _shuffled(cells, self.buffer_size, random.Random(seed))
 
     def sample(self, position: int, row: Row, following: Iterator[Row]) -> Sample:
         """The sample at `position`, from `row` or else from the first usable one of `following`."""
@@ -138,6 +148,19 @@ class StreamReader(IterableDataset[Sample]):
             if batch % num_workers == worker and place // self.batch_size == self.rank:
                 position = self.start_position + number
                 yield self.images.sample(position, row, upcoming.following())
+
+
+def _shuffled(cells: Iterable[T], buffer_size: int, draw: random.Random) -> Iterator[T]:
+    buffer: list[T] = []
+    for cell in cells:
+        if len(buffer) < buffer_size:
+            buffer.append(cell)
+            continue
+        place = draw.randrange(buffer_size)
+        yield buffer[place]
+        buffer[place] = cell
+    draw.shuffle(buffer)
+    yield from buffer
 
 
 class _Lookahead:

@@ -16,6 +16,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
+from modules.errors import ArgumentError
 from modules.ldm_layout import (
     UnknownLayout,
     describe_names,
@@ -60,7 +61,7 @@ def load_vae(
     one file in latent-diffusion's or diffusers' layout, alone or inside a whole checkpoint.
     `revision`, `cache_dir` and `token` concern hub ids; `variant` ("fp16") and `subfolder` concern
     folders and hub ids. `config_overrides` replaces entries of the configuration found, such as a
-    scaling factor that a single file cannot state. Raises ValueError naming the flag, what was
+    scaling factor that a single file cannot state. Raises ArgumentError naming the flag, what was
     found and the fix for everything a user can get wrong.
     """
     path = Path(path_or_id).expanduser()
@@ -74,7 +75,7 @@ def load_vae(
             config, state_dict = _read_source(source, subfolder, variant)
         return _build(config | dict(config_overrides or {}), state_dict)
     except (UnusableModel, UnknownLayout, UnreadableTensors) as error:
-        raise ValueError(f"{FLAG}={path_or_id}: {error}") from error
+        raise ArgumentError(f"{FLAG}={path_or_id}: {error}") from error
 
 
 def save_ldm(vae: AutoencoderKL, path: str | Path, prefix: str = "") -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import runpy
+import shlex
 import socket
 import sys
 import tempfile
@@ -21,14 +22,14 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "train_vae.py"
 PRELOADED = ["train_vae", "torch.utils.tensorboard", "torch._dynamo", "scipy.linalg"]
-TINY = (
+TINY = shlex.split(
     "--resolution 16 --block_out_channels 8 8 8 8 --layers_per_block 1 --norm_num_groups 2 "
     "--no_mid_block_add_attention --disc_hidden_channels 8 --disc_num_groups 4 "
     "--disc_num_layers 1 --perceptual_scale 0 --num_validation_images 4 --num_latent_images 4 "
     "--validation_batch_size 4 --num_grid_images 2 --report_to none --mixed_precision no "
     "--learning_rate 1e-3 --disc_learning_rate 1e-3 --lr_warmup_steps 2 --logging_steps 1"
-).split()
-ADVERSARIAL = "--disc_start 1 --disc_warmup_steps 1 --disc_ramp_steps 2".split()
+)
+ADVERSARIAL = shlex.split("--disc_start 1 --disc_warmup_steps 1 --disc_ramp_steps 2")
 
 
 class Launched:
@@ -86,24 +87,38 @@ def succeed(argv: Sequence[str], **environment: str) -> str:
     return output
 
 
-def launch_together(argv: Sequence[str], num_processes: int) -> list[Launched]:
-    """Starts the processes of one run on the CPU, with the environment that torchrun gives them."""
+def launch_together(
+    argv: Sequence[str],
+    num_processes: int,
+    before: Callable[[], None] | None = None,
+    use_cpu: bool = True,
+) -> list[Launched]:
+    """Starts the processes of one run with the environment that torchrun gives them."""
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         port = str(server.getsockname()[1])
     return [
-        launch(argv, ACCELERATE_USE_CPU="true", MASTER_ADDR="127.0.0.1", MASTER_PORT=port,
-               RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(num_processes),
-               LOCAL_WORLD_SIZE=str(num_processes))
+        launch(
+            argv,
+            before,
+            ACCELERATE_USE_CPU=str(use_cpu).lower(),
+            MASTER_ADDR="127.0.0.1",
+            MASTER_PORT=port,
+            RANK=str(rank),
+            LOCAL_RANK=str(rank),
+            WORLD_SIZE=str(num_processes),
+            LOCAL_WORLD_SIZE=str(num_processes),
+        )
         for rank in range(num_processes)
-    ]  # fmt: skip
+    ]
 
 
 @cache
 def _server() -> multiprocessing.context.BaseContext:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
-    wanted = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    wanted = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1",
+              "PYTHONPATH": str(ROOT)}  # fmt: skip
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted)
     forkserver.ensure_running()

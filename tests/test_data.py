@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -21,11 +22,12 @@ from PIL import Image
 
 from modules.bad_images import BadImages
 from modules.data import PositionSampler, TrainingImages, training_loader
+from modules.errors import RunStopped
 from modules.images import UnreadableImage
 from modules.open_dataset import IMAGE, load_rows
 from modules.samples import MAX_ATTEMPTS, TOO_SMALL, UNREADABLE, Rejection
 from modules.sources import FileSource
-from modules.streaming import StreamedImages
+from modules.streaming import StreamedImages, _shuffled
 
 RESOLUTION = 8
 OPTIONS = {"latent_shape": (4, 2, 2), "seed": 7}
@@ -359,7 +361,7 @@ def test_nothing_but_damaged_pictures_is_an_error_and_not_an_endless_search(make
     dataset = make(5, damaged=tuple(range(5)))
     loader = iter(training_loader(dataset, batch_size=1, num_workers=num_workers))
 
-    with pytest.raises(ValueError, match=f"{MAX_ATTEMPTS} images in a row .* {MAX_ATTEMPTS} unr"):
+    with pytest.raises(RunStopped, match=f"{MAX_ATTEMPTS} images in a row .* {MAX_ATTEMPTS} unr"):
         next(loader)
 
     if num_workers:
@@ -369,7 +371,7 @@ def test_nothing_but_damaged_pictures_is_an_error_and_not_an_endless_search(make
 def test_a_minimum_that_no_picture_reaches_names_the_flag():
     dataset = TrainingImages(Pictures(5), RESOLUTION, min_image_size=100, **OPTIONS)
 
-    with pytest.raises(ValueError, match=f"{MAX_ATTEMPTS} smaller than --min_image_size=100"):
+    with pytest.raises(RunStopped, match=f"{MAX_ATTEMPTS} smaller than --min_image_size=100"):
         batches(dataset, 1)
 
 
@@ -391,6 +393,16 @@ def test_a_stream_needs_no_second_look_at_epochs_it_resumes_beyond(monkeypatch):
 
     assert read == [0, 1000]
     assert len(set(indices(batch))) == 2
+
+
+def test_a_larger_buffer_shuffles_a_stream_further():
+    def distance(buffer_size: int) -> float:
+        cells = list(_shuffled(range(1000), buffer_size, random.Random(0)))
+        assert sorted(cells) == list(range(1000))
+        return np.abs(np.array(cells) - np.arange(1000)).mean()
+
+    assert distance(1) == 0
+    assert 0 < 5 * distance(10) < distance(200) < distance(5000)
 
 
 def test_streamed_files_without_bytes_are_opened_by_path(tmp_path):
@@ -509,7 +521,7 @@ def test_a_resumed_run_names_nothing_twice_and_keeps_counting(tmp_path, caplog):
 
     assert not caplog.messages
     assert resumed.counts() == {UNREADABLE: 1, TOO_SMALL: 1}
-    with pytest.raises(ValueError, match="2 of 100 training images cannot be read"):
+    with pytest.raises(RunStopped, match="2 of 100 training images cannot be read"):
         resumed.add([Rejection("d.png", "cut", UNREADABLE)])
     assert len(resumed.path.read_text().splitlines()) == 3
 
@@ -549,7 +561,7 @@ def test_too_many_unreadable_images_stop_the_run_and_name_the_flag(
 
     record.add([Rejection(f"small {r.label}", "small", TOO_SMALL) for r in bad], position)
     record.add(bad[:10], position)
-    with pytest.raises(ValueError, match=rf"--max_bad_images={fraction} allows; .*bad_images\.txt"):
+    with pytest.raises(RunStopped, match=rf"--max_bad_images={fraction} allows; .*bad_images\.txt"):
         record.add(bad[10:], position)
 
 

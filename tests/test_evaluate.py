@@ -252,6 +252,9 @@ def test_a_file_of_weights_that_is_no_backbone_is_an_error(tmp_path):
     torch.save({"features.0.weight": torch.zeros(8, 3, 3, 3)}, tmp_path / "other.pth")
     with pytest.raises(ValueError, match="is not torchvision's state dict of alexnet, vgg16"):
         open_networks(["lpips"], [str(tmp_path / "other.pth")])
+    torch.save({"features.0.weight": torch.zeros(64, 3, 11, 11)}, tmp_path / "part.pth")
+    with pytest.raises(ValueError, match="is not torchvision's alex state dict"):
+        open_networks(["lpips_alex"], [str(tmp_path / "part.pth")])
     with pytest.raises(ValueError, match="--lpips_weights=/nowhere does not exist"):
         open_networks(["lpips"], ["/nowhere"])
 

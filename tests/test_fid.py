@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -140,7 +142,7 @@ def test_digests_depend_on_pixels_and_shape():
 def test_inception_weights_load_only_as_plain_tensors(tmp_path):
     class Harmful:
         def __reduce__(self):
-            return (print, ("executed",))
+            return (os.mkdir, (str(tmp_path / "executed"),))
 
     with pytest.raises(ValueError, match="--inception_weights=/nowhere does not exist"):
         build_inception("/nowhere")
@@ -149,6 +151,7 @@ def test_inception_weights_load_only_as_plain_tensors(tmp_path):
     for name in ("harmful.pth", "other.pth"):
         with pytest.raises(ValueError, match="is not torch-fidelity's Inception state dict"):
             build_inception(str(tmp_path / name))
+    assert not (tmp_path / "executed").exists()
 
 
 def test_inception_loads_from_a_file_and_gives_2048_features(tmp_path, monkeypatch):

@@ -108,7 +108,7 @@ def test_scale_alone_is_latent_diffusions_factor_and_clears_what_is_stale():
 def test_dead_channels_are_noise_or_constants_and_small_live_ones_are_not():
     mean, logvar = posterior()
     mean[:, 0], logvar[:, 0] = 0.01 * mean[:, 0], 0.0  # its noise is 100 times its signal
-    mean[:, 1], logvar[:, 1] = 5.0, -30.0  # constant, and sure of it
+    mean[:, 1], logvar[:, 1] = 5.0 + 1e-4 * mean[:, 1], -30.0  # all but constant, and sure of it
     mean[:, 2], logvar[:, 2] = 0.2 * mean[:, 2], -20.0  # small, but all signal
     assert accumulate(mean, logvar).dead_channels == [0, 1]
 

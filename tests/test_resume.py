@@ -262,6 +262,14 @@ def test_a_damaged_checkpoint_given_by_path_is_refused(stopped, pictures, damage
     assert damaged.name in message
 
 
+def test_a_run_whose_every_checkpoint_is_damaged_is_not_begun_again(stopped, pictures):
+    for step in (2, 4, 6):
+        lose_a_file(checkpoint(stopped, step))
+    before = (stopped / "metrics.jsonl").read_bytes()
+    assert "every checkpoint in" in refused(flags(pictures, stopped, *RESUME))
+    assert (stopped / "metrics.jsonl").read_bytes() == before
+
+
 def test_a_path_that_is_no_checkpoint_is_refused(stopped, pictures, tmp_path):
     for path in (stopped / "checkpoints" / "step-7", stopped / "samples", stopped / "checkpoints"):
         message = refused(flags(pictures, stopped, "--resume_from_checkpoint", str(path)))
