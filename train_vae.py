@@ -33,6 +33,7 @@ if __name__ == "__main__":
     arguments = parse_arguments()  # before the slow imports: a mistyped flag is answered at once
 
 import sys
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -311,25 +312,26 @@ def main(args: Arguments) -> None:
         stop=StopRequest(),
     )
 
-    # Resume, or measure what training starts from.
-    newest = newest_checkpoint(output_dir / "checkpoints")
-    checkpoint = resume_path(args.checkpoints, newest)
-    if checkpoint is not None:
-        resume(run, checkpoint, data.size)
-    watch.journal.start_at(run.step)
-    if checkpoint is None:
-        validate(run, watch)
-    if accelerator.is_main_process:  # not before: a refused resume leaves the old one as it was
-        (output_dir / "train_config.yaml").write_text(to_yaml(args), encoding="utf-8")
+    with closing(watch.journal):
+        # Resume, or measure what training starts from.
+        newest = newest_checkpoint(output_dir / "checkpoints")
+        checkpoint = resume_path(args.checkpoints, newest)
+        if checkpoint is not None:
+            resume(run, checkpoint, data.size)
+        watch.journal.start_at(run.step)
+        if checkpoint is None:
+            validate(run, watch)
+        if accelerator.is_main_process:  # not before: a refused resume leaves the old one as it was
+            (output_dir / "train_config.yaml").write_text(to_yaml(args), encoding="utf-8")
 
-    # Train and export.
-    shape = latent_shape(vae.vae, args.data.resolution)
-    run.loader = make_loader(args, data, shape, accelerator, run.samples)
-    if train(run, watch):
-        export(run, watch)
-        if repository is not None and accelerator.is_main_process:
-            upload(args.logging, output_dir, repository)
-    accelerator.end_training()
+        # Train and export.
+        shape = latent_shape(vae.vae, args.data.resolution)
+        run.loader = make_loader(args, data, shape, accelerator, run.samples)
+        if train(run, watch):
+            export(run, watch)
+            if repository is not None and accelerator.is_main_process:
+                upload(args.logging, output_dir, repository)
+        accelerator.end_training()
 
 
 if __name__ == "__main__":

@@ -171,7 +171,8 @@ def _axis_ticks(scale: _Scale, count: int) -> list[float]:
     powers = range(math.floor(math.log10(scale.low)), math.ceil(math.log10(scale.high)) + 1)
     factors = (1, 2, 5) if len(powers) <= 3 else (1,)
     decades = [factor * 10.0**power for power in powers for factor in factors]
-    return [value for value in decades if scale.low <= value <= scale.high]
+    inside = [value for value in decades if scale.low <= value <= scale.high]
+    return inside if len(inside) > 1 else ticks(scale.low, scale.high, count)
 
 
 def _axes(x_scale: _Scale | None, y_scale: _Scale, x_label: str, y_label: str) -> str:
@@ -199,7 +200,10 @@ def tick_text(value: float) -> str:
     for limit, unit in ((1e6, "M"), (1e4, "k")):
         if size >= limit:
             return f"{value / (1e6 if unit == 'M' else 1e3):.4g}{unit}"
-    return f"{value:.0e}".replace("e-0", "e-") if size < 1e-3 else f"{value:.4g}"
+    if size >= 1e-3:
+        return f"{value:.4g}"
+    mantissa, exponent = f"{value:.1e}".split("e")
+    return f"{float(mantissa):g}e{int(exponent)}"
 
 
 def _line(

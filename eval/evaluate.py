@@ -72,20 +72,31 @@ def evaluate_reconstruction(
             stack.enter_context(codec.prepared(device))
         for batch in batches:
             record.add(batch)
-            if batch.positions:
-                originals = batch.images.to(device)
-                if fid:
-                    fid.add_originals(originals, batch.count)
-                for label, tally in tallies.items():
-                    output = tally.add(batch, originals, networks, protocol)
-                    if fid:
-                        fid.add_reconstructions(label, output, batch.count)
+            if batch.count:
+                _add(batch, batch.images.to(device), tallies, networks, protocol, fid)
         unreadable, content = record.finish()
         distances = fid.finish(content, batches) if fid else {}
     return {
         label: tally.finish(unreadable, content, missing, distances.get(label))
         for label, tally in tallies.items()
     }
+
+
+def _add(
+    batch: Batch,
+    originals: Tensor,
+    tallies: Mapping[str, Tally],
+    networks: Mapping[str, nn.Module],
+    protocol: Protocol,
+    fid: StreamedFID | None,
+) -> None:
+    """One batch through every model, and through Inception where rFID is measured."""
+    if fid:
+        fid.add_originals(originals, batch.count)
+    for label, tally in tallies.items():
+        output = tally.add(batch, originals, networks, protocol)
+        if fid:
+            fid.add_reconstructions(label, output, batch.count)
 
 
 class _Record:
@@ -96,6 +107,7 @@ class _Record:
         self.unreadable: list[tuple[int, str]] = []
 
     def add(self, batch: Batch) -> None:
+        """Notes a batch of this process."""
         self.unreadable += batch.unreadable
         for position, digest in zip(batch.positions, batch.digests, strict=True):
             self.digests[position] = digest

@@ -47,7 +47,7 @@ class OwnBatches:
         rank, world_size = process_index_and_count()
         total = len(images)
         self.reader = _Reader(images, range(rank, total, world_size))
-        self.batch_size = min(batch_size, total)
+        self.batch_size = max(1, min(batch_size, total))
         self.num_workers = num_workers
         self.progress = progress and rank == 0
 

@@ -106,8 +106,7 @@ def measure(
         progress=progress,
     )
     seconds = time.perf_counter() - start
-    rank, world_size = process_index_and_count()
-    if rank != 0:
+    if process_index_and_count()[0] != 0:
         return None
     chosen = {p for found in evaluations.values() for p in worst_positions(found, num_worst)}
     errors = np.stack([found.per_image["mse"] for found in evaluations.values()])
@@ -124,14 +123,7 @@ def measure(
         protocol=protocol,
         samples=kept_samples(evaluations),
         worst=reconstruct_selected(models, images, order, protocol, device),
-        run={
-            "seconds": seconds,
-            "images_per_second": len(images) / seconds,
-            "peak_memory_mib": _peak_memory_mib(device),
-            "processes": world_size,
-            "device": _device_name(device),
-            "batch_size": batch_size,
-        },
+        run=_run_data(device, seconds, len(images), batch_size),
     )
 
 
@@ -212,6 +204,19 @@ def worst_images(result: Result, evaluation: Evaluation, count: int = 8) -> list
         }
         for position in worst_positions(evaluation, count)
     ]
+
+
+def _run_data(
+    device: torch.device, seconds: float, num_images: int, batch_size: int
+) -> dict[str, Any]:
+    return {
+        "seconds": seconds,
+        "images_per_second": num_images / seconds,
+        "peak_memory_mib": _peak_memory_mib(device),
+        "processes": process_index_and_count()[1],
+        "device": _device_name(device),
+        "batch_size": batch_size,
+    }
 
 
 def _peak_memory_mib(device: torch.device) -> float:

@@ -15,6 +15,8 @@ from eval.evaluate import evaluate_reconstruction
 from eval.grid import comparison_grid
 from eval.protocol import Protocol, ProtocolImages
 from eval.results import Evaluation
+from modules.errors import ArgumentError
+from modules.images import UnreadableImage
 from modules.latents import LatentStatistics
 from modules.sources import ImageSource
 
@@ -34,7 +36,10 @@ class ValidationResult:
 
 
 class Validation:
-    """A fixed set of images under the evaluation protocol; the same numbers as `python -m eval`."""
+    """A fixed set of images under the evaluation protocol; the same numbers as `python -m eval`.
+
+    Raises ArgumentError when none of them can be read.
+    """
 
     def __init__(
         self,
@@ -50,6 +55,11 @@ class Validation:
     ) -> None:
         self.protocol = Protocol(resolution=resolution)
         self.images = ProtocolImages(source, self.protocol, num_images)
+        if not any(self._is_readable(position) for position in range(len(self.images))):
+            raise ArgumentError(
+                f"none of the {len(self.images)} validation images of {source.name} can be read; "
+                "check --validation_image, --validation_data_dir or --validation_split"
+            )
         self.lpips = {} if lpips is None else {lpips_backbone: lpips}
         self.batch_size = batch_size
         self.num_grid_images = num_grid_images
@@ -57,6 +67,13 @@ class Validation:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def _is_readable(self, position: int) -> bool:
+        try:
+            self.images[position]
+        except UnreadableImage:
+            return False
+        return True
 
     def improves(self, metrics: dict[str, float], best: dict[str, float], name: str) -> bool:
         """Whether `metrics` are finite and better than `best` in "psnr", "ssim" or "lpips"."""

@@ -62,8 +62,8 @@ def make_accelerator(args: Arguments) -> Accelerator:
             "Without GPUs set ACCELERATE_USE_CPU=true and launch with torchrun"
         )
     _limit_memory(args.precision.memory_limit_gb, accelerator)
-    torch.backends.cuda.matmul.allow_tf32 = args.precision.allow_tf32
-    torch.backends.cudnn.allow_tf32 = args.precision.allow_tf32
+    for operation in (torch.backends.cuda.matmul, torch.backends.cudnn.conv):
+        operation.fp32_precision = "tf32" if args.precision.allow_tf32 else "ieee"
     return accelerator
 
 
@@ -174,7 +174,7 @@ def _from_config(args: ModelArguments) -> AutoencoderKL:
     except (OSError, ValueError) as error:
         raise ArgumentError(
             f"--model_config_name_or_path={source} is neither a config.json, nor a folder with "
-            f"one, nor a model on the hub that can be reached ({error})"
+            f"one, nor a model on the hub that can be reached ({str(error).splitlines()[0]})"
         ) from error
     if config.get("_class_name", "AutoencoderKL") != "AutoencoderKL":
         raise ArgumentError(

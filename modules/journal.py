@@ -74,4 +74,5 @@ class Journal:
 
     def close(self) -> None:
         """Ends the bar, so that what is printed next starts on its own line."""
-        self.bar.close()
+        if self.bar is not None:
+            self.bar.close()

@@ -50,9 +50,9 @@ class StreamedImages:
 
     stream: encoded pictures, unshuffled, as `load_rows` returns them. name: of the dataset.
     buffer_size: encoded pictures that the shuffle draws from, held by each worker. options: as of
-    SampleMaker. The augmentation belongs to (seed, epoch, place in the epoch). A picture that cannot
-    be used is replaced by the next one in the stream that can, which then occurs twice, and is named
-    in `rejected`.
+    SampleMaker. The augmentation belongs to (seed, epoch, place in the epoch). A picture that is
+    no use is replaced by the next good one in the stream, which then occurs twice, and is named in
+    `rejected`.
     """
 
     def __init__(

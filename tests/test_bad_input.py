@@ -190,7 +190,7 @@ def test_a_disk_that_fills_up_leaves_the_checkpoints_before(tmp_path):
 
 
 def test_a_file_that_cannot_be_finished_leaves_the_checkpoints_before(tmp_path):
-    argv = flags(tmp_path, "--dataset_name", "synthetic", "--max_train_steps", 1)
+    argv = flags(tmp_path, "--num_validation_images", 0, "--max_train_steps", 1)
     succeed(argv)
     more = [*argv, "--max_train_steps", "2", "--resume_from_checkpoint", "latest"]
     message = last_words(more, 1, allow_small_files_only)
@@ -248,7 +248,8 @@ def test_a_validation_image_that_cannot_be_read(tmp_path):
     file = tmp_path / "damaged.png"
     file.write_bytes(b"no picture")
     message = last_words(flags(tmp_path / "run", "--validation_image", file))
-    assert "none of 1 images could be read" in message
+    assert "none of the 1 validation images of files can be read" in message
+    assert "check --validation_image" in message
 
 
 @pytest.mark.parametrize("streaming", [[], ["--streaming", "--shuffle_buffer_size", "4"]])

@@ -198,6 +198,8 @@ def test_unreadable_images_are_named_and_left_out():
     kept = evaluate(open_codec("jpeg:10"), images[[1, 2, 3, 5]])
     assert found["model"].unreadable == {0: "damaged on purpose", 4: "damaged on purpose"}
     assert found["model"].summary() == kept["model"].summary()
+    with pytest.raises(ValueError, match="the set is empty"):
+        evaluate(open_codec("identity"), images[:0])
     with pytest.raises(ValueError, match="none of 2 images could be read"):
         evaluate(open_codec("identity"), TensorImages(images[:2], damaged=[0, 1]))
 

@@ -178,6 +178,11 @@ def test_the_terminal_table_is_aligned_and_marks_the_best():
     assert best_models(evaluations, "kl") == set()
 
 
+def test_the_identity_does_not_compete():
+    models = {name: open_codec(name) for name in ("identity", "jpeg:10", "jpeg:80")}
+    assert best_models(found(**models), "psnr") == {"jpeg:80"}
+
+
 def test_markdown_has_one_row_a_model_and_the_best_in_bold():
     lines = markdown_table(found()).splitlines()
     assert len(lines) == 4
