@@ -32,9 +32,11 @@ from modules.command_line import (
 if __name__ == "__main__":
     arguments = parse_arguments()  # before the slow imports: a mistyped flag is answered at once
 
+import logging
 import sys
 from contextlib import closing
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -74,6 +76,8 @@ from modules.reduce import gather_from_processes
 from modules.run import Run
 from modules.signals import StopRequest
 from modules.update import backward_through, loss_scale
+
+logger = logging.getLogger("modules.train_vae")
 
 
 @dataclass(frozen=True)
@@ -174,8 +178,19 @@ def log(run: Run, watch: Watch) -> None:
     rejected, run.rejected = run.rejected, []
     watch.bad_images.add(gather_from_processes(rejected), run.samples)
     means = run.meter.flush() | run.guard.check() | run.learning_rates()
+    if means["upscaled"]:
+        warn_of_upscaling(run.args.data.resolution)
     watch.journal.write(run.step, {f"train/{name}": value for name, value in means.items()})
     watch.journal.show(means)
+
+
+@cache
+def warn_of_upscaling(resolution: int) -> None:
+    """Says once that some images were too small; their share is logged as train/upscaled."""
+    logger.warning(
+        "some training images are smaller than %d pixels and are enlarged, which teaches blur; "
+        "their share is train/upscaled, --min_image_size %d drops them", resolution, resolution,
+    )  # fmt: skip
 
 
 def validate(run: Run, watch: Watch) -> None:
@@ -286,7 +301,7 @@ def main(args: Arguments) -> None:
     check_output_dir(args.checkpoints)
     vae = TrainableVAE(make_vae(args), args.model.decoder_only)
     if args.dry_run:
-        print(to_yaml(args), banner(args, vae.vae, "not opened in a dry run", "any", "?"), sep="\n")
+        print(to_yaml(args), banner(args, vae.vae), sep="\n")
         return
     data = open_data(args)
 
@@ -298,7 +313,7 @@ def main(args: Arguments) -> None:
         repository = make_repository(args.logging, output_dir)
         situation = f"{accelerator.num_processes} x {accelerator.device.type}, "
         situation += f"precision {accelerator.mixed_precision}"
-        text = banner(args, vae.vae, data.describe(args), situation, f"{run.max_train_steps:,}")
+        text = banner(args, vae.vae, data.describe(args), situation, run.max_train_steps)
         print(text, file=sys.stderr)
     accelerator.wait_for_everyone()
     accelerator.init_trackers(args.logging.tracker_project_name, config=for_trackers(args))

@@ -11,11 +11,20 @@ from modules.arguments import Arguments, DiscriminatorArguments
 from modules.autoencoder import describe, latent_shape
 
 
-def banner(args: Arguments, vae: AutoencoderKL, training: str, situation: str, steps: str) -> str:
+def banner(
+    args: Arguments,
+    vae: AutoencoderKL,
+    training: str = "not opened in a dry run",
+    situation: str = "not looked for in a dry run",
+    max_train_steps: int | None = None,
+) -> str:
     """Model, data, batch, schedule and output of the run, as an aligned block of text.
 
-    training: the images. situation: processes, device and precision. steps: how many.
+    training: the images. situation: processes, device and precision. max_train_steps: None if the
+    data decides and has not been opened.
     """
+    max_train_steps = max_train_steps or args.optimization.max_train_steps
+    steps = "?" if max_train_steps is None else f"{max_train_steps:,}"
     opt, losses = args.optimization, args.losses
     shape = " x ".join(map(str, latent_shape(vae, args.data.resolution)))
     perceptual = f" + {losses.perceptual_scale:g} LPIPS-{losses.lpips_backbone}"
@@ -27,7 +36,7 @@ def banner(args: Arguments, vae: AutoencoderKL, training: str, situation: str, s
         f"{opt.gradient_accumulation_steps} accumulated on each device",
         "Objective": losses.rec_loss + (perceptual if losses.perceptual_scale else "")
         + f" + {losses.kl_scale:g} KL",
-        "GAN": _gan(args.discriminator) if args.discriminator.enabled else "off",
+        "GAN": _gan(args.discriminator, max_train_steps) if args.discriminator.enabled else "off",
         "Device": situation,
         "Output": _output(args, vae),
     }  # fmt: skip
@@ -35,7 +44,9 @@ def banner(args: Arguments, vae: AutoencoderKL, training: str, situation: str, s
     return "\n".join(f"{name:>{width}}  {text}" for name, text in lines.items())
 
 
-def _gan(disc: DiscriminatorArguments) -> str:
+def _gan(disc: DiscriminatorArguments, max_train_steps: int | None) -> str:
+    if max_train_steps is not None and disc.disc_start >= max_train_steps:
+        return f"never starts: --disc_start={disc.disc_start} lies after the last step"
     felt = disc.disc_start + disc.disc_warmup_steps
     return (
         f"discriminator trains from step {disc.disc_start}, is felt from {felt}, "

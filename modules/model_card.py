@@ -73,8 +73,8 @@ def _metrics(validations: list[dict[str, float]]) -> str:
         return "No validation images were set aside, so there are no metrics."
     first, last = validations[0], validations[-1]
     names = [name.removeprefix("val/") for name in last if name.startswith("val/")]
-    rows = [
-        f"| {name} | {first[f'val/{name}']:.4g} | {last[f'val/{name}']:.4g} |"
+    rows = [  # a metric may be missing at first: --perceptual_scale can change at a resume
+        f"| {name} | {_number(first, name)} | {_number(last, name)} |"
         for name in names
         if name not in ("num_images", "nan_images")
     ]
@@ -84,6 +84,11 @@ def _metrics(validations: list[dict[str, float]]) -> str:
         "|---|---|---|",
         *rows,
     ])  # fmt: skip
+
+
+def _number(row: dict[str, float], name: str) -> str:
+    value = row.get(f"val/{name}")
+    return "not measured" if value is None else f"{value:.4g}"
 
 
 def _latents(vae: AutoencoderKL, latents: LatentStatistics | None) -> str:

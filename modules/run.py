@@ -70,6 +70,8 @@ class Run:
         self.rejected += batch["rejected"]
         self.meter.count_images(len(batch["images"]))
         images = normalize(batch["images"].to(device, non_blocking=True))
+        upscaled = batch["upscaled"].to(device, non_blocking=True)
+        self.meter.add(upscaled=upscaled / len(images))
         images = images.contiguous(memory_format=torch.channels_last)
         return images, batch["noise"].to(device, non_blocking=True)
 

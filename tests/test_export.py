@@ -12,7 +12,9 @@ from launching import TINY, succeed
 from safetensors.torch import load_file
 
 from modules.autoencoder import build_autoencoder
+from modules.command_line import resolve_arguments
 from modules.export import export_vae
+from modules.model_card import write_model_card
 from modules.vae_files import load_vae
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -140,3 +142,12 @@ def test_an_export_that_fails_leaves_the_old_one(vae, tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space"):
         export_vae(vae, tmp_path, scaling_factor=3.0)
     assert before == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+
+def test_a_metric_that_was_not_measured_from_the_start_does_not_cost_the_card(vae, tmp_path):
+    counts = {"val/num_images": 4, "val/nan_images": 0}
+    first = {"step": 0, "val/psnr": 10.0, **counts}
+    last = {"step": 9, "val/psnr": 20.0, "val/lpips_vgg": 0.5, **counts}
+    write_model_card(tmp_path, resolve_arguments([]), vae, steps=9, data="pictures", latents=None,
+                     validations=[first, last])  # fmt: skip
+    assert "| lpips_vgg | not measured | 0.5 |" in (tmp_path / "README.md").read_text()

@@ -193,7 +193,8 @@ def test_a_checkpoint_that_was_not_finished_is_never_taken(uninterrupted, stoppe
     unfinished = checkpoint(stopped, 8).with_name(".partial-step-000008")
     shutil.copytree(checkpoint(stopped, 6), unfinished)
     assert checkpoint_steps(stopped / "checkpoints") == [2, 4, 6]
-    succeed(flags(pictures, stopped, *RESUME))
+    output = succeed(flags(pictures, stopped, *RESUME))
+    assert f"Resumed from {checkpoint(stopped, 6)} at step 6" in output  # the newest
     assert not unfinished.exists()
     assert_equal_runs(stopped, uninterrupted)
 

@@ -125,6 +125,7 @@ def test_a_streamed_dataset_of_any_kind_gives_the_same_pictures(write, column, t
 
     stream = load_rows(str(folder), image_column=column, streaming=True)
 
+    assert isinstance(stream, datasets.IterableDataset)
     rows = [batch[IMAGE][0] for batch in stream.iter(batch_size=1)]
     contents = [encoded_image(row) for row in rows]
     loaded = {c if isinstance(c, bytes) else Path(c).read_bytes() for c in contents}
