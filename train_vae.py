@@ -64,6 +64,7 @@ from modules.checkpoint import newest_checkpoint, save_checkpoint
 from modules.compilation import compile_networks
 from modules.ema import ExponentialMovingAverage
 from modules.export import export_everything, export_vae, latent_config
+from modules.gan_guard import GanGuard
 from modules.guard import FiniteGuard
 from modules.hub import make_repository, upload
 from modules.journal import Journal
@@ -109,7 +110,7 @@ def train(run: Run, watch: Watch) -> bool:
             return True
         vae_turn = run.schedule.trains_vae(run.step)
         disc_turn = run.schedule.trains_discriminator(run.step)
-        share = run.schedule.adversarial_share(run.step)
+        share = run.adversarial_share()
         images, noise = run.to_device(batch)
 
         with accelerator.accumulate(run.vae, run.discriminator):
@@ -162,12 +163,12 @@ def train(run: Run, watch: Watch) -> bool:
 def look_around(run: Run, watch: Watch) -> bool:
     """Between two optimizer steps: logs, validates and saves when due; False if asked to stop."""
     args, last = run.args, run.step == run.max_train_steps
-    stop = watch.stop.agreed()
     watch.journal.advance()
     if run.step % args.logging.logging_steps == 0 or last:
         log(run, watch)
     if run.step % args.validation.validation_steps == 0 or last:
         validate(run, watch)
+    stop = watch.stop.agreed()
     if run.step % args.checkpoints.checkpointing_steps == 0 or last or stop:
         save(run, watch)
     return last or not stop
@@ -175,9 +176,9 @@ def look_around(run: Run, watch: Watch) -> bool:
 
 def log(run: Run, watch: Watch) -> None:
     """Writes the means since the last row; the only place of the loop where the host waits."""
-    rejected, run.rejected = run.rejected, []
-    watch.bad_images.add(gather_from_processes(rejected), run.samples)
+    name_bad_images(run, watch)
     means = run.meter.flush() | run.guard.check() | run.learning_rates()
+    means |= run.gan_guard.judge(means)
     if means["upscaled"]:
         warn_of_upscaling(run.args.data.resolution)
     watch.journal.write(run.step, {f"train/{name}": value for name, value in means.items()})
@@ -191,6 +192,12 @@ def warn_of_upscaling(resolution: int) -> None:
         "some training images are smaller than %d pixels and are enlarged, which teaches blur; "
         "their share is train/upscaled, --min_image_size %d drops them", resolution, resolution,
     )  # fmt: skip
+
+
+def name_bad_images(run: Run, watch: Watch) -> None:
+    """Lists the images that no process could use since the last time; stops if they are many."""
+    rejected, run.rejected = run.rejected, []
+    watch.bad_images.add(gather_from_processes(rejected), run.samples)
 
 
 def validate(run: Run, watch: Watch) -> None:
@@ -215,6 +222,7 @@ def validate(run: Run, watch: Watch) -> None:
 
 def save(run: Run, watch: Watch) -> None:
     """Writes a checkpoint from which the run continues bit for bit."""
+    name_bad_images(run, watch)
     save_checkpoint(
         run.accelerator,
         run.output_dir / "checkpoints",
@@ -274,6 +282,7 @@ def make_run(args: Arguments, vae: TrainableVAE, num_train_images: int | None) -
         max_train_steps=steps,
         meter=Meter(accelerator),
         guard=FiniteGuard(accelerator, args.optimization.max_skipped_steps),
+        gan_guard=GanGuard(args.discriminator.gan_guard, args.discriminator.disc_weight_max),
     )
 
 
@@ -320,11 +329,13 @@ def main(args: Arguments) -> None:
     watch = Watch(
         data=data,
         validation=make_validation(run, data),
-        journal=Journal(accelerator, output_dir, run.max_train_steps),
+        journal=Journal(
+            accelerator, output_dir, run.max_train_steps, args.validation.validation_steps
+        ),
         bad_images=BadImages(
             output_dir, args.data.max_bad_images, data.size, accelerator.is_main_process
         ),
-        stop=StopRequest(),
+        stop=StopRequest(args.precision.ddp_timeout),
     )
 
     with closing(watch.journal):

@@ -4,6 +4,9 @@ python -m eval reconstruction --model runs/mine jpeg:50 downsample:8 --data phot
 python -m eval latents --model runs/mine --data photos/ --write
 python -m eval precision --model runs/mine --data photos/
 torchrun --nproc_per_node 2 -m eval reconstruction --model runs/mine --data photos/
+python -m eval benchmark --recipe 8gb --compare textbook --random_lpips
+python -m eval memory --recipe 8gb
+python -m eval loader
 """
 
 from __future__ import annotations
@@ -39,6 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
             help=module.HELP,
             description=module.__doc__,
             formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+            allow_abbrev=False,  # --resolution is the script's, --resolutions a command's
         )
         module.add_arguments(subparser)
         subparser.set_defaults(run=module.run)
@@ -47,7 +51,12 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; 0 if all is well, 2 for what the user must mend, 1 as the command says."""
-    args = build_parser().parse_args(argv)
+    parser = build_parser()
+    args, training_flags = parser.parse_known_args(argv)
+    if hasattr(args, "training_flags"):
+        args.training_flags = training_flags  # checked by the command, as the script does
+    elif training_flags:
+        parser.error(f"unrecognized arguments: {' '.join(training_flags)}")
     try:
         return args.run(args)
     except ValueError as error:

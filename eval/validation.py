@@ -81,7 +81,7 @@ class Validation:
         sign = -1.0 if name == "lpips" else 1.0
         if metrics["nan_images"] or math.isnan(metrics[key]):
             return False
-        return not best or sign * metrics[key] > sign * best[key]
+        return key not in best or sign * metrics[key] > sign * best[key]
 
     def run(self, vae: AutoencoderKL) -> ValidationResult:
         """Evaluates `vae` in float32. Collective: every process takes its share of the images."""

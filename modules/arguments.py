@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
+from pathlib import PurePath
 from typing import Any
 
 from modules.errors import ArgumentError
@@ -196,6 +197,12 @@ class DiscriminatorArguments:
     disc_weight_max: float = flag(
         1e4, "clamp of the adaptive weight, in latent-diffusion's convention (summed loss)"
     )
+    gan_guard: bool = flag(
+        False,
+        "halve the adversarial term at every log point while the adaptive weight sits on its clamp "
+        "or the discriminator's logits explode, and double it again afterwards; without this only "
+        "a warning and train/gan_alarm tell",
+    )
     disc_norm_type: str = flag(
         "spectral_group",
         "normalisation in the discriminator; batch needs 2 images per device",
@@ -249,7 +256,9 @@ class OptimizationArguments:
         choices=("linear", "cosine", "cosine_with_restarts", "polynomial", "constant",
                  "constant_with_warmup"),
     )  # fmt: skip
-    lr_warmup_steps: int = flag(500, "updates over which each learning rate rises from 0")
+    lr_warmup_steps: int = flag(
+        500, "updates over which each learning rate rises from 0; the schedule constant has none"
+    )
     lr_num_cycles: int = flag(1, "restarts of cosine_with_restarts")
     lr_power: float = flag(1.0, "power of the polynomial schedule")
     adam_beta1: float = flag(0.9, "AdamW's beta1, both networks")
@@ -309,6 +318,14 @@ class PrecisionArguments:
     perceptual_slice_size: int | None = flag(
         None, "images that LPIPS looks at together; fewer need less memory; by default all"
     )
+    deterministic: bool = flag(
+        False,
+        "use only GPU kernels that give the same bits every time, slower: the same seed and number "
+        "of processes then repeat a run exactly, as they do on the CPU in any case",
+    )
+    ddp_timeout: float = flag(
+        1800, "seconds that processes wait for one of them before the run ends with an error"
+    )
     memory_limit_gb: float | None = flag(
         None, "most memory PyTorch may take on each GPU: shows whether a run fits a smaller card"
     )
@@ -322,6 +339,7 @@ class PrecisionArguments:
         at_least(self, 1, "perceptual_slice_size")
         limit = self.memory_limit_gb
         require(limit is None or limit > 0, "memory_limit_gb", limit, "must be positive")
+        require(self.ddp_timeout > 0, "ddp_timeout", self.ddp_timeout, "must be positive")
         if self.gradient_checkpointing and self.recompute == "norm":
             raise ArgumentError(
                 "--gradient_checkpointing means --recompute=full; drop one of the two"
@@ -406,6 +424,10 @@ class LoggingArguments:
 
     def __post_init__(self) -> None:
         at_least(self, 1, "logging_steps")
+        for name in ("logging_dir", "tracker_project_name"):
+            path = PurePath(getattr(self, name))
+            require(not path.is_absolute() and ".." not in path.parts, name, path,
+                    "must lie inside --output_dir: give a relative path without ..")  # fmt: skip
         if self.report_to in ("wandb", "all") and self.hub_token is not None:
             raise ArgumentError(
                 f"--hub_token cannot be used with --report_to={self.report_to}, which could expose "

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import os
+from datetime import timedelta
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
-from accelerate.utils import ProjectConfiguration
+from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration
 from diffusers import AutoencoderKL
 from diffusers.optimization import get_scheduler
 from torch import nn
@@ -23,6 +24,7 @@ from modules.arguments import (
     nearest_multiple,
 )
 from modules.autoencoder import build_autoencoder, downsample_factor
+from modules.determinism import make_deterministic
 from modules.discriminator import NLayerDiscriminator
 from modules.errors import ArgumentError
 from modules.lean_blocks import make_lean
@@ -39,6 +41,8 @@ def make_accelerator(args: Arguments) -> Accelerator:
     when the precision does not suit the device, or when a tracker's package is missing.
     """
     output_dir = Path(args.checkpoints.output_dir)
+    if args.precision.deterministic:
+        make_deterministic()
     try:
         accelerator = Accelerator(
             mixed_precision=args.precision.mixed_precision,
@@ -46,6 +50,9 @@ def make_accelerator(args: Arguments) -> Accelerator:
             # Stepped once for each update by hand; accelerate would step them once a process.
             step_scheduler_with_optimizer=False,
             log_with=_trackers(args.logging.report_to) or None,
+            kwargs_handlers=[
+                InitProcessGroupKwargs(timeout=timedelta(seconds=args.precision.ddp_timeout))
+            ],
             project_config=ProjectConfiguration(
                 project_dir=str(output_dir), logging_dir=str(output_dir / args.logging.logging_dir)
             ),

@@ -12,6 +12,7 @@ import hashlib
 import json
 import logging
 import os
+import pickle
 import re
 import shutil
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import gather_object, load
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -75,6 +76,13 @@ def verify(path: Path) -> None:
             raise DamagedCheckpoint(f"{path / name} is damaged: its checksum does not match")
 
 
+def clear_debris(folder: Path) -> None:
+    """Deletes what a process left that was killed while it wrote or removed a checkpoint."""
+    for pattern in (".partial-step-*", ".deleted-step-*"):
+        for path in folder.glob(pattern):
+            shutil.rmtree(path)
+
+
 def save_checkpoint(
     accelerator: Accelerator,
     folder: Path,
@@ -92,7 +100,7 @@ def save_checkpoint(
     partial = folder / f".partial-{final.name}"
     with _failing_together(accelerator, f"checkpoint {final} could not be written"):
         if accelerator.is_main_process:
-            shutil.rmtree(partial, ignore_errors=True)
+            clear_debris(folder)
             partial.mkdir(parents=True)
     with _failing_together(accelerator, f"checkpoint {final} could not be written"):
         accelerator.save_state(str(partial))
@@ -106,7 +114,9 @@ def save_checkpoint(
             _remove(final)
             os.replace(partial, final)
             _flush(folder)
-            for old in checkpoint_steps(folder)[: -keep if keep else 0]:
+            # A later one is damaged, or this would not be the newest: it must not outlive this one.
+            finished = [other for other in checkpoint_steps(folder) if other <= step]
+            for old in finished[: -keep if keep else 0]:
                 _remove(checkpoint_path(folder, old))
     return final
 
@@ -121,15 +131,25 @@ def load_checkpoint(
 ) -> None:
     """Restores networks, optimizers, schedulers, random generators and EMA from a verified folder.
 
-    Raises ArgumentError when the run wants an average that the checkpoint does not hold.
+    Raises ArgumentError when the run wants an average that the checkpoint does not hold, or when a
+    file of it holds objects that could run code: it is not a checkpoint of ours.
     """
-    if ema is not None:
-        if not (path / EMA_WEIGHTS).exists():
-            raise ArgumentError(
-                f"--resume_from_checkpoint={path} was trained without --use_ema; drop --use_ema"
-            )
-        ema.load_state_dict(load_file(path / EMA_WEIGHTS))
-    accelerator.load_state(str(path), load_kwargs={"weights_only": True})
+    if ema is not None and not (path / EMA_WEIGHTS).exists():
+        raise ArgumentError(
+            f"--resume_from_checkpoint={path} was trained without --use_ema; drop --use_ema"
+        )
+    try:
+        if ema is not None:
+            ema.load_state_dict(load_file(path / EMA_WEIGHTS))
+        for file in sorted(path.glob("random_states_*.pkl")):
+            load(file)  # accelerate itself passes over one that it cannot read
+        accelerator.load_state(str(path), load_kwargs={"weights_only": True})
+    except (pickle.UnpicklingError, EOFError, SafetensorError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ArgumentError(
+            f"--resume_from_checkpoint={path} is refused: a file of it is not what this program "
+            f"writes, and could run code when read; give another checkpoint ({reason})"
+        ) from error
     accelerator.step = 0  # a checkpoint lies between two accumulation windows
 
 

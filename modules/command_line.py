@@ -65,6 +65,21 @@ def exit_on_mistakes() -> Iterator[None]:
             file=sys.stderr,
         )
         raise SystemExit(1) from None
+    except RuntimeError as error:
+        if not _is_about_processes(error):
+            raise
+        print(
+            "train_vae.py: error: another process of the run has ended, or has not answered within "
+            "--ddp_timeout; its own output says why. Continue with --resume_from_checkpoint latest "
+            f"({str(error).splitlines()[0]})",
+            file=sys.stderr,
+        )
+        raise SystemExit(1) from None
+
+
+def _is_about_processes(error: RuntimeError) -> bool:
+    """Whether torch.distributed (its types are not imported here) has lost another process."""
+    return type(error).__name__.startswith("Dist") or "/gloo/" in str(error)
 
 
 def _is_about_space(error: Exception) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import tempfile
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +28,13 @@ def export_vae(vae: AutoencoderKL, folder: Path, **config: Any) -> AutoencoderKL
     copy.load_state_dict(vae.state_dict())
     copy.register_to_config(**config)
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".export-") as partial:
-        copy.save_pretrained(partial)
-        for file in sorted(Path(partial).iterdir(), reverse=True):  # weights before config.json
-            file.chmod(0o644)  # safetensors writes them for the owner alone
-            os.replace(file, folder / file.name)
+    partial = folder / ".export"
+    shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed here
+    copy.save_pretrained(partial)
+    for file in sorted(partial.iterdir(), reverse=True):  # weights before config.json
+        file.chmod(0o644)  # safetensors writes them for the owner alone
+        os.replace(file, folder / file.name)
+    partial.rmdir()
     return copy
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import struct
 import zlib
 from functools import cache
@@ -14,7 +15,9 @@ from PIL import ExifTags, Image
 from torch import Tensor
 
 MAX_PIXELS = 2**27  # 134 million, 0.5 GB decoded: larger files are refused as decompression bombs
-DRAFT_MARGIN = 3  # a draft is this much larger than the target: 50 dB or more from a full decode
+# A draft is at least this much larger than the target: on photographs 39 dB or more from a full
+# decode, about as near to it as bicubic is to Lanczos, in a third of the time (1024 x 768 to 256).
+DRAFT_MARGIN = 1.5
 REDUCING_GAP = 4.0  # box-reduce first where the filter still does a 4-fold step: 54 dB or more
 FILTERS = {"lanczos": Image.Resampling.LANCZOS, "bicubic": Image.Resampling.BICUBIC}
 
@@ -82,7 +85,8 @@ def _load(image: Image.Image, target: int | None) -> Image.Image:
         raise UnreadableImage(f"{image.width}x{image.height} is more than {MAX_PIXELS} pixels")
     if target is not None and image.format in ("JPEG", "MPO"):
         # Square, so that the shorter side is what counts, whichever way the picture lies.
-        image.draft(None, (DRAFT_MARGIN * target, DRAFT_MARGIN * target))
+        side = math.ceil(DRAFT_MARGIN * target)
+        image.draft(None, (side, side))
     image.load()
     return _to_rgb(image)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from tqdm.auto import tqdm
 
 from modules.metrics_log import MetricsLog
 
+MOST_PICTURES = 100
 SHOWN = ("rec_loss", "psnr", "g_loss", "d_loss")
 
 
@@ -21,11 +23,13 @@ class Journal:
     In a terminal the bar moves; in a log file it leaves a line every half minute.
     """
 
-    def __init__(self, accelerator: Accelerator, output_dir: Path, max_train_steps: int) -> None:
+    def __init__(
+        self, accelerator: Accelerator, output_dir: Path, max_train_steps: int, drawn_every: int
+    ) -> None:
         self.accelerator = accelerator
         self.metrics_log = MetricsLog(output_dir / "metrics.jsonl")
         self.samples = output_dir / "samples"
-        self.max_train_steps = max_train_steps
+        self.max_train_steps, self.drawn_every = max_train_steps, drawn_every
         self.bar: tqdm | None = None
 
     def start_at(self, step: int) -> None:
@@ -60,11 +64,17 @@ class Journal:
         self.bar.update()
 
     def draw(self, step: int, grid: Image.Image) -> None:
-        """Writes samples/step-*.png and hands the picture to trackers that take pictures."""
+        """Writes samples/step-*.png and hands the picture to trackers that take pictures.
+
+        The folder keeps about MOST_PICTURES at most, spread evenly over the run.
+        """
         if not self.accelerator.is_main_process:
             return
         self.samples.mkdir(exist_ok=True)
         grid.save(self.samples / f"step-{step:06d}.png")
+        drawn = {int(path.stem[5:]): path for path in self.samples.glob("step-*.png")}
+        for old in drawn.keys() - kept_pictures(drawn, step, self.drawn_every):
+            drawn[old].unlink()
         for tracker in self.accelerator.trackers:
             pixels = np.asarray(grid)[None]
             if tracker.name == "tensorboard":
@@ -76,3 +86,14 @@ class Journal:
         """Ends the bar, so that what is printed next starts on its own line."""
         if self.bar is not None:
             self.bar.close()
+
+
+def kept_pictures(steps: Iterable[int], newest: int, every: int) -> set[int]:
+    """Which of `steps` keep their picture: the newest, and multiples of `every` x a power of two.
+
+    The power depends on `newest` alone, so that a run that was killed and resumed keeps the same.
+    """
+    spacing = every
+    while newest // spacing >= MOST_PICTURES:
+        spacing *= 2
+    return {step for step in steps if step == newest or step % spacing == 0}

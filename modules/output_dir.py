@@ -10,6 +10,7 @@ from modules.arguments import CheckpointArguments
 from modules.checkpoint import (
     DamagedCheckpoint,
     checkpoint_steps,
+    clear_debris,
     read_trainer_state,
     verify,
 )
@@ -46,7 +47,11 @@ def check_output_dir(args: CheckpointArguments) -> None:
 
 
 def clear_output_dir(args: CheckpointArguments) -> None:
-    """Deletes what an earlier run wrote, if --overwrite_output_dir asks. Main process only."""
+    """Deletes what killed processes left and, if --overwrite_output_dir asks, all of an old run.
+
+    Main process only.
+    """
+    clear_debris(Path(args.output_dir) / "checkpoints")
     if not args.overwrite_output_dir or args.resume_from_checkpoint:
         return
     for name in WRITTEN:

@@ -22,6 +22,7 @@ def trainer_state(run: Run, num_train_images: int | None) -> dict[str, Any]:
         "samples": run.samples,
         "best": run.best,
         "guard": run.guard.state_dict(),
+        "gan_guard": run.gan_guard.state_dict(),
         "meters": gather_object([run.meter.state_dict()]),
         "num_train_images": num_train_images,
         "networks": _networks(run),
@@ -45,6 +46,8 @@ def resume(run: Run, path: Path, num_train_images: int | None) -> None:
     load_checkpoint(run.accelerator, path, run.ema)
     run.step, run.samples, run.best = state["step"], state["samples"], state["best"]
     run.guard.load_state_dict(state["guard"])
+    if "gan_guard" in state:  # checkpoints of earlier versions hold none
+        run.gan_guard.load_state_dict(state["gan_guard"])
     processes = run.accelerator.num_processes
     if len(state["meters"]) == processes:
         run.meter.load_state_dict(state["meters"][run.accelerator.process_index])

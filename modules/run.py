@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from modules.arguments import Arguments
 from modules.autoencoder import TrainableVAE
 from modules.ema import ExponentialMovingAverage
+from modules.gan_guard import GanGuard
 from modules.guard import FiniteGuard
 from modules.images import normalize
 from modules.losses import adaptive_d_weight
@@ -43,6 +44,7 @@ class Run:
     max_train_steps: int
     meter: Meter
     guard: FiniteGuard
+    gan_guard: GanGuard
     loader: DataLoader | None = None  # made once the position in the data is known
     step: int = 0
     samples: int = 0  # training images that all processes have used: the position in the data
@@ -80,10 +82,14 @@ class Run:
         self.meter.add(**terms)
         self.guard.watch(**terms)
 
+    def adversarial_share(self) -> float:
+        """How much of the adversarial term the VAE feels at this step, from 0 to 1."""
+        return self.schedule.adversarial_share(self.step) * self.gan_guard.share
+
     def adversarial_weight(
         self, reconstructions: Tensor, gradient: Tensor, g_gradient: Tensor, scale: Tensor
     ) -> Tensor | float:
-        """What multiplies the generator's loss, beside the schedule's share.
+        """What multiplies the generator's loss, beside `adversarial_share`.
 
         gradient, g_gradient: [B, 3, H, W], `scale` times the derivatives of nll and g_loss at the
         reconstructions. Only conv_out is run backward for its two weight gradients; they are

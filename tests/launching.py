@@ -6,6 +6,7 @@ tenth of a second instead of the several that torch and diffusers need.
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
 import os
 import runpy
@@ -45,6 +46,11 @@ class Launched:
             target=_become_script, args=(list(map(str, argv)), path, environment, before)
         )
         self.process.start()
+        atexit.register(self._leave_nothing_behind)
+
+    def _leave_nothing_behind(self) -> None:
+        self.process.kill()
+        self.log.unlink()
 
     @property
     def output(self) -> str:

@@ -314,7 +314,7 @@ def test_damaged_files_decode_or_are_refused_and_do_nothing_else(seed, writes, l
 
 
 @pytest.mark.parametrize("orientation", [1, 6])
-@pytest.mark.parametrize(("target", "shrunk"), [(None, 1), (300, 1), (100, 1), (64, 2), (24, 4)])
+@pytest.mark.parametrize(("target", "shrunk"), [(None, 1), (300, 1), (100, 2), (64, 4), (24, 8)])
 def test_a_target_reduces_jpegs_but_never_below_the_margin(target, shrunk, orientation):
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
@@ -335,7 +335,7 @@ def test_a_reduced_decode_gives_nearly_the_same_crop():
     whole = pixels(center_crop(decode_rgb(file), 64))
     reduced = pixels(center_crop(decode_rgb(file, target=64), 64))
 
-    assert decode_rgb(file, target=64).width == 320
+    assert decode_rgb(file, target=64).width == 160
     assert 10 * np.log10(255**2 / np.square(whole - reduced).mean()) > 44
 
 

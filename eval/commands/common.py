@@ -22,6 +22,7 @@ MODEL_HELP = (
     "latent-diffusion's layout"
 )
 SYNTHETIC_IMAGES = 1000
+SYNTHETIC_SEED = 2**31  # pictures that no run has trained on, unless this was its --seed
 
 
 def add_data_arguments(parser: argparse.ArgumentParser, num_images: int | None) -> None:
@@ -111,6 +112,7 @@ def _open_source(args: argparse.Namespace) -> ImageSource:
             cache_dir=args.data_cache_dir,
             num_images=args.num_images or SYNTHETIC_IMAGES,
             resolution=args.resolution,
+            seed=SYNTHETIC_SEED,
             split_flag="--data_split",
         )
     except ValueError as error:

@@ -1,0 +1,92 @@
+"""How fast a training configuration is on this machine, where its time goes, what memory it takes.
+
+Takes every flag of train_vae.py, --recipe included, and trains on random images with the script's
+own loop, at the point of the run where every loss counts. --compare textbook runs the step that
+papers write beside it, step by step in turns. The tables over --batches, --resolutions and
+--accumulations are measured one configuration after the other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from modules.arguments import Arguments
+
+HELP = "images/s, time of each part, memory, and the ratio to a textbook step"
+RIVALS = ("textbook", "latent-diffusion")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's flags; all others are the training script's."""
+    parser.add_argument("--steps", type=int, default=10, help="optimizer steps that are timed")
+    parser.add_argument("--warmup", type=int, default=3, help="steps before that; at least 2")
+    parser.add_argument("--phase_steps", type=int, default=3, help="steps timed in parts")
+    parser.add_argument(
+        "--compare",
+        choices=RIVALS,
+        help="textbook: one forward, losses taken backward twice, eager, NCHW; latent-diffusion: "
+        "the same with its second forward for the discriminator",
+    )
+    parser.add_argument(
+        "--random_lpips",
+        action="store_true",
+        help="random weights for LPIPS, as fast as the real ones and not downloaded",
+    )
+    parser.add_argument("--batches", type=int, nargs="+", help="a table over these batch sizes")
+    parser.add_argument("--resolutions", type=int, nargs="+", help="and these resolutions")
+    parser.add_argument("--accumulations", type=int, nargs="+", help="and micro-batches per step")
+    parser.add_argument("--json", metavar="FILE", help="everything measured")
+    parser.set_defaults(training_flags=[])
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measures, prints, and writes the JSON."""
+    from eval.benchmark import Bench
+    from eval.benchmark_report import benchmark_data, benchmark_text, scaling_table
+    from eval.random_lpips import with_random_lpips
+    from eval.script import measured_arguments
+
+    training = measured_arguments(args.training_flags)
+    randomised = with_random_lpips(training) if args.random_lpips else nullcontext(training)
+    with randomised as training:
+        result = Bench(training, args.warmup, args.compare).measure(args.steps, args.phase_steps)
+        print(benchmark_text(training, result))
+        rows = _scaling(args, training)
+    data = benchmark_data(training, result)
+    if rows:
+        print(scaling_table(rows))
+        data["scaling"] = rows
+    if args.json:
+        Path(args.json).write_text(json.dumps(data, indent=1) + "\n")
+    return 0
+
+
+def _scaling(args: argparse.Namespace, training: Arguments) -> list[dict[str, object]]:
+    """One row for each combination of the three lists; none where no list was given."""
+    if not (args.batches or args.resolutions or args.accumulations):
+        return []
+    from eval.benchmark import scaling_row
+
+    opt = training.optimization
+    return [
+        scaling_row(
+            replace(
+                training,
+                data=replace(training.data, resolution=resolution),
+                optimization=replace(
+                    opt, train_batch_size=batch, gradient_accumulation_steps=accumulation
+                ),
+            ),
+            args.steps,
+            args.warmup,
+        )
+        for resolution in args.resolutions or [training.data.resolution]
+        for batch in args.batches or [opt.train_batch_size]
+        for accumulation in args.accumulations or [opt.gradient_accumulation_steps]
+    ]

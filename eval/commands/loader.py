@@ -1,0 +1,55 @@
+"""How many images a second each core loads, against plain PIL.
+
+The training loader decodes JPEGs at a fraction of their size where the crop allows it; plain PIL
+decodes them whole, resizes and crops. The two take turns. Without --data the pictures are made on
+the spot: JPEGs of 1024 x 768.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+HELP = "images per second and core, against plain PIL"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's flags."""
+    parser.add_argument("--data", metavar="FOLDER", help="a folder of .jpg files")
+    parser.add_argument("--resolution", type=int, default=256, help="side of the crops, pixels")
+    parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2], help="processes")
+    parser.add_argument("--rounds", type=int, default=7, help="how often each loader has its turn")
+    parser.add_argument("--images", type=int, default=64, help="images of a turn")
+    parser.add_argument("--batch_size", type=int, default=8, help="images of a batch")
+    parser.add_argument("--json", metavar="FILE", help="everything measured")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measures, prints, and writes the JSON."""
+    import tempfile
+
+    from eval.loader_speed import loader_speeds, write_photos
+    from eval.spread import Spread
+
+    found = []
+    with tempfile.TemporaryDirectory(prefix="loader-") as temporary:
+        folder = Path(args.data or temporary)
+        if args.data is None:
+            write_photos(folder)
+        elif not any(folder.rglob("*.jpg")):
+            raise ValueError(f"--data={folder} holds no .jpg files; give a folder that does")
+        print("median (10th to 90th percentile), images per second and core")
+        print(f"workers  {'ours':>22s}  {'plain PIL':>22s}  {'ratio':>20s}")
+        for workers in args.workers:
+            speed = loader_speeds(
+                folder, args.resolution, workers, args.rounds, args.images, args.batch_size
+            )
+            ours, plain = Spread.of(speed.ours), Spread.of(speed.plain)
+            ratio = speed.speedup
+            print(f"{workers:7d}  {ours.text(1):>22s}  {plain.text(1):>22s}  {ratio.text(2):>20s}")
+            found.append({"workers": workers, "ours": ours.to_dict(), "plain": plain.to_dict(),
+                          "ratio": ratio.to_dict()})  # fmt: skip
+    if args.json:
+        Path(args.json).write_text(json.dumps({"images_per_s": found}, indent=1) + "\n")
+    return 0

@@ -1,0 +1,65 @@
+"""How much GPU memory a training configuration takes, predicted without a GPU.
+
+Takes every flag of train_vae.py, --recipe included. States (weights, gradients, moments, averages)
+are exact. The peak comes from the script's own step over tensors that have shapes and no data, by
+the rules of autocast on CUDA. What PyTorch does not allocate as tensors is an assumption, printed
+below the table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+HELP = "predicts the peak GPU memory by resolution, batch and recomputation"
+CARDS = (8, 12, 16, 24)  # GB
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's flags; all others are the training script's."""
+    parser.add_argument("--resolutions", type=int, nargs="+", help="sides of the crops, pixels")
+    parser.add_argument("--batches", type=int, nargs="+", help="images per micro-batch")
+    parser.add_argument(
+        "--recomputes",
+        nargs="+",
+        choices=("none", "norm", "full"),
+        help="what the backward pass computes again",
+    )
+    parser.add_argument(
+        "--slices", type=int, nargs="+", help="images that LPIPS looks at together; 0 is all"
+    )
+    parser.add_argument("--json", metavar="FILE", help="everything predicted, in bytes")
+    parser.set_defaults(training_flags=[])
+
+
+def run(args: argparse.Namespace) -> int:
+    """Predicts, prints, and writes the JSON. By default the configuration that the flags give."""
+    from eval.memory_plan import plan
+    from eval.memory_report import memory_text
+    from eval.random_lpips import with_random_lpips
+    from eval.script import measured_arguments
+
+    training = measured_arguments(args.training_flags)
+    precision, peaks = training.precision, []
+    slices = [size or None for size in args.slices or [precision.perceptual_slice_size]]
+    with with_random_lpips(training) as training:
+        for recompute in args.recomputes or [precision.recomputed]:
+            for size in slices:
+                options = {"recompute": recompute, "gradient_checkpointing": False,
+                           "perceptual_slice_size": size}  # fmt: skip
+                states, found = plan(
+                    replace(training, precision=replace(precision, **options)),
+                    args.resolutions or [training.data.resolution],
+                    args.batches or [training.optimization.train_batch_size],
+                )
+                peaks += found
+    print(memory_text(training, states, peaks, CARDS))
+    if args.json:
+        data = {
+            "states": states,
+            "peaks": [asdict(peak) | {"on_card": peak.on_card} for peak in peaks],
+        }
+        Path(args.json).write_text(json.dumps(data, indent=1) + "\n")
+    return 0
