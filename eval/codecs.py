@@ -73,19 +73,25 @@ class VAECodec:
         if self.vae.dtype != torch.float32:
             raise ValueError(f"models are evaluated in float32, this one is {self.vae.dtype}")
         self.vae.to(device)
-        channels_last = [
-            parameter
+        # `is_contiguous` is no test: to it a 1x1 kernel is contiguous in both formats, but its
+        # strides choose the kernel all the same.
+        others = [
+            (parameter, parameter.stride())
             for parameter in self.vae.parameters()
-            if parameter.dim() == 4 and not parameter.is_contiguous()
+            if parameter.stride() != torch.empty(parameter.shape, device="meta").stride()
         ]
-        for parameter in channels_last:
-            parameter.data = parameter.data.contiguous()
+        for parameter, _ in others:
+            parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
         try:
             with frozen(self.vae):
                 yield
         finally:
-            for parameter in channels_last:
-                parameter.data = parameter.data.to(memory_format=torch.channels_last)
+            for parameter, stride in others:
+                data = parameter.data
+                strided = torch.empty_strided(
+                    data.shape, stride, dtype=data.dtype, device=data.device
+                )
+                parameter.data = strided.copy_(data)
 
     def encode(self, images: Tensor) -> DiagonalGaussianDistribution:
         """The posterior of images [B, 3, H, W] uint8. ValueError for sides it cannot take."""

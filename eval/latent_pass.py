@@ -13,6 +13,7 @@ from eval.choices import DEFAULT_BATCH_SIZE
 from eval.codecs import VAECodec
 from eval.loading import OwnBatches
 from eval.precise import full_precision
+from modules.errors import ArgumentError
 from modules.latents import LatentAccumulator, LatentStatistics
 
 
@@ -29,7 +30,7 @@ def measure_latents(
     """Encodes every image once and returns the statistics of its posteriors.
 
     images: uint8 [3, H, W] by position, all of one size; the processes of torch.distributed share
-    them and all get the same result. Unreadable images are left out. Raises ValueError when the
+    them and all get the same result. Unreadable images are left out. Raises ArgumentError when the
     encoder gives NaN or no image can be read.
     """
     codec, accumulator = VAECodec(vae), LatentAccumulator(vae.config.latent_channels)
@@ -41,5 +42,7 @@ def measure_latents(
                 accumulator.update(posterior.mean[: batch.count], posterior.logvar[: batch.count])
     statistics = accumulator.result()
     if not math.isfinite(statistics.global_std):
-        raise ValueError("the encoder gives NaN or infinity for some images; there is no statistic")
+        raise ArgumentError(
+            "the encoder gives NaN or infinity for some images; there is no statistic"
+        )
     return statistics

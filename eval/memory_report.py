@@ -19,9 +19,7 @@ def memory_text(
     fits = "  ".join(f"{card:2d} GB" for card in cards)
     lines.append(f"resolution  batch  recompute  LPIPS slice  allocated  on the card   {fits}")
     for peak in sorted(peaks, key=lambda p: (p.resolution, p.batch_size)):
-        cells = "  ".join(
-            f"{'fits' if peak.on_card <= 1e9 * card else '-':>5s}" for card in cards
-        )
+        cells = "  ".join(f"{'fits' if peak.on_card <= 1e9 * card else '-':>5s}" for card in cards)
         lines.append(
             f"{peak.resolution:10d}  {peak.batch_size:5d}  {peak.recompute:>9s}  "
             f"{peak.lpips_slice or 'all':>11}  {peak.allocated / 1e9:6.2f} GB  "

@@ -365,7 +365,9 @@ class ValidationArguments:
     )
     validation_steps: int = flag(100, "optimizer steps between validations")
     validation_batch_size: int = flag(8, "images per device and batch in validation")
-    num_grid_images: int = flag(8, "validation images drawn into samples/")
+    num_grid_images: int = flag(
+        8, "validation images drawn into each picture of samples/, which keeps about 100 pictures"
+    )
     best_metric: str = flag(
         "psnr", "what keeps the best weights in best/", choices=("psnr", "ssim", "lpips")
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import stat
 import struct
 import zlib
 from functools import cache
@@ -18,6 +19,7 @@ MAX_PIXELS = 2**27  # 134 million, 0.5 GB decoded: larger files are refused as d
 # A draft is at least this much larger than the target: on photographs 39 dB or more from a full
 # decode, about as near to it as bicubic is to Lanczos, in a third of the time (1024 x 768 to 256).
 DRAFT_MARGIN = 1.5
+MAX_ASPECT = 64  # of a picture that is resized whole
 REDUCING_GAP = 4.0  # box-reduce first where the filter still does a 4-fold step: 54 dB or more
 FILTERS = {"lanczos": Image.Resampling.LANCZOS, "bicubic": Image.Resampling.BICUBIC}
 
@@ -57,7 +59,7 @@ def decode_rgb(file: bytes | str | Path, target: int | None = None) -> Image.Ima
     MAX_PIXELS.
     """
     try:
-        content = file if isinstance(file, bytes) else Path(file).read_bytes()
+        content = file if isinstance(file, bytes) else _read(Path(file))
     except OSError as error:
         raise UnreadableImage(f"cannot be read: {error.strerror or error}") from error
     if not content:
@@ -72,6 +74,12 @@ def decode_rgb(file: bytes | str | Path, target: int | None = None) -> Image.Ima
         raise UnreadableImage(f"not one of the formats {', '.join(_formats())}") from error
     except DECODE_ERRORS as error:
         raise UnreadableImage(f"{type(error).__name__}: {error}") from error
+
+
+def _read(path: Path) -> bytes:
+    if not stat.S_ISREG(path.stat().st_mode):  # reading a pipe or a device may never end
+        raise UnreadableImage("cannot be read: it is a directory, a pipe or a device")
+    return path.read_bytes()
 
 
 @cache
@@ -131,8 +139,15 @@ def center_crop_adm(image: Image.Image, resolution: int) -> Image.Image:
     """The centre crop of ADM (Dhariwal & Nichol 2021), which most published rFIDs are measured on.
 
     Box halvings while the shorter side is at least 2 x resolution, bicubic to a shorter side of
-    `resolution`, then the central resolution x resolution pixels.
+    `resolution`, then the central resolution x resolution pixels. Of a picture longer than
+    MAX_ASPECT times its shorter side only the middle is looked at: enlarged whole, a line of pixels
+    would fill the memory.
     """
+    longest = MAX_ASPECT * min(image.size)
+    if max(image.size) > longest:
+        width, height = min(image.width, longest), min(image.height, longest)
+        left, top = (image.width - width) // 2, (image.height - height) // 2
+        image = image.crop((left, top, left + width, top + height))
     while min(image.size) >= 2 * resolution:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     scale = resolution / min(image.size)

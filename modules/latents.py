@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from modules.errors import ArgumentError
 from modules.reduce import sum_over_processes
 
 NORMALIZATIONS = ("scale", "scale_shift", "per_channel")
@@ -70,12 +71,14 @@ class LatentStatistics:
         "scale_shift": also `shift_factor` = global mean, as in SD3 and FLUX ((z - shift) * factor).
         "per_channel": `latents_mean` and `latents_std`, with `scaling_factor` 1
         ((z - mean) / std * factor). Entries that a kind does not use are None, so that nothing
-        stale is applied on top. Raises ValueError for an unknown kind or latents without spread.
+        stale is applied on top. Raises ArgumentError for an unknown kind or latents without spread.
         """
         if kind not in NORMALIZATIONS:
-            raise ValueError(f"--normalization={kind} must be one of {', '.join(NORMALIZATIONS)}")
+            raise ArgumentError(
+                f"--normalization={kind} must be one of {', '.join(NORMALIZATIONS)}"
+            )
         if not math.isfinite(self.global_std) or min(self.global_std, *self.channel_std) <= 0:
-            raise ValueError(
+            raise ArgumentError(
                 f"these latents cannot be normalised (global std {self.global_std}, per channel "
                 f"{self.channel_std}): the encoder gives a constant or NaN; train it first"
             )
@@ -140,13 +143,13 @@ class LatentAccumulator:
     def result(self) -> LatentStatistics:
         """Statistics of everything that all processes added; every process must call it.
 
-        Raises ValueError when nothing was added.
+        Raises ArgumentError when nothing was added.
         """
         sums = sum_over_processes(self.sums)
         counts, first, second, variance, kl, power, weight = sums.split(self.sizes)
         num_images, positions = counts.tolist()
         if not num_images:
-            raise ValueError("latent statistics of no images: every image was unreadable or NaN")
+            raise ArgumentError("latent statistics of no images: every image was unreadable or NaN")
         mean = first / positions
         signal = second.view(self.channels, -1) / positions - torch.outer(mean, mean)
         signal_variance = signal.diagonal().clamp(min=0)

@@ -57,7 +57,7 @@ def write_safetensors(
 ) -> None:
     """Write a safetensors file that is either complete or not there."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.partial")  # one name: a kill leaves one at most
     try:
         contiguous = {key: tensor.cpu().contiguous() for key, tensor in tensors.items()}
         save_file(contiguous, temporary, metadata={"format": "pt", **(metadata or {})})

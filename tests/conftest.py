@@ -1,10 +1,14 @@
-"""Shared by the tests: folders of generated pictures."""
+"""Shared by the tests: one thread for each process, and folders of generated pictures."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
+
+# Networks are tiny and tests run side by side. Read when torch is imported, so not any later.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from modules.synthetic import SyntheticImages
 

@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from launching import ADVERSARIAL, TINY, Launched, launch, succeed
+from launching import ADVERSARIAL, TINY, Launched, launch
 
 from modules.run import Run
 
 RESUME = ("--resume_from_checkpoint", "latest")
 CLOCK = "train/images_per_s"
 # Files whose content belongs to the launch, and generators that nobody seeds or uses.
-NOT_COMPARED = ("train_config.yaml", "random_states_0.pkl", "trainer_state.json", "manifest.json")
+NOT_COMPARED = ("train_config.yaml", "report.html", "trainer_state.json", "manifest.json")
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def differences(ours: Path, theirs: Path) -> list[str]:
     found = {path for path in _files(ours) ^ _files(theirs) if path.parts[0] != "logs"}
     wrong = [f"only in one: {path}" for path in sorted(found)]
     for path in sorted(_files(ours) & _files(theirs)):
-        if path.name in NOT_COMPARED or path.parts[0] == "logs" or path.name == "report.html":
+        if path.name in NOT_COMPARED or path.parts[0] == "logs" or path.suffix == ".pkl":
             continue
         if path.name == "metrics.jsonl":
             same = rows(ours) == rows(theirs)
@@ -89,8 +89,16 @@ def _files(folder: Path) -> set[Path]:
 
 def _state(checkpoint: Path) -> dict[str, Any]:
     state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-    generators = torch.load(checkpoint / "random_states_0.pkl", weights_only=False)
-    return state | {"generator": generators["torch_manual_seed"].tolist()}
+    for file in sorted(checkpoint.glob("random_states_*.pkl")):
+        generator = torch.load(file, weights_only=False)["torch_manual_seed"]
+        state[file.name] = generator.tolist()
+    return state
+
+
+def finish(argv: Sequence[str]) -> None:
+    """Runs `train_vae.py *argv` to its end, however slow the machine; it must be a good one."""
+    code, output = launch(argv).wait(timeout=3600)
+    assert code == 0, output
 
 
 def kill_at_random(
@@ -111,7 +119,7 @@ def kill_at_random(
             hits[_what_was_hit(folder, output, started)] += 1
         else:
             assert code == 0, output
-    succeed([*argv, *RESUME])
+    finish([*argv, *RESUME])
     return hits
 
 
@@ -209,6 +217,6 @@ def resources(output: str) -> list[tuple[int, int, int, int]]:
 def seconds_to(run: Launched, code: int) -> float:
     """How long the run takes from now until it ends, which must be with `code`."""
     started = time.monotonic()
-    ended, output = run.wait()
+    ended, output = run.wait(timeout=3600)
     assert ended == code, output
     return time.monotonic() - started

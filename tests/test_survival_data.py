@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from launching import launch
 from PIL import Image, ImageCms
-from survival import Variant, command
+from survival import Variant, command, signal_at
 
 from modules.images import UnreadableImage, center_crop_adm, decode_rgb, random_crop
 from modules.synthetic import SyntheticImages
@@ -97,15 +98,26 @@ def test_a_run_over_all_of_them_ends_well_and_names_each_bad_one_once(zoo, tmp_p
     used, bad = zoo
     argv = command(tmp_path, 8, Variant(workers, False, 2), "--train_batch_size", 8,
                    "--max_bad_images", 1, "--train_data_dir", used[0].parent,
-                   "--num_validation_images", 2, "--logging_steps", 3)  # fmt: skip
+                   "--validation_image", used[1], "--logging_steps", 3)  # fmt: skip
     del argv[argv.index("--dataset_name") : argv.index("synthetic") + 1]
     code, output = launch(argv).wait()
     assert code == 0, output
     lines = (tmp_path / "bad_images.txt").read_text(encoding="utf-8").splitlines()
     named = [line.split("\t")[1] for line in lines]
     assert len(named) == len(set(named))
-    # One or two may have been held back for validation, which counts them itself.
-    assert set(named) <= set(map(str, bad))
-    assert len(named) >= len(bad) - 2
+    assert set(named) == set(map(str, bad))
     assert all(len(line.split("\t")[2]) > 3 for line in lines)
     assert all(output.count(f"skipped: {name} (") == 1 for name in named)
+
+
+def test_what_was_met_before_a_checkpoint_is_named_though_no_row_was_due(zoo, tmp_path):
+    used, bad = zoo
+    argv = command(tmp_path, 8, Variant(0, False, 1), "--train_batch_size", 23,
+                   "--max_bad_images", 1, "--train_data_dir", used[0].parent,
+                   "--validation_image", used[1], "--logging_steps", 100)  # fmt: skip
+    del argv[argv.index("--dataset_name") : argv.index("synthetic") + 1]
+    code, output = launch(argv, partial(signal_at, "modules.run:clip_gradients")).wait()
+    assert code == 0, output
+    assert (tmp_path / "checkpoints" / "step-000001").is_dir()
+    lines = (tmp_path / "bad_images.txt").read_text(encoding="utf-8").splitlines()
+    assert {line.split("\t")[1] for line in lines} == set(map(str, bad))

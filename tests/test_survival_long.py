@@ -11,9 +11,9 @@ from modules.journal import MOST_PICTURES, kept_pictures
 
 
 def test_memory_files_and_threads_stay_as_they_are(tmp_path):
-    argv = command(tmp_path, 120, Variant(0, True, 1), "--logging_steps", 10,
-                   "--checkpointing_steps", 20, "--validation_steps", 20)  # fmt: skip
-    code, output = launch(argv, partial(tell_resources, 20)).wait()
+    argv = command(tmp_path, 60, Variant(0, True, 1), "--logging_steps", 5,
+                   "--checkpointing_steps", 10, "--validation_steps", 10)  # fmt: skip
+    code, output = launch(argv, partial(tell_resources, 10)).wait()
     assert code == 0, output
     steady = resources(output)[1:]
     assert len(steady) == 5

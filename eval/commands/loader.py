@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resolution", type=int, default=256, help="side of the crops, pixels")
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2], help="processes")
     parser.add_argument("--rounds", type=int, default=7, help="how often each loader has its turn")
-    parser.add_argument("--images", type=int, default=64, help="images of a turn")
+    parser.add_argument("--images", type=int, default=128, help="images of a turn")
     parser.add_argument("--batch_size", type=int, default=8, help="images of a batch")
     parser.add_argument("--json", metavar="FILE", help="everything measured")
 

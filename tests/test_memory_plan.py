@@ -1,0 +1,161 @@
+"""What the memory planner says: states to the byte, activations in the right order."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tiny import batch, tiny_run
+
+from eval.__main__ import main
+from eval.fake_run import cuda_autocast, fake_run
+from eval.memory_plan import BLOCK, AllocationMeter, Peak, plan, state_bytes
+from eval.random_lpips import with_random_lpips
+from eval.script import Nobody, measured_arguments, training_script
+from modules.arguments import Arguments
+
+FLAGS = (
+    "--resolution 64 --block_out_channels 32 32 64 64 --layers_per_block 1 --norm_num_groups 8 "
+    "--perceptual_scale 0 --disc_hidden_channels 8 --disc_num_groups 4 --disc_num_layers 2"
+)
+
+
+def arguments(flags: str = "") -> Arguments:
+    return measured_arguments([*FLAGS.split(), *flags.split()])
+
+
+def peak(flags: str = "", resolution: int = 64, batch_size: int = 1) -> int:
+    _, (found,) = plan(arguments(flags), [resolution], [batch_size])
+    return found.allocated
+
+
+def bytes_of(*tensors: torch.Tensor) -> int:
+    return sum(t.untyped_storage().nbytes() for t in tensors)
+
+
+def test_states_are_those_of_real_tensors_to_the_byte() -> None:
+    flags = "--use_ema --mixed_precision no"
+    run = tiny_run(flags)
+    script, clear, left = training_script(), run.update, {}
+    script.look_around = lambda run, watch: True
+
+    def update(vae_turn: bool, disc_turn: bool) -> None:
+        left["VAE"] = bytes_of(*(p.grad for p in run.raw_vae.parameters()))
+        left["discriminator"] = bytes_of(*(p.grad for p in run.raw_discriminator.parameters()))
+        clear(vae_turn, disc_turn)
+
+    run.update, run.loader = update, [batch()]
+    script.train(run, Nobody())
+    measured = {}
+    for name, network, optimizer in (
+        ("VAE", run.raw_vae, run.optimizer_vae),
+        ("discriminator", run.raw_discriminator, run.optimizer_disc),
+    ):
+        measured[f"{name}: weights"] = bytes_of(*network.state_dict().values())
+        measured[f"{name}: gradients"] = left[name]
+        measured[f"{name}: Adam's moments"] = bytes_of(
+            *(v for s in optimizer.optimizer.state.values() for v in s.values())
+        )
+    measured["EMA"] = bytes_of(*run.ema.state_dict().values())
+    predicted, _ = plan(run.args, [32], [2])
+    assert predicted == measured == state_bytes(run)
+
+
+def test_frozen_encoder_needs_neither_gradients_nor_moments(tmp_path: Path) -> None:
+    tiny_run().raw_vae.vae.save_pretrained(tmp_path)
+    pretrained = f"--pretrained_model_name_or_path {tmp_path}"
+    whole, _ = plan(arguments(pretrained), [32], [1])
+    half, _ = plan(arguments(f"{pretrained} --decoder_only"), [32], [1])
+    assert half["VAE: weights"] == whole["VAE: weights"]
+    assert half["VAE: gradients"] < whole["VAE: gradients"]
+    assert half["VAE: Adam's moments"] < whole["VAE: Adam's moments"]
+
+
+def test_peak_grows_with_batch_and_resolution() -> None:
+    _, peaks = plan(arguments(), [32, 64], [1, 2, 4])
+    sizes = {(p.resolution, p.batch_size): p.allocated for p in peaks}
+    for resolution in (32, 64):
+        assert sizes[resolution, 1] < sizes[resolution, 2] < sizes[resolution, 4]
+    for batch_size in (1, 2, 4):
+        assert sizes[32, batch_size] < sizes[64, batch_size]
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_recomputation_saves_memory_in_its_order(precision: str) -> None:
+    found = [
+        peak(f"--recompute {how} --mixed_precision {precision}", batch_size=4)
+        for how in ("none", "norm", "full")
+    ]
+    assert found == sorted(found, reverse=True)
+    assert len(set(found)) == 3
+
+
+def test_normalisation_is_float32_by_the_rules_of_cuda_alone() -> None:
+    images = torch.randn(1, 4, 2, 2, dtype=torch.bfloat16)
+    seen = []
+    with torch.autocast("cpu", torch.bfloat16):
+        seen.append(F.group_norm(images, 2).dtype)
+        with cuda_autocast():
+            seen += [F.group_norm(images, 2).dtype, F.interpolate(images, scale_factor=2.0).dtype]
+        seen.append(F.group_norm(images, 2).dtype)
+    with cuda_autocast():
+        seen.append(F.group_norm(images, 2).dtype)
+    low, full = torch.bfloat16, torch.float32
+    assert seen == [low, full, full, low, low]
+
+
+def test_lpips_in_slices_needs_less() -> None:
+    small = "--block_out_channels 8 8 8 8 --perceptual_scale 1 --lpips_backbone squeeze"
+    with with_random_lpips(arguments(small)) as args:
+        weights = f"{small} --lpips_weights {args.losses.lpips_weights}"
+        whole = peak(weights, batch_size=4)
+        sliced = peak(f"{weights} --perceptual_slice_size 1", batch_size=4)
+    assert sliced < whole
+
+
+def test_accumulated_gradients_are_there_while_the_next_batch_is_seen() -> None:
+    states, (one,) = plan(arguments(), [64], [1])
+    _, (many,) = plan(arguments("--gradient_accumulation_steps 8"), [64], [1])
+    gradients = states["VAE: gradients"] + states["discriminator: gradients"]
+    assert one.allocated < many.allocated <= one.allocated + gradients + 64 * BLOCK
+
+
+def test_meter_counts_storages_once_and_forgets_them() -> None:
+    with AllocationMeter() as meter:
+        first = torch.ones(1000)
+        view = first[10:]
+        assert meter.now == 8 * BLOCK
+        second = first * 2
+        assert meter.now == meter.peak == 16 * BLOCK
+        del first
+        assert meter.now == 16 * BLOCK
+        del view, second
+    assert meter.now == 0
+    assert meter.peak == 16 * BLOCK
+
+
+def test_fake_run_is_the_scripts_own_step_and_allocates_nothing_real() -> None:
+    with fake_run(arguments("--use_ema")) as (_, run):
+        parameter = next(run.raw_vae.parameters())
+        assert type(parameter.data).__name__ == "FakeTensor"
+        assert run.schedule.adversarial_share(run.step) == 1.0
+        assert run.schedule.trains_vae(run.step)
+
+
+def test_card_must_hold_more_than_the_tensors() -> None:
+    assert Peak(256, 1, "none", None, 7_000_000_000).on_card > 7.7e9
+
+
+def test_command_prints_the_table_and_writes_bytes(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    file = tmp_path / "plan.json"
+    flags = [*FLAGS.split(), "--batches", "1", "2", "--recomputes", "none", "norm"]
+    assert main(["memory", *flags, "--json", str(file)]) == 0
+    text, data = capsys.readouterr().out, json.loads(file.read_text())
+    assert len(data["peaks"]) == 4
+    assert f"{sum(data['states'].values()):,d} bytes" in text
+    assert text.count(" fits") == 16
