@@ -28,7 +28,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "no": torch.float32}
 
 @contextmanager
 def cuda_autocast() -> Iterator[None]:
-    """Under autocast group_norm and interpolate work in float32, as on CUDA; on the CPU they do not.
+    """Under autocast group_norm and interpolate work in float32: so on CUDA, not on the CPU.
 
     The other functions of a step that the two devices treat differently are outside of autocast.
     """

@@ -1,4 +1,4 @@
-"""How much GPU memory training takes, predicted without a GPU: states to the byte, then the peak."""
+"""How much GPU memory training takes, predicted without one: states to the byte, then the peak."""
 
 from __future__ import annotations
 

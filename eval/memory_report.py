@@ -34,8 +34,8 @@ def memory_text(
         "allocated: all tensors of a step at their worst moment, in the allocator's blocks; what",
         "torch.cuda.max_memory_allocated() would say, without the convolutions' workspaces.",
         f"on the card: {100 * OVERHEAD:.0f} % more for those workspaces and for fragmentation, and "
-        f"{CONTEXT / 1e9:.1f} GB for CUDA's context",
-        "and libraries: assumptions. Nothing else may run on the card; a desktop takes 0.3 to 1 GB.",
+        f"{CONTEXT / 1e9:.1f} GB for CUDA's",
+        "context and libraries: assumptions. A desktop on the same card takes 0.3 to 1 GB more.",
         "Not in it: torch.compile, which fuses and keeps less; several GPUs, which add DDP's",
         "buckets, as large as the gradients.",
     ]

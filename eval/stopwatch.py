@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ class Stopwatch:
 
     def milliseconds(self, marks: Sequence[Any]) -> list[float]:
         """Time from each mark to the next; waits for the device."""
-        pairs = list(zip(marks[:-1], marks[1:], strict=True))
+        pairs = list(pairwise(marks))
         if not self.on_gpu:
             return [1e3 * (end - start) for start, end in pairs]
         torch.cuda.synchronize()

@@ -21,14 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-parser.add_argument("--limit_s", type=float, default=500, help="begin nothing new after this")
-options = parser.parse_args()
-if options.device == "cpu":
-    os.environ["ACCELERATE_USE_CPU"] = "true"  # before accelerate looks for devices
-ROOT = Path(__file__).parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import torch
 from accelerate.state import AcceleratorState, GradientState
@@ -45,10 +38,16 @@ from modules.build import make_discriminator
 from modules.modes import frozen
 from modules.run import Run
 
+parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+parser.add_argument("--limit_s", type=float, default=500, help="begin nothing new after this")
+options = parser.parse_args()
 ON_GPU = options.device == "cuda"
+if not ON_GPU:
+    os.environ["ACCELERATE_USE_CPU"] = "true"
 STARTED = time.monotonic()
 SMALL = FLAGS.split()
-FULL = "--recipe 8gb --gradient_accumulation_steps 1".split()
+FULL = ["--recipe", "8gb", "--gradient_accumulation_steps", "1"]
 SCRIPT = training_script()
 SCRIPT.look_around = lambda run, watch: True
 
@@ -177,8 +176,9 @@ def predicted_memory_is_what_is_measured() -> str:
             for peak in peaks:
                 measured = peak_memory(with_batch(args, peak.batch_size))
                 ratio = measured / peak.allocated
-                print(f"    {recompute:4s} batch {peak.batch_size}: predicted "
-                      f"{peak.allocated / 1e9:.2f} GB, measured {measured / 1e9:.2f} GB")  # fmt: skip
+                line = f"    {recompute:4s} batch {peak.batch_size}: predicted "
+                line += f"{peak.allocated / 1e9:.2f} GB, measured {measured / 1e9:.2f} GB"
+                print(line, flush=True)
                 require(0.85 < ratio < 1.10, f"{recompute}, batch {peak.batch_size}: {ratio:.2f}")
                 text.append(f"{ratio:.2f}")
     return f"measured over predicted: {', '.join(text)}"
@@ -189,9 +189,16 @@ def fits_under_a_cap_of_8_gb() -> str:
     text = []
     try:
         for resolution, size in ((256, 4), (512, 1)):
-            flags = "--recipe 8gb --gradient_accumulation_steps 2 --recompute norm".split()
-            flags += ["--memory_limit_gb", "8", "--resolution", str(resolution)]
-            flags += ["--train_batch_size", str(size)]
+            flags = ["--recipe", "8gb", "--gradient_accumulation_steps", "2"]
+            flags += [
+                "--recompute",
+                "norm",
+                "--memory_limit_gb",
+                "8",
+                "--resolution",
+                str(resolution),
+            ]
+            flags += ["--resolution", str(resolution), "--train_batch_size", str(size)]
             with with_random_lpips(measured_arguments(flags)) as args:
                 measured = peak_memory(args)
             reserved = torch.cuda.max_memory_reserved()
