@@ -83,6 +83,14 @@ def clear_debris(folder: Path) -> None:
             shutil.rmtree(path)
 
 
+def rotate(folder: Path, step: int, keep: int | None) -> None:
+    """Removes all but the newest `keep` checkpoints up to `step`, the newest undamaged one."""
+    # A later one is damaged, or `step` would not be the newest: it must not push out a good one.
+    finished = [other for other in checkpoint_steps(folder) if other <= step]
+    for old in finished[: -keep if keep else 0]:
+        _remove(checkpoint_path(folder, old))
+
+
 def save_checkpoint(
     accelerator: Accelerator,
     folder: Path,
@@ -114,10 +122,7 @@ def save_checkpoint(
             _remove(final)
             os.replace(partial, final)
             _flush(folder)
-            # A later one is damaged, or this would not be the newest: it must not outlive this one.
-            finished = [other for other in checkpoint_steps(folder) if other <= step]
-            for old in finished[: -keep if keep else 0]:
-                _remove(checkpoint_path(folder, old))
+            rotate(folder, step, keep)
     return final
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from accelerate.utils import gather_object
 
-from modules.checkpoint import load_checkpoint, read_trainer_state
+from modules.checkpoint import load_checkpoint, read_trainer_state, rotate
 from modules.errors import ArgumentError
 from modules.run import Run
 
@@ -61,6 +61,9 @@ def resume(run: Run, path: Path, num_train_images: int | None) -> None:
             "the training set had %s images when %s was written and has %s now: the order of the "
             "data changes from here on", state["num_train_images"], path, num_train_images,
         )  # fmt: skip
+    own = path.resolve().parent == (run.output_dir / "checkpoints").resolve()
+    if own and run.accelerator.is_main_process:  # the kill may have come before the rotation
+        rotate(path.parent, run.step, run.args.checkpoints.checkpoints_total_limit)
     logger.info("Resumed from %s at step %d", path, run.step)
 
 

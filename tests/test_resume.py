@@ -208,6 +208,12 @@ def test_only_the_newest_checkpoints_are_kept(uninterrupted, stopped, pictures):
     assert_equal_runs(stopped, uninterrupted)
 
 
+def test_a_rotation_that_a_kill_prevented_is_made_up_for(stopped, pictures):
+    limits = ("--checkpoints_total_limit", "1", "--max_train_steps", "6")
+    succeed(flags(pictures, stopped, *limits, *RESUME))
+    assert checkpoint_steps(stopped / "checkpoints") == [6]
+
+
 def refused(argv: list[str]) -> str:
     code, output = launch(argv).wait()
     assert code == 2, output
