@@ -67,10 +67,11 @@ class Result:
         """How many of our steps fit in one of theirs, step by step."""
         return ratio(self.contestants[OURS].milliseconds, self.contestants[name].milliseconds)
 
-    def memory_ratio(self, name: str) -> float:
-        """Our peak memory over theirs."""
-        theirs = self.contestants[name].peak_memory
-        return self.contestants[OURS].peak_memory / theirs if theirs else float("nan")
+    def memory_ratio(self, name: str) -> float | None:
+        """Our peak memory over theirs; None on a CPU, whose resident set keeps what was freed."""
+        if self.device.startswith("CPU"):
+            return None
+        return self.contestants[OURS].peak_memory / self.contestants[name].peak_memory
 
 
 class Bench:

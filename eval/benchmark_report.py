@@ -35,13 +35,16 @@ def benchmark_text(args: Arguments, result: Result) -> str:
             share = 100 * spread.median / total
             lines.append(f"    {phase:30s} {spread.text(1):>32s} ms  {share:5.1f} %")
     for name, contestant in result.contestants.items():
-        if name != OURS:
-            lines += [
-                f"{name}: {Spread.of(contestant.milliseconds).text(1)} ms per step, "
-                f"peak memory {contestant.peak_memory / 1e9:.2f} GB",
-                f"  ours is {result.speedup(name).text(2)} times as fast, with "
-                f"{result.memory_ratio(name):.2f} times the memory",
-            ]
+        if name == OURS:
+            continue
+        lines.append(f"{name}: {Spread.of(contestant.milliseconds).text(1)} ms per step")
+        lines.append(f"  ours is {result.speedup(name).text(2)} times as fast")
+        memory = result.memory_ratio(name)
+        if memory is not None:
+            lines.append(
+                f"  and needs {memory:.2f} times the memory ({own.peak_memory / 1e9:.2f} GB of "
+                f"{contestant.peak_memory / 1e9:.2f} GB)"
+            )
     return "\n".join(lines)
 
 

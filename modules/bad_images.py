@@ -62,7 +62,9 @@ class BadImages:
         # Pictures that are too small can be half of a dataset: the first one tells the story.
         first = rejection.kind not in self.kinds.values()
         level = logging.WARNING if first or rejection.kind == UNREADABLE else logging.DEBUG
-        logger.log(level, "%s image skipped: %s (%s)", rejection.kind, label, reason)
+        # A terminal cannot show a path that is not Unicode; the file below keeps its bytes.
+        shown, why = (text.encode("utf-8", "backslashreplace").decode() for text in (label, reason))
+        logger.log(level, "%s image skipped: %s (%s)", rejection.kind, shown, why)
         self.kinds[label] = rejection.kind
         return f"{rejection.kind}\t{label}\t{reason}\n"
 

@@ -150,7 +150,8 @@ def make_vae(args: Arguments) -> AutoencoderKL:
         vae.enable_gradient_checkpointing()
     if args.precision.enable_xformers_memory_efficient_attention:
         _use_xformers(vae)
-    return vae.to(memory_format=torch.channels_last)
+    # A pretrained one comes in eval mode, in which nothing would be recomputed.
+    return vae.train().to(memory_format=torch.channels_last)
 
 
 def _load_or_build(args: ModelArguments, resolution: int) -> AutoencoderKL:

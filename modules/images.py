@@ -16,8 +16,8 @@ from PIL import ExifTags, Image
 from torch import Tensor
 
 MAX_PIXELS = 2**27  # 134 million, 0.5 GB decoded: larger files are refused as decompression bombs
-# A draft is at least this much larger than the target: on photographs 39 dB or more from a full
-# decode, about as near to it as bicubic is to Lanczos, in a third of the time (1024 x 768 to 256).
+# A draft is at least this much larger than the target: on most photographs 39 dB or more from a
+# full decode, about as near as bicubic is to Lanczos, in a third of the time (1024 x 768 to 256).
 DRAFT_MARGIN = 1.5
 MAX_ASPECT = 64  # of a picture that is resized whole
 REDUCING_GAP = 4.0  # box-reduce first where the filter still does a 4-fold step: 54 dB or more

@@ -346,7 +346,7 @@ def row(name: str, result: Result) -> str:
     cells += [
         f"{times[len(times) // 2]:.1f}",
         f"{result.speedup('textbook').text(2)}",
-        f"{result.memory_ratio('textbook'):.2f}",
+        f"{result.memory_ratio('textbook') or float('nan'):.2f}",
     ]
     return f"| {' | '.join(cells)} |"
 

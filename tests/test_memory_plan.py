@@ -120,7 +120,8 @@ def test_accumulated_gradients_are_there_while_the_next_batch_is_seen() -> None:
     states, (one,) = plan(arguments(), [64], [1])
     _, (many,) = plan(arguments("--gradient_accumulation_steps 8"), [64], [1])
     gradients = states["VAE: gradients"] + states["discriminator: gradients"]
-    assert one.allocated < many.allocated <= one.allocated + gradients + 64 * BLOCK
+    rounding = 500 * BLOCK  # less than one for each tensor
+    assert one.allocated < many.allocated <= one.allocated + gradients + rounding
 
 
 def test_meter_counts_storages_once_and_forgets_them() -> None:

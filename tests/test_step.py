@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
@@ -371,6 +372,12 @@ def test_recomputation_changes_no_gradient(flags: str, precision: str) -> None:
     recomputed = train_without_update(tiny_run(flags), [given])
     ours, theirs = gradients(recomputed.raw_vae), gradients(plain.raw_vae)
     assert largest_difference(ours, theirs) < 1e-6
+
+
+def test_pretrained_vae_trains_in_training_mode_so_that_it_is_recomputed(tmp_path: Path) -> None:
+    tiny_run().raw_vae.vae.save_pretrained(tmp_path / "vae")
+    run = tiny_run(f"--pretrained_model_name_or_path {tmp_path}/vae --recompute norm")
+    assert all(module.training for module in run.raw_vae.vae.modules())
 
 
 def test_lean_blocks_are_diffusers_blocks_to_the_bit() -> None:
