@@ -186,7 +186,7 @@ def test_every_link_leads_somewhere(name):
 
 @pytest.mark.parametrize("name", READMES)
 def test_every_recipe_has_its_line_and_every_line_its_recipe(name):
-    table = text(name).split("|---|---|\n", 1)[1].split("\n\n", 1)[0]
+    table = text(name).split("\n|---|---|\n", 1)[1].split("\n\n", 1)[0]
     assert sorted(re.findall(r"^\| `([^`]+)`", table, flags=re.M)) == recipe_names()
 
 
