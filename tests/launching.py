@@ -30,6 +30,14 @@ TINY = shlex.split(
     "--validation_batch_size 4 --num_grid_images 2 --report_to none --mixed_precision no "
     "--learning_rate 1e-3 --disc_learning_rate 1e-3 --lr_warmup_steps 2 --logging_steps 1"
 )
+LAUNCHERS_OWN = (
+    "RANK",
+    "LOCAL_RANK",
+    "WORLD_SIZE",
+    "LOCAL_WORLD_SIZE",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+)
 ADVERSARIAL = shlex.split("--disc_start 1 --disc_warmup_steps 1 --disc_ramp_steps 2")
 
 
@@ -142,6 +150,8 @@ def _become_script(
     descriptor = os.open(log, os.O_WRONLY | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
+    for name in LAUNCHERS_OWN:  # of a launcher around the tests, or left behind by one of them
+        os.environ.pop(name, None)
     os.environ.update(environment)
     multiprocessing.set_start_method("fork", force=True)  # as the script finds it
     sys.argv = [str(SCRIPT), *argv]
