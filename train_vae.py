@@ -60,7 +60,7 @@ from modules.build import (
     training_length,
 )
 from modules.build_data import TrainingData, make_loader, open_data
-from modules.checkpoint import newest_checkpoint, save_checkpoint
+from modules.checkpoint import save_checkpoint
 from modules.compilation import compile_networks
 from modules.ema import ExponentialMovingAverage
 from modules.export import export_everything, export_vae, latent_config
@@ -340,8 +340,7 @@ def main(args: Arguments) -> None:
 
     with closing(watch.journal):
         # Resume, or measure what training starts from.
-        newest = newest_checkpoint(output_dir / "checkpoints")
-        checkpoint = resume_path(args.checkpoints, newest)
+        checkpoint = resume_path(args.checkpoints)
         if checkpoint is not None:
             resume(run, checkpoint, data.size)
         watch.journal.start_at(run.step)

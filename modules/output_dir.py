@@ -11,6 +11,7 @@ from modules.checkpoint import (
     DamagedCheckpoint,
     checkpoint_steps,
     clear_debris,
+    newest_checkpoint,
     read_trainer_state,
     verify,
 )
@@ -62,8 +63,8 @@ def clear_output_dir(args: CheckpointArguments) -> None:
             path.unlink()
 
 
-def resume_path(args: CheckpointArguments, newest: Path | None) -> Path | None:
-    """The checkpoint to continue from: a path as given, or `newest` for "latest"; None for neither.
+def resume_path(args: CheckpointArguments) -> Path | None:
+    """The checkpoint to continue from: a path as given, the newest for "latest"; None for neither.
 
     Raises ArgumentError when the path is no intact checkpoint, or lies before others of the same
     run: those would be taken for newer ones at the next resume.
@@ -72,6 +73,7 @@ def resume_path(args: CheckpointArguments, newest: Path | None) -> Path | None:
     if wanted is None:
         return None
     if wanted == "latest":
+        newest = newest_checkpoint(siblings)
         if newest is None and checkpoint_steps(siblings):
             raise ArgumentError(
                 f"--resume_from_checkpoint=latest: every checkpoint in {siblings} is damaged; "
