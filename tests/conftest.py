@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,10 +15,12 @@ from modules.synthetic import SyntheticImages
 
 
 @pytest.fixture(scope="session")
-def pictures(tmp_path_factory) -> Path:
-    """A folder of 10 pictures, a little larger than the crops."""
+def pictures(tmp_path_factory) -> Iterator[Path]:
+    """A folder of 10 pictures, a little larger than the crops; no test may change it."""
     folder = tmp_path_factory.mktemp("pictures")
     source = SyntheticImages(10, 24, seed=7)
     for index in range(10):
         source.open(index).save(folder / f"{index}.png")
-    return folder
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    yield folder
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before

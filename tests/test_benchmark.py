@@ -191,12 +191,14 @@ def test_flags_that_nobody_knows_are_named(capsys: pytest.CaptureFixture) -> Non
     assert "--resolutoin" in capsys.readouterr().err
 
 
-def test_plain_and_our_loader_take_turns_over_the_same_pictures(pictures: Path) -> None:
-    for file in pictures.glob("*.png"):
-        file.with_suffix(".jpg").write_bytes(file.read_bytes())  # PIL looks at the content
-    found = loader_speeds(pictures, 16, workers=0, rounds=3, images=4, batch_size=2)
+def test_plain_and_our_loader_take_turns_over_the_same_pictures(
+    pictures: Path, tmp_path: Path
+) -> None:
+    for file in pictures.glob("*.png"):  # PIL looks at the content
+        (tmp_path / f"{file.stem}.jpg").write_bytes(file.read_bytes())
+    found = loader_speeds(tmp_path, 16, workers=0, rounds=3, images=4, batch_size=2)
     assert len(found.ours) == len(found.plain) == 3
     assert min(found.ours + found.plain) > 0
-    image = PlainImages(sorted(pictures.glob("*.jpg")), 16)[0]
+    image = PlainImages(sorted(tmp_path.glob("*.jpg")), 16)[0]
     assert image.shape == (3, 16, 16)
     assert -1 <= image.min() < image.max() <= 1
