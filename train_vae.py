@@ -34,7 +34,7 @@ if __name__ == "__main__":
 
 import logging
 import sys
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -66,16 +66,19 @@ from modules.ema import ExponentialMovingAverage
 from modules.export import export_everything, export_vae, latent_config
 from modules.gan_guard import GanGuard
 from modules.guard import FiniteGuard
-from modules.hub import make_repository, upload
+from modules.hub import planned_push
 from modules.journal import Journal
 from modules.losses import batch_psnr, discriminator_loss, generator_loss, kl_loss, rec_loss
 from modules.meter import Meter
+from modules.model_card import Provenance
 from modules.modes import frozen
 from modules.output_dir import check_output_dir, clear_output_dir, resume_path
 from modules.progress import resume, trainer_state
+from modules.publisher import Publisher
 from modules.reduce import gather_from_processes
 from modules.run import Run
 from modules.signals import StopRequest
+from modules.trackers import start_trackers
 from modules.update import backward_through, loss_scale
 
 logger = logging.getLogger("modules.train_vae")
@@ -90,6 +93,15 @@ class Watch:
     journal: Journal
     bad_images: BadImages
     stop: StopRequest
+    publisher: Publisher | None  # of the main process, with --push_to_hub
+
+    def provenance(self) -> Provenance:
+        """What the model card says of where its numbers come from and where it lies."""
+        repository = self.publisher.repository if self.publisher else None
+        if self.validation is None:
+            return Provenance(repository=repository)
+        protocol = self.validation.protocol
+        return Provenance(protocol.describe(), protocol.stamp(), repository)
 
     def write_report(self, output_dir: Path, result: ValidationResult) -> None:
         """Refreshes report.html: all curves so far, and the pictures of this validation."""
@@ -171,6 +183,8 @@ def look_around(run: Run, watch: Watch) -> bool:
     stop = watch.stop.agreed()
     if run.step % args.checkpoints.checkpointing_steps == 0 or last or stop:
         save(run, watch)
+    if watch.publisher is not None and not (last or stop):
+        push(run, watch)
     return last or not stop
 
 
@@ -180,7 +194,7 @@ def log(run: Run, watch: Watch) -> None:
     means = run.meter.flush() | run.guard.check() | run.learning_rates()
     means |= run.gan_guard.judge(means)
     if means["upscaled"]:
-        warn_of_upscaling(run.args.data.resolution)
+        warn_of_upscaling(max(run.args.data.training_resolutions))
     watch.journal.write(run.step, {f"train/{name}": value for name, value in means.items()})
     watch.journal.show(means)
 
@@ -210,6 +224,7 @@ def validate(run: Run, watch: Watch) -> None:
         watch.journal.write(run.step, {f"val/{name}": value for name, value in metrics.items()})
         if result.grid is not None:
             watch.journal.draw(run.step, result.grid)
+            watch.journal.draw_latents(run.step, result.latent_grid, result.grid_latents)
         if run.accelerator.is_main_process:
             watch.write_report(run.output_dir, result)
         if watch.validation.improves(metrics, run.best, run.args.validation.best_metric):
@@ -228,10 +243,17 @@ def save(run: Run, watch: Watch) -> None:
         run.output_dir / "checkpoints",
         run.step,
         run.ema,
-        trainer_state(run, watch.data.size),
+        trainer_state(run, watch.data.size, watch.data.fingerprint),
         run.args.checkpoints.checkpoints_total_limit,
     )
     run.meter.restart_clock()
+
+
+def push(run: Run, watch: Watch) -> None:
+    """Sends the best weights so far to the Hub when due; training does not wait for it."""
+    watch.publisher.report()
+    if watch.publisher.is_due(run.step):
+        watch.publisher.push(run, watch.journal.metrics_log.rows(), watch.provenance())
 
 
 def export(run: Run, watch: Watch) -> None:
@@ -250,7 +272,7 @@ def export(run: Run, watch: Watch) -> None:
         if run.accelerator.is_main_process:
             watch.journal.close()
             rows = watch.journal.metrics_log.rows()
-            vae = export_everything(run, latents, rows, watch.data.name)
+            vae = export_everything(run, latents, rows, watch.provenance())
             print(summary(vae, run.output_dir, rows), file=sys.stderr)
     run.accelerator.wait_for_everyone()
 
@@ -265,7 +287,7 @@ def make_run(args: Arguments, vae: TrainableVAE, num_train_images: int | None) -
     optimizers = make_optimizers(args, vae, discriminator, accelerator.num_processes)
     schedulers = make_schedulers(args, *optimizers, schedule, steps)
     if args.precision.compile:
-        compile_networks(vae.vae, perceptual)
+        compile_networks(vae.vae, perceptual, args.data.several_shapes)
     prepared = accelerator.prepare(vae, discriminator, *optimizers, *schedulers)
     for optimizer in prepared[2:4]:
         optimizer.scaler = None  # float16's loss scale is handled in `Run.update`, for both at once
@@ -307,25 +329,25 @@ def main(args: Arguments) -> None:
     """Build, prepare, resume, train, export."""
     show_messages()
     # Build what can be wrong first: nothing has touched a GPU or been written to yet.
-    check_output_dir(args.checkpoints)
+    check_output_dir(args.checkpoints, create=not args.dry_run)
     vae = TrainableVAE(make_vae(args), args.model.decoder_only)
     if args.dry_run:
-        print(to_yaml(args), banner(args, vae.vae), sep="\n")
+        print(to_yaml(args), banner(args, vae.vae), planned_push(args), sep="\n")
         return
     data = open_data(args)
 
     # Prepare.
     run = make_run(args, vae, data.size)
-    accelerator, output_dir, repository = run.accelerator, run.output_dir, None
+    accelerator, output_dir, publisher = run.accelerator, run.output_dir, None
     if accelerator.is_main_process:
+        if args.logging.push_to_hub:  # first: a refusal must not cost what an old run left
+            publisher = Publisher(args)
         clear_output_dir(args.checkpoints)
-        repository = make_repository(args.logging, output_dir)
         situation = f"{accelerator.num_processes} x {accelerator.device.type}, "
         situation += f"precision {accelerator.mixed_precision}"
         text = banner(args, vae.vae, data.describe(args), situation, run.max_train_steps)
         print(text, file=sys.stderr)
     accelerator.wait_for_everyone()
-    accelerator.init_trackers(args.logging.tracker_project_name, config=for_trackers(args))
     watch = Watch(
         data=data,
         validation=make_validation(run, data),
@@ -336,13 +358,15 @@ def main(args: Arguments) -> None:
             output_dir, args.data.max_bad_images, data.size, accelerator.is_main_process
         ),
         stop=StopRequest(args.precision.ddp_timeout),
+        publisher=publisher,
     )
 
-    with closing(watch.journal):
+    with closing(watch.journal), publisher or nullcontext():
         # Resume, or measure what training starts from.
         checkpoint = resume_path(args.checkpoints)
         if checkpoint is not None:
-            resume(run, checkpoint, data.size)
+            resume(run, checkpoint, data.size, data.fingerprint)
+        start_trackers(accelerator, args.logging.tracker_project_name, for_trackers(args), run.step)
         watch.journal.start_at(run.step)
         if checkpoint is None:
             validate(run, watch)
@@ -352,10 +376,11 @@ def main(args: Arguments) -> None:
         # Train and export.
         shape = latent_shape(vae.vae, args.data.resolution)
         run.loader = make_loader(args, data, shape, accelerator, run.samples)
+        run.meter.restart_clock()  # the loader may have looked at the sizes of all images
         if train(run, watch):
             export(run, watch)
-            if repository is not None and accelerator.is_main_process:
-                upload(args.logging, output_dir, repository)
+            if publisher is not None:
+                publisher.finish(run.step)
         accelerator.end_training()
 
 

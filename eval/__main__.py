@@ -3,6 +3,7 @@
 python -m eval reconstruction --model runs/mine jpeg:50 downsample:8 --data photos/
 python -m eval latents --model runs/mine --data photos/ --write
 python -m eval precision --model runs/mine --data photos/
+python -m eval export --model runs/mine --output runs/mine --format fp16 ldm onnx
 torchrun --nproc_per_node 2 -m eval reconstruction --model runs/mine --data photos/
 python -m eval benchmark --recipe 8gb --compare textbook --random_lpips
 python -m eval memory --recipe 8gb

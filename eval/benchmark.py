@@ -7,13 +7,16 @@ where the time goes. Rivals take turns step by step, so that a busy machine slow
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import torch
 
 from eval.device_speed import peak_flops_per_s, useful_flops
+from eval.levers import UNDO
 from eval.phases import PHASES, PhaseClock, watched
 from eval.script import Nobody, random_batch, skip_to_full_gan, training_script
 from eval.spread import Spread, ratio
@@ -25,6 +28,11 @@ from modules.build import make_vae
 from modules.run import Run
 
 OURS = "ours"
+TEXTBOOKS = {
+    "textbook": {},
+    "latent-diffusion": {"repeat_forward": True},
+    "no-split-backward": {"tuned": True},
+}
 MIN_WARMUP = 2  # steps: the optimizers make their moments in the first, which is not typical
 
 
@@ -77,17 +85,30 @@ class Result:
 class Bench:
     """One configuration, built and warmed up on the present device.
 
-    rival: None, "textbook", or "latent-diffusion" (the textbook step with a second forward).
+    rivals: names in TEXTBOOKS or UNDO. others: the trainer itself by other arguments, by name.
     """
 
-    def __init__(self, args: Arguments, warmup: int, rival: str | None = None) -> None:
+    def __init__(
+        self,
+        args: Arguments,
+        warmup: int,
+        rivals: Sequence[str] = (),
+        others: Mapping[str, Arguments] = MappingProxyType({}),
+    ) -> None:
         self.args = args
         self.script = training_script()
         self.gauges = {kind: MemoryGauge(torch.device(kind)) for kind in ("cuda", "cpu")}
         self.contestants: dict[str, Contestant] = {}
-        self.run = self._enter(OURS, warmup, self._build_ours)
-        if rival is not None:
-            self._enter(rival, warmup, lambda: self._build_textbook(rival))
+        self.run = self._enter(OURS, warmup, partial(self._build_ours, args))
+        self.batches = _micro_batches(self.run)
+        for name in rivals:
+            if name in UNDO:
+                build = partial(self._build_ours, args, UNDO[name])
+            else:
+                build = partial(self._build_textbook, **TEXTBOOKS[name])
+            self._enter(name, warmup, build)
+        for name, arguments in others.items():
+            self._enter(name, warmup, partial(self._build_ours, arguments))
         self.stopwatch = Stopwatch(self.run.accelerator.device)
 
     def measure(self, steps: int, phase_steps: int) -> Result:
@@ -130,20 +151,24 @@ class Bench:
         """Where a contestant works."""
         return built.accelerator.device if isinstance(built, Run) else built.device
 
-    def _build_ours(self) -> tuple[Run, Callable[[], None]]:
-        vae = TrainableVAE(make_vae(self.args), self.args.model.decoder_only)
-        run = self.script.make_run(self.args, vae, self.args.optimization.images_per_step(1))
+    def _build_ours(
+        self, args: Arguments, change: Callable[[Run], None] | None = None
+    ) -> tuple[Run, Callable[[], None]]:
+        vae = TrainableVAE(make_vae(args), args.model.decoder_only)
+        run = self.script.make_run(args, vae, args.optimization.images_per_step(1))
         skip_to_full_gan(run)
-        self.batches = _micro_batches(run)
+        if change is not None:
+            change(run)
+        batches = _micro_batches(run)
 
         def step() -> None:
-            run.loader = self.batches
+            run.loader = batches
             self.script.train(run, Nobody())
 
         return run, step
 
-    def _build_textbook(self, rival: str) -> tuple[TextbookTrainer, Callable[[], None]]:
-        trainer = TextbookTrainer(self.run, repeat_forward=rival == "latent-diffusion")
+    def _build_textbook(self, **options: bool) -> tuple[TextbookTrainer, Callable[[], None]]:
+        trainer = TextbookTrainer(self.run, **options)
         return trainer, lambda: trainer.step(self.batches)
 
     def _phases(self, steps: int) -> dict[str, list[float]]:

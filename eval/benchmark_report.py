@@ -49,7 +49,7 @@ def benchmark_text(args: Arguments, result: Result) -> str:
 
 
 def benchmark_data(args: Arguments, result: Result) -> dict[str, Any]:
-    """Everything measured; `ratio` is None where nothing was compared."""
+    """Everything measured; `ratio` has one entry for each rival."""
     own = result.contestants[OURS]
     rivals = {name: c for name, c in result.contestants.items() if name != OURS}
     data: dict[str, Any] = {
@@ -65,11 +65,10 @@ def benchmark_data(args: Arguments, result: Result) -> dict[str, Any]:
         "matmul_tflops_per_s": result.peak_flops_per_s / 1e12,
         "mfu": result.mfu,
         "peak_memory_gb": own.peak_memory / 1e9,
-        "ratio": None,
+        "ratio": {},
     }
     for name, rival in rivals.items():
-        data["ratio"] = {
-            "to": name,
+        data["ratio"][name] = {
             "speed": result.speedup(name).to_dict(),
             "memory": result.memory_ratio(name),
             "ms": Spread.of(rival.milliseconds).to_dict(),

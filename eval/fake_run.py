@@ -123,7 +123,7 @@ def _fake(network: nn.Module) -> nn.Module:
         for name, buffer in module._buffers.items():
             if buffer is not None:
                 module._buffers[name] = _empty_like(buffer)
-    network.to = lambda device: network
+    network.to = lambda *_, **__: network
     return network
 
 

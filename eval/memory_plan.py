@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -15,9 +16,11 @@ from torch.utils._pytree import tree_leaves
 
 from eval.fake_run import fake_run
 from eval.script import Nobody, random_batch
+from eval.textbook_step import TextbookTrainer
 from modules.arguments import Arguments
 from modules.run import Run
 
+TEXTBOOK = "textbook"
 BLOCK = 512  # bytes; CUDA's caching allocator rounds every tensor up to these
 CONTEXT = 0.6e9  # bytes outside the allocator: CUDA's context, cuDNN's and cuBLAS's kernels
 OVERHEAD = 0.10  # of the peak: fragmentation of the allocator, and the convolutions' workspaces
@@ -56,7 +59,10 @@ class AllocationMeter(TorchDispatchMode):
 
 @dataclass(frozen=True)
 class Peak:
-    """The predicted peak of one training step, in bytes; `lpips_slice` None is the whole batch."""
+    """The predicted peak of one training step, in bytes; `lpips_slice` None is the whole batch.
+
+    recompute: "none", "norm" or "full", or TEXTBOOK for the step of `eval.textbook_step`.
+    """
 
     resolution: int
     batch_size: int
@@ -138,6 +144,29 @@ def plan(
                     )
                 )
     return states, peaks
+
+
+def plan_textbook(
+    args: Arguments, resolutions: Iterable[int], batch_sizes: Iterable[int]
+) -> list[Peak]:
+    """The peaks of a plain step on the same networks; arguments as of `plan`."""
+    meter, peaks = AllocationMeter(), []
+    precision = replace(args.precision, use_8bit_adam=False, compile=False)
+    with fake_run(replace(args, precision=precision), meter) as (_, run):
+        ours = meter.now
+        with warnings.catch_warnings():  # its networks are copied, which looks at their memory
+            warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")
+            trainer = TextbookTrainer(run)
+        count = run.accelerator.gradient_accumulation_steps
+        factor = 2 ** (len(trainer.vae.config.block_out_channels) + 2)
+        trainer.step([random_batch(run, 1, factor)])  # in which the optimizers make their moments
+        for resolution in resolutions:
+            for batch_size in batch_sizes:
+                meter.peak = meter.now
+                trainer.step([random_batch(run, batch_size, resolution)] * count)
+                allocated = meter.peak - ours
+                peaks.append(Peak(resolution, batch_size, TEXTBOOK, None, allocated))
+    return peaks
 
 
 def _step(script: ModuleType, run: Run, batch_size: int, resolution: int) -> None:

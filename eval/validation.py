@@ -3,31 +3,43 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from diffusers import AutoencoderKL
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
-from eval.codecs import VAECodec
+from eval.codecs import Reconstruction, VAECodec
 from eval.evaluate import evaluate_reconstruction
 from eval.grid import comparison_grid
+from eval.latent_picture import latent_picture
 from eval.protocol import Protocol, ProtocolImages
 from eval.results import Evaluation
 from modules.errors import ArgumentError
 from modules.images import UnreadableImage
 from modules.latents import LatentStatistics
+from modules.reduce import gather_from_processes
 from modules.sources import ImageSource
 
 
 @dataclass(frozen=True)
 class ValidationResult:
-    """Numbers by name, what they come from, and a picture to look at (if wanted)."""
+    """Numbers by name, what they come from, and a picture to look at (if wanted).
+
+    grid_latents: [n, C, h, w], posterior means of the pictures in the grid; None without a grid.
+    """
 
     metrics: dict[str, float]
     evaluation: Evaluation
     grid: Image.Image | None
+    grid_latents: Tensor | None
+
+    @property
+    def latent_grid(self) -> Image.Image:
+        """The grid's latents as a picture."""
+        return latent_picture(self.grid_latents)
 
     @property
     def latents(self) -> LatentStatistics | None:
@@ -85,8 +97,9 @@ class Validation:
 
     def run(self, vae: AutoencoderKL) -> ValidationResult:
         """Evaluates `vae` in float32. Collective: every process takes its share of the images."""
+        codec = _RememberingCodec(vae, self.num_grid_images)
         evaluation = evaluate_reconstruction(
-            {"vae": VAECodec(vae)},
+            {"vae": codec},
             self.images,
             ["psnr", "ssim", "rec", "kl", *(f"lpips_{name}" for name in self.lpips)],
             protocol=self.protocol,
@@ -97,9 +110,30 @@ class Validation:
             num_samples=self.num_grid_images,
             progress=False,
         )["vae"]
+        means = dict(gather_from_processes(list(codec.means.items())))
         spread = {"latent_std": evaluation.latents.global_std} if evaluation.latents else {}
         return ValidationResult(
             metrics=evaluation.summary() | spread,
             evaluation=evaluation,
             grid=comparison_grid({"reconstruction": evaluation}) if evaluation.samples else None,
+            grid_latents=torch.stack([means[i] for i in sorted(means)]) if means else None,
         )
+
+
+class _RememberingCodec(VAECodec):
+    """Keeps what it saw of the latents, so that nothing is encoded twice for a picture of them."""
+
+    def __init__(self, vae: AutoencoderKL, count: int) -> None:
+        super().__init__(vae)
+        self.count = count
+        self.means: dict[int, Tensor] = {}  # [C, h, w] by position, of the first `count`
+
+    def reconstruct(
+        self, images: Tensor, indices: Sequence[int], protocol: Protocol
+    ) -> Reconstruction:
+        """As a VAECodec; also remembers posterior means."""
+        output = super().reconstruct(images, indices, protocol)
+        for row, position in enumerate(indices):
+            if position < self.count:
+                self.means[position] = output.mean[row].cpu()
+        return output

@@ -117,19 +117,41 @@ class ModelArguments:
 class DataArguments:
     """Data"""
 
-    dataset_name: str | None = flag(
+    dataset_name: tuple[str, ...] | None = flag(
         None,
-        'hub id or local folder of a dataset; "synthetic" (also when neither this nor '
-        "--train_data_dir is given) is the built-in procedural set",
+        'hub id or local folder of a dataset, or several that are mixed; "synthetic" (also when '
+        "neither this nor --train_data_dir is given) is the built-in procedural set",
+    )
+    dataset_weights: tuple[float, ...] | None = flag(
+        None,
+        "share of each --dataset_name in the samples, in any unit; by default every image comes "
+        "once in an epoch. An epoch stays as long as all the images together",
     )
     dataset_config_name: str | None = flag(None, "configuration of the dataset, if it has several")
     data_files: tuple[str, ...] | None = flag(None, "files or globs of the dataset to use")
     train_data_dir: str | None = flag(None, "folder with the training images, searched recursively")
-    image_column: str = flag("image", "column that holds the images")
+    image_column: str = flag(
+        "image", "column that holds the images, the same in every --dataset_name"
+    )
     max_train_samples: int | None = flag(None, "use a random subset of this many training images")
     streaming: bool = flag(False, "read the dataset as a stream instead of downloading it first")
-    shuffle_buffer_size: int = flag(1000, "images in the shuffle buffer with --streaming")
+    shuffle_buffer_size: int = flag(
+        1000, "images in the shuffle buffers with --streaming, kept encoded by every worker"
+    )
     resolution: int = flag(512, "side of the square training and validation crops, in pixels")
+    train_resolutions: tuple[int, ...] | None = flag(
+        None,
+        "train on several resolutions: each batch draws one of these, on all processes the same; "
+        "one named twice is drawn twice as often, and the largest decides the memory. --resolution "
+        "then is that of validation alone and need not be among them",
+    )
+    aspect_ratio_bucketing: bool = flag(
+        False,
+        "train on pictures in nearly their own shape, from 1:2 to 2:1, in an area of at most "
+        "resolution x resolution: each batch has one shape, and the last one of each shape in an "
+        "epoch is filled with pictures of that shape again. Sizes are read from the headers at "
+        "every start",
+    )
     crop: str = flag(
         "random", "which part of the resized image to train on", choices=("random", "center")
     )
@@ -151,10 +173,63 @@ class DataArguments:
         at_least(self, 0, "dataloader_num_workers")
         require(0 <= self.max_bad_images <= 1, "max_bad_images", self.max_bad_images,
                 "must be a fraction between 0 and 1")  # fmt: skip
+        for resolution in self.train_resolutions or ():
+            require(resolution >= 8, "train_resolutions", resolution, "must be at least 8")
+        if self.streaming and self.aspect_ratio_bucketing:
+            raise ArgumentError(
+                "--aspect_ratio_bucketing cannot be used with --streaming: a stream does not tell "
+                "the sizes of its images; drop one, or use --train_resolutions"
+            )
         if self.streaming and not self.dataset_name:
             raise ArgumentError("--streaming needs --dataset_name: folders are read directly")
         if self.streaming and self.max_train_samples:
             raise ArgumentError("--max_train_samples cannot be used with --streaming; drop one")
+        self._check_mixture()
+
+    def _check_mixture(self) -> None:
+        names, weights = self.dataset_name or (), self.dataset_weights
+        for option in ("dataset_config_name", "data_files", "train_data_dir"):
+            if len(names) > 1 and getattr(self, option):
+                raise ArgumentError(
+                    f"--{option} cannot be used with several --dataset_name: it would mean all of "
+                    "them; drop it, or give each dataset a folder of its own"
+                )
+        if weights is None:
+            if self.streaming and len(names) > 1:
+                raise ArgumentError(
+                    "--streaming with several --dataset_name needs --dataset_weights: a stream "
+                    "does not say how many images it has"
+                )
+            return
+        shown = " ".join(f"{weight:g}" for weight in weights)
+        require(len(weights) == len(names), "dataset_weights", shown,
+                f"must be {len(names)} numbers, one for each --dataset_name")  # fmt: skip
+        require(all(0 < weight < float("inf") for weight in weights), "dataset_weights", shown,
+                "must be positive; leave out the dataset instead")  # fmt: skip
+
+    @property
+    def training_resolutions(self) -> tuple[int, ...]:
+        """Those that a batch may have."""
+        return self.train_resolutions or (self.resolution,)
+
+    @property
+    def several_shapes(self) -> bool:
+        """Whether batches differ in shape."""
+        return self.aspect_ratio_bucketing or len(set(self.training_resolutions)) > 1
+
+    def require_divisible(self, factor: int, whose: str) -> None:
+        """Every resolution must be a multiple of the downsampling factor, named as `whose`."""
+        for name, resolutions in (
+            ("resolution", (self.resolution,)),
+            ("train_resolutions", self.train_resolutions or ()),
+        ):
+            for resolution in resolutions:
+                require(
+                    resolution % factor == 0,
+                    name,
+                    resolution,
+                    f"must be divisible by {whose}; try {nearest_multiple(resolution, factor)}",
+                )
 
 
 @dataclass(frozen=True)
@@ -308,12 +383,14 @@ class PrecisionArguments:
     gradient_checkpointing: bool = flag(False, "the same as --recompute full")
     recompute: str = flag(
         "none",
-        "what the backward pass computes again instead of keeping it: norm (normalisation and "
-        "activation: cheap, saves most under CUDA's autocast) or full (every block)",
+        "what the backward pass computes again instead of keeping it: norm (normalisation, "
+        "activation, upsampling: cheap, and enough for most of the saving) or full (every block)",
         choices=("none", "norm", "full"),
     )
     compile: bool = flag(
-        False, "compile the networks' blocks: minutes at the start, faster steps afterwards"
+        False,
+        "compile the networks' blocks: minutes at the start, faster steps afterwards; for any "
+        "shape, where batches have several",
     )
     perceptual_slice_size: int | None = flag(
         None, "images that LPIPS looks at together; fewer need less memory; by default all"
@@ -405,6 +482,11 @@ class CheckpointArguments:
     export_ldm: bool = flag(
         False, "also write the VAE in latent-diffusion's layout, for ComfyUI and A1111"
     )
+    export_fp16: bool = flag(
+        False,
+        'also write float16 weights beside the float32 ones, for from_pretrained(variant="fp16"); '
+        "of the final export, not of best/",
+    )
 
     def __post_init__(self) -> None:
         at_least(self, 1, "checkpointing_steps", "checkpoints_total_limit", "num_latent_images")
@@ -422,10 +504,23 @@ class LoggingArguments:
     logging_steps: int = flag(10, "optimizer steps between rows of metrics.jsonl")
     push_to_hub: bool = flag(False, "upload the result at the end")
     hub_model_id: str | None = flag(None, "repository to upload to; by default output_dir's name")
+    push_every: int | None = flag(
+        None,
+        "also upload best/, pictures and metrics in the background at every N-th checkpoint; "
+        "checkpoints themselves stay here",
+    )
+    hub_private: bool = flag(False, "make the repository a private one")
+    hub_license: str | None = flag(
+        None, 'licence for the model card, as the Hub spells it: "apache-2.0", "mit", "other"'
+    )
     hub_token: str | None = flag(None, "token for the hub; `hf auth login` is safer")
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "logging_steps")
+        at_least(self, 1, "logging_steps", "push_every")
+        for name in ("push_every", "hub_private"):
+            value = getattr(self, name)
+            require(not value or self.push_to_hub, name, value,
+                    "is about uploads: add --push_to_hub, or drop it")  # fmt: skip
         for name in ("logging_dir", "tracker_project_name"):
             path = PurePath(getattr(self, name))
             require(not path.is_absolute() and ".." not in path.parts, name, path,
@@ -456,13 +551,8 @@ class Arguments:
         if not self.model.pretrained_model_name_or_path and (
             not self.model.model_config_name_or_path
         ):
-            require(
-                self.data.resolution % self.model.downsample_factor == 0,
-                "resolution",
-                self.data.resolution,
-                f"must be divisible by --downsample_factor={self.model.downsample_factor}; "
-                f"try {nearest_multiple(self.data.resolution, self.model.downsample_factor)}",
-            )
+            factor = self.model.downsample_factor
+            self.data.require_divisible(factor, f"--downsample_factor={factor}")
         if self.discriminator.disc_norm_type == "batch" and self.discriminator.enabled:
             require(
                 self.optimization.train_batch_size > 1,
@@ -480,6 +570,16 @@ class Arguments:
                 f"--validation_split={self.validation.validation_split} needs --dataset_name; for "
                 "a folder use --validation_data_dir"
             )
+        if self.validation.validation_split and len(self.data.dataset_name) > 1:
+            raise ArgumentError(
+                f"--validation_split={self.validation.validation_split} cannot be used with "
+                "several --dataset_name; use --validation_data_dir, or hold images back"
+            )
+        if self.validation.num_validation_images == 0:
+            every = self.logging.push_every
+            require(every is None, "push_every", every,
+                    "uploads the best weights so far, which --num_validation_images=0 never "
+                    "finds; let it validate, or drop --push_every")  # fmt: skip
         if self.validation.best_metric == "lpips" and self.losses.perceptual_scale == 0:
             raise ArgumentError(
                 "--best_metric=lpips needs LPIPS, which --perceptual_scale=0 never builds; use "

@@ -17,12 +17,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from modules.arguments import (
-    Arguments,
-    ModelArguments,
-    OptimizationArguments,
-    nearest_multiple,
-)
+from modules.arguments import Arguments, ModelArguments, OptimizationArguments
 from modules.autoencoder import build_autoencoder, downsample_factor
 from modules.determinism import make_deterministic
 from modules.discriminator import NLayerDiscriminator
@@ -129,12 +124,8 @@ def make_vae(args: Arguments) -> AutoencoderKL:
     vae = _load_or_build(args.model, args.data.resolution)
     if args.model.vae_init == "resampler":
         start_as_resampler(vae)
-    factor, resolution = downsample_factor(vae), args.data.resolution
-    if resolution % factor:
-        raise ArgumentError(
-            f"--resolution={resolution} must be divisible by {factor}, the downsampling factor of "
-            f"the model; try {nearest_multiple(resolution, factor)}"
-        )
+    factor = downsample_factor(vae)
+    args.data.require_divisible(factor, f"{factor}, the downsampling factor of the model")
     wanted = args.model.latent_channels
     if wanted is not None and wanted != vae.config.latent_channels:
         raise ArgumentError(
@@ -145,7 +136,7 @@ def make_vae(args: Arguments) -> AutoencoderKL:
         raise ArgumentError(
             f"the model takes images of {vae.config.in_channels} channels; only RGB is supported"
         )
-    make_lean(vae, recompute_norm=args.precision.recomputed == "norm")
+    make_lean(vae, recompute_cheap=args.precision.recomputed == "norm")
     if args.precision.recomputed == "full":
         vae.enable_gradient_checkpointing()
     if args.precision.enable_xformers_memory_efficient_attention:

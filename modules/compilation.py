@@ -6,10 +6,11 @@ from diffusers import AutoencoderKL
 from torch import nn
 
 
-def compile_networks(vae: AutoencoderKL, perceptual: nn.Module | None) -> None:
-    """Compiles the VAE's blocks and LPIPS for the shapes they first see.
+def compile_networks(vae: AutoencoderKL, perceptual: nn.Module | None, any_shape: bool) -> None:
+    """Compiles the VAE's blocks and LPIPS: for the shapes they first see, or for any shape.
 
-    The blocks, and not the whole forward: the adaptive weight runs `conv_out` backward alone, which
+    PyTorch compiles a kind of block for eight shapes at most, and then runs it uncompiled. The
+    blocks, and not the whole forward: the adaptive weight runs `conv_out` backward alone, which
     it could not if that were part of one compiled graph. An error of the compiler ends the run.
     """
     blocks = [*vae.encoder.down_blocks, vae.encoder.mid_block]
@@ -17,4 +18,4 @@ def compile_networks(vae: AutoencoderKL, perceptual: nn.Module | None) -> None:
     if perceptual is not None:
         blocks.append(perceptual.network)
     for block in blocks:
-        block.compile(dynamic=False)
+        block.compile(dynamic=any_shape)

@@ -1,8 +1,6 @@
 """The endless stream of training samples: shuffled epochs, one after the other, without a seam.
 
-Position p in the stream is sample `p % n` of epoch `p // n`. Batches are runs of positions, so none
-is short, none crosses an epoch badly, and a run is resumed from one number, whatever the number of
-workers or processes.
+No batch is short, and a run is resumed from one number, whatever the number of workers.
 """
 
 from __future__ import annotations
@@ -12,74 +10,76 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from functools import lru_cache, partial
+from functools import partial
 from itertools import count
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from modules.batches import BucketedBatches, Place, ShuffledBatches
+from modules.buckets import Buckets
 from modules.errors import ArgumentError
+from modules.order import EpochOrder, Permutations
 from modules.samples import Candidate, Sample, SampleMaker, collate
 from modules.seeding import seed_for
 from modules.sources import ImageSource, reduced
 from modules.streaming import StreamedImages
 
 PREFETCHED_SAMPLES = 16  # each worker works at least this far ahead
+PEER_ATTEMPTS = 10  # then a picture of any bucket will do, which loses more to the crop
 
 
 class TrainingImages(Dataset[Sample]):
-    """Samples by position in the stream; every epoch is a permutation of the source.
+    """Samples of a source, by place in the stream.
 
-    options: as of SampleMaker. A picture that cannot be used is replaced by another one, chosen by
-    (seed, epoch, index, attempt), and named in `rejected`. Raises ArgumentError where
-    the source is empty.
+    order: of the pictures of an epoch; by default every epoch is a permutation of the source.
+    buckets: for batches of one shape each; without them all crops are square. options: as of
+    SampleMaker. A picture that cannot be used is replaced by another one, of its bucket if there is
+    one, chosen by (seed, draw, attempt), and named in `rejected`. Raises ArgumentError where the
+    source is empty.
     """
 
-    def __init__(self, source: ImageSource, resolution: int, **options: Any) -> None:
+    def __init__(
+        self,
+        source: ImageSource,
+        resolution: int,
+        order: EpochOrder | None = None,
+        buckets: Buckets | None = None,
+        **options: Any,
+    ) -> None:
         if len(source) == 0:
             raise ArgumentError(f"{source.name} has no images to train on")
-        self.maker = SampleMaker(resolution, **options)
-        self.source = reduced(source, self.maker.target)
+        self.maker = maker = SampleMaker(resolution, **options)
+        self.order, self.buckets = order or Permutations(len(source), maker.seed), buckets
+        self.sources = {side: reduced(source, maker.target(side)) for side in maker.resolutions}
 
-    def __getitem__(self, position: int) -> Sample:
-        epoch, offset = divmod(position, len(self.source))
-        order = _permutation(len(self.source), self.maker.seed, epoch)
-        index = int(order[offset])
-        return self.maker.make(self._candidates(epoch, index), position, epoch, index)
+    def batches(
+        self, batch_size: int, rank: int, world_size: int, start_position: int
+    ) -> Sampler[list[Place]]:
+        """The places of one process's batches, for a DataLoader."""
+        division = batch_size, rank, world_size, start_position
+        resolution_at = self.maker.resolution_at
+        if self.buckets is None:
+            return ShuffledBatches(self.order, resolution_at, *division)
+        seed = self.maker.seed
+        return BucketedBatches(self.order, self.buckets, resolution_at, seed, *division)
 
-    def _candidates(self, epoch: int, index: int) -> Iterator[Candidate]:
-        candidate = index
+    def __getitem__(self, place: Place) -> Sample:
+        shape = (place.resolution, place.resolution)
+        if self.buckets is not None:
+            shape = self.buckets.shape(place.index, place.resolution)
+        return self.maker.make(self._candidates(place), place.position, place.draw, shape)
+
+    def _candidates(self, place: Place) -> Iterator[Candidate]:
+        source, index = self.sources[place.resolution], place.index
+        everyone = range(len(source))
+        peers = everyone if self.buckets is None else self.buckets.peers(index)
         for attempt in count():
-            yield Candidate(
-                partial(self.source.open, candidate), partial(self.source.label, candidate)
-            )
-            draw = seed_for(self.maker.seed, "replacement", epoch, index, attempt)
-            candidate = draw % len(self.source)
-
-
-@lru_cache(maxsize=2)  # a batch may lie in two epochs
-def _permutation(size: int, seed: int, epoch: int) -> Tensor:
-    generator = torch.Generator().manual_seed(seed_for(seed, "order", epoch))
-    return torch.randperm(size, generator=generator)
-
-
-class PositionSampler(Sampler[list[int]]):
-    """The positions of one process's batches, without end.
-
-    Of each run of world_size x batch_size positions from start_position on, process `rank` gets the
-    rank-th batch_size: together the processes see what one with the whole batch sees, in order.
-    """
-
-    def __init__(self, batch_size: int, rank: int, world_size: int, start_position: int) -> None:
-        self.batch_size = batch_size
-        self.first = start_position + rank * batch_size
-        self.stride = world_size * batch_size
-
-    def __iter__(self) -> Iterator[list[int]]:
-        for first in count(self.first, self.stride):
-            yield list(range(first, first + self.batch_size))
+            yield Candidate(partial(source.open, index), partial(source.label, index))
+            draw = seed_for(self.maker.seed, "replacement", *place.draw, attempt)
+            choice = peers if attempt < PEER_ATTEMPTS else everyone
+            index = int(choice[draw % len(choice)])
 
 
 def training_loader(
@@ -101,7 +101,7 @@ def training_loader(
         reader = dataset.reader(batch_size, rank, world_size, start_position)
         order: dict[str, Any] = {"dataset": reader, "batch_size": batch_size}
     else:
-        sampler = PositionSampler(batch_size, rank, world_size, start_position)
+        sampler = dataset.batches(batch_size, rank, world_size, start_position)
         order = {"dataset": dataset, "batch_sampler": sampler}
     return DataLoader(
         **order,

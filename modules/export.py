@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import os
 import shutil
 from pathlib import Path
@@ -12,10 +14,15 @@ from safetensors.torch import save_file
 from torch import nn
 
 from modules.arguments import Arguments
+from modules.autoencoder import downsample_factor
 from modules.latents import LatentStatistics
-from modules.model_card import write_model_card
+from modules.model_card import Provenance, write_model_card
 from modules.run import Run
-from modules.vae_files import save_ldm
+from modules.vae_files import FP16_WEIGHTS, Float16Overflow, save_fp16_variant, save_ldm
+
+logger = logging.getLogger(__name__)
+
+LDM_FILE = "vae_ldm.safetensors"
 
 
 def export_vae(vae: AutoencoderKL, folder: Path, **config: Any) -> AutoencoderKL:
@@ -26,7 +33,7 @@ def export_vae(vae: AutoencoderKL, folder: Path, **config: Any) -> AutoencoderKL
     """
     copy = AutoencoderKL.from_config(vae.config)
     copy.load_state_dict(vae.state_dict())
-    copy.register_to_config(**config)
+    copy.register_to_config(**_tile_size(vae), **config)
     folder.mkdir(parents=True, exist_ok=True)
     partial = folder / ".export"
     shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed here
@@ -36,6 +43,18 @@ def export_vae(vae: AutoencoderKL, folder: Path, **config: Any) -> AutoencoderKL
         os.replace(file, folder / file.name)
     partial.rmdir()
     return copy
+
+
+def _tile_size(vae: AutoencoderKL) -> dict[str, int]:
+    """sample_size, enlarged if need be to a multiple of 4 latents.
+
+    diffusers' `enable_tiling` makes tiles of that size which overlap by a quarter, and returns
+    images of a wrong size where a quarter is not a whole number of latents.
+    """
+    size, step = vae.config.sample_size, 4 * downsample_factor(vae)
+    if not isinstance(size, int):  # a pair, in configurations that others wrote
+        return {}
+    return {"sample_size": math.ceil(size / step) * step}
 
 
 def export_discriminator(discriminator: nn.Module, folder: Path) -> None:
@@ -56,7 +75,10 @@ def latent_config(args: Arguments, latents: LatentStatistics | None) -> dict[str
 
 
 def export_everything(
-    run: Run, latents: LatentStatistics | None, rows: list[dict[str, float]], data: str
+    run: Run,
+    latents: LatentStatistics | None,
+    rows: list[dict[str, float]],
+    provenance: Provenance,
 ) -> AutoencoderKL:
     """Writes the VAE, the discriminator, the model card and what else was asked for.
 
@@ -66,9 +88,26 @@ def export_everything(
     args, folder = run.args, run.output_dir
     vae = export_vae(run.raw_vae.vae, folder, **latent_config(args, latents))
     export_discriminator(run.raw_discriminator, folder / "discriminator")
-    if args.checkpoints.export_ldm:
-        save_ldm(vae, folder / "vae_ldm.safetensors")
+    _export_other_forms(vae, folder, args.checkpoints.export_ldm, args.checkpoints.export_fp16)
     validations = [row for row in rows if "val/psnr" in row]
-    write_model_card(folder, args, vae, steps=run.step, data=data, latents=latents,
-                     validations=validations)  # fmt: skip
+    write_model_card(folder, args, vae, steps=run.step, latents=latents,
+                     validations=validations, provenance=provenance)  # fmt: skip
     return vae
+
+
+def _export_other_forms(vae: AutoencoderKL, folder: Path, ldm: bool, fp16: bool) -> None:
+    """The weights just exported in the forms asked for; an earlier export's are not left beside.
+
+    Weights beyond float16 are logged as an error: the run is complete all the same, other processes
+    wait for it to end, and what was exported may have to be uploaded.
+    """
+    for name in (LDM_FILE, FP16_WEIGHTS):
+        (folder / name).unlink(missing_ok=True)  # it would be taken for these weights
+    if ldm:
+        save_ldm(vae, folder / LDM_FILE)
+    if fp16:
+        try:
+            save_fp16_variant(vae, folder)
+        except Float16Overflow as error:
+            logger.error("--export_fp16: no float16 weights were written, because of %s; "
+                         "the float32 weights in %s are complete", error, folder)  # fmt: skip

@@ -7,6 +7,8 @@ import math
 import stat
 import struct
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -42,6 +44,7 @@ UPRIGHT_FROM = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+SIDEWAYS = {5, 6, 7, 8}  # orientations that exchange width and height
 
 
 class UnreadableImage(ValueError):
@@ -64,10 +67,28 @@ def decode_rgb(file: bytes | str | Path, target: int | None = None) -> Image.Ima
         raise UnreadableImage(f"cannot be read: {error.strerror or error}") from error
     if not content:
         raise UnreadableImage("the file is empty")
+    with _as_unreadable(), Image.open(io.BytesIO(content), formats=_formats()) as image:
+        picture = _load(image, target)
+        return _upright(picture, _orientation(image))  # PNG has its EXIF after the pixels
+
+
+def upright_shape(file: bytes | str | Path) -> tuple[int, int]:
+    """(height, width) of what `decode_rgb` makes of a file, from the header alone.
+
+    A PNG whose EXIF data follows its pixels is taken as upright: to see it, all must be decoded.
+    Raises UnreadableImage where there is no such header.
+    """
+    with _as_unreadable(), Image.open(_header(file), formats=_formats()) as image:
+        unseen = image.format == "PNG" and not any("exif" in key for key in image.info)
+        if image.format == "TIFF" or unseen or _orientation(image) not in SIDEWAYS:
+            return image.size[::-1]  # of a TIFF, PIL turns the size itself
+        return image.size
+
+
+@contextmanager
+def _as_unreadable() -> Iterator[None]:
     try:
-        with Image.open(io.BytesIO(content), formats=_formats()) as image:
-            picture = _load(image, target)
-            return _upright(picture, _orientation(image))  # PNG has its EXIF after the pixels
+        yield
     except UnreadableImage:
         raise
     except Image.UnidentifiedImageError as error:
@@ -77,9 +98,20 @@ def decode_rgb(file: bytes | str | Path, target: int | None = None) -> Image.Ima
 
 
 def _read(path: Path) -> bytes:
+    _require_file(path)
+    return path.read_bytes()
+
+
+def _header(file: bytes | str | Path) -> io.BytesIO | Path:
+    if isinstance(file, bytes):
+        return io.BytesIO(file)
+    _require_file(Path(file))
+    return Path(file)  # of which PIL reads as much as it needs
+
+
+def _require_file(path: Path) -> None:
     if not stat.S_ISREG(path.stat().st_mode):  # reading a pipe or a device may never end
         raise UnreadableImage("cannot be read: it is a directory, a pipe or a device")
-    return path.read_bytes()
 
 
 @cache
@@ -159,32 +191,35 @@ def center_crop_adm(image: Image.Image, resolution: int) -> Image.Image:
 
 def random_crop(
     image: Image.Image,
-    resolution: int,
+    size: int | tuple[int, int],
     *,
     position: tuple[float, float],
     interpolation: str = "lanczos",
 ) -> Image.Image:
-    """Resized so that the shorter side is `resolution`, then cropped to a square at `position`.
+    """The largest part of this shape, at `position`, resized to `size`: never distorted.
 
-    position: (x, y) in [0, 1]; 0 is the left or top edge, 1 the right or bottom one. The aspect
-    ratio is kept exactly, and the filter (lanczos or bicubic, antialiased) sees past the crop.
+    size: the side of a square, or (height, width). position: (x, y) in [0, 1]; 0 is the left or top
+    edge, 1 the right or bottom one. The filter (lanczos or bicubic, antialiased) sees past the
+    crop.
     """
-    side = min(image.size)
-    left = min(int(position[0] * (image.width - side + 1)), image.width - side)
-    top = min(int(position[1] * (image.height - side + 1)), image.height - side)
+    height, width = (size, size) if isinstance(size, int) else size
+    part_width = min(image.width, image.height * width / height)
+    part_height = min(image.height, image.width * height / width)
+    left = min(int(position[0] * (image.width - part_width + 1)), image.width - part_width)
+    top = min(int(position[1] * (image.height - part_height + 1)), image.height - part_height)
     return image.resize(
-        (resolution, resolution),
+        (width, height),
         FILTERS[interpolation],
-        box=(left, top, left + side, top + side),
+        box=(left, top, left + part_width, top + part_height),
         reducing_gap=REDUCING_GAP,
     )
 
 
 def center_crop(
-    image: Image.Image, resolution: int, *, interpolation: str = "lanczos"
+    image: Image.Image, size: int | tuple[int, int], *, interpolation: str = "lanczos"
 ) -> Image.Image:
     """As `random_crop`, from the middle."""
-    return random_crop(image, resolution, position=(0.5, 0.5), interpolation=interpolation)
+    return random_crop(image, size, position=(0.5, 0.5), interpolation=interpolation)
 
 
 def flip_horizontal(image: Image.Image) -> Image.Image:

@@ -6,12 +6,13 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-import numpy as np
 from accelerate import Accelerator
 from PIL import Image
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from modules.metrics_log import MetricsLog
+from modules.trackers import send_histograms, send_picture
 
 MOST_PICTURES = 100
 SHOWN = ("rec_loss", "psnr", "g_loss", "d_loss")
@@ -75,12 +76,20 @@ class Journal:
         drawn = {int(path.stem[5:]): path for path in self.samples.glob("step-*.png")}
         for old in drawn.keys() - kept_pictures(drawn, step, self.drawn_every):
             drawn[old].unlink()
-        for tracker in self.accelerator.trackers:
-            pixels = np.asarray(grid)[None]
-            if tracker.name == "tensorboard":
-                tracker.log_images({"validation": pixels}, step=step, dataformats="NHWC")
-            elif hasattr(tracker, "log_images"):
-                tracker.log_images({"validation": pixels}, step=step)
+        send_picture(self.accelerator.trackers, "validation", grid, step)
+
+    def draw_latents(self, step: int, picture: Image.Image, latents: Tensor) -> None:
+        """Hands the latents to the trackers, as a picture and as histograms by channel.
+
+        latents: [n, C, h, w]. Nothing is written anywhere else.
+        """
+        send_picture(self.accelerator.trackers, "latents", picture, step)
+        channels = latents.detach().cpu().float().transpose(0, 1)
+        arrays = {"latents/all": channels} | {
+            f"latents/channel_{number:02d}": channel for number, channel in enumerate(channels)
+        }
+        finite = {name: array[array.isfinite()].numpy() for name, array in arrays.items()}
+        send_histograms(self.accelerator.trackers, finite, step)
 
     def close(self) -> None:
         """Ends the bar, so that what is printed next starts on its own line."""

@@ -4,23 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from datasets import (
     Dataset,
+    DatasetBuilder,
     DatasetDict,
     Features,
     IterableDataset,
     Value,
-    load_dataset,
+    load_dataset_builder,
     load_from_disk,
 )
 from datasets import Image as ImageFeature
-from datasets.exceptions import DatasetsError
+from datasets.exceptions import DatasetGenerationError
+from datasets.utils.file_utils import is_local_path
 
+from modules.data_files import READ_ERRORS, check_files, fingerprint
 from modules.errors import ArgumentError
 
 IMAGE = "image"  # the only column of what is returned here: {"bytes", "path"}, not decoded
+NUM_SAVED_SHARDS = 64  # what `save_to_disk` wrote is streamed as this many
+
+
+class LoadedRows(NamedTuple):
+    """rows: one column IMAGE. files: what they are read from. fingerprint: of the files."""
+
+    rows: Dataset | IterableDataset
+    files: Sequence[str]
+    fingerprint: str
 
 
 def load_rows(
@@ -36,38 +48,55 @@ def load_rows(
     token: str | None = None,
     streaming: bool = False,
     split_flag: str | None = None,
-) -> Dataset | IterableDataset:
+) -> LoadedRows:
     """A dataset's encoded images, in the one column IMAGE; an IterableDataset where `streaming`.
 
     name: a Hub id, a local folder that `load_dataset` understands, or one that `save_to_disk`
     wrote. split_flag: the flag that chose the split, if one did.
-    Raises ArgumentError naming the flag for a dataset, split or column that is not there.
+    Raises ArgumentError naming the flag for a dataset, split, file or column that is not there.
     """
     where = f"--dataset_name={name}"
     if split_flag is not None:
         where = f"{split_flag}={split} with {where}"
     if (saved := _load_saved(name, split, where)) is not None:
-        rows = saved.to_iterable_dataset() if streaming else saved
-        return _one_column(rows, image_column, where)
+        files = [file["filename"] for file in saved.cache_files]
+        shards = max(1, min(len(saved), NUM_SAVED_SHARDS))
+        rows = saved.to_iterable_dataset(num_shards=shards) if streaming else saved
+        return LoadedRows(_one_column(rows, image_column, where), files, fingerprint(files))
     try:
-        rows = load_dataset(
+        builder = load_dataset_builder(
             name,
             config_name,
             data_files=list(data_files) if data_files else None,
             data_dir=data_dir,
-            split=split,
             cache_dir=cache_dir,
             revision=revision,
             token=token,
-            streaming=streaming,
         )
+        files, version = _files(builder, split)
+        check_files(files, where)
+        if not streaming:
+            builder.download_and_prepare()
+        rows = (builder.as_streaming_dataset if streaming else builder.as_dataset)(split=split)
     except FileNotFoundError as error:
         raise ArgumentError(
             f"{where}: {error}; pass a Hub id, or a folder of parquet, webdataset shards or images"
         ) from error
-    except (DatasetsError, ConnectionError, ValueError) as error:
-        raise ArgumentError(f"{where}: {error}") from error
-    return _one_column(rows, image_column, where)
+    except ArgumentError:
+        raise
+    except ImportError as error:  # such as aiohttp for http://, s3fs for s3://
+        raise ArgumentError(f"{where}: {error}; install that with pip") from error
+    except READ_ERRORS as error:
+        cause = f" ({error.__cause__})" if isinstance(error, DatasetGenerationError) else ""
+        raise ArgumentError(f"{where}: {error}{cause}") from error
+    return LoadedRows(_one_column(rows, image_column, where), files, version)
+
+
+def _files(builder: DatasetBuilder, split: str) -> tuple[Sequence[str], str]:
+    """The files of a split and their fingerprint; none for a split of another kind of dataset."""
+    files = (builder.config.data_files or {}).get(split, [])
+    remote = any(not is_local_path(file) for file in files)
+    return files, fingerprint(files, files.origin_metadata if remote else ())
 
 
 def _load_saved(name: str, split: str, where: str) -> Dataset | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -16,18 +17,16 @@ from modules.checkpoint import (
     verify,
 )
 from modules.errors import ArgumentError
+from modules.run_files import SNAPSHOT, WRITTEN
 
-# What a run leaves behind; anything else in the folder is not ours to delete.
-WRITTEN = (
-    "checkpoints", "best", "samples", "discriminator", "logs", "metrics.jsonl", "bad_images.txt",
-    "config.json", "diffusion_pytorch_model.safetensors", "train_config.yaml", "report.html",
-    "README.md", "vae_ldm.safetensors",
-)  # fmt: skip
 SIGNS_OF_A_RUN = ("checkpoints", "metrics.jsonl", "config.json")
 
 
-def check_output_dir(args: CheckpointArguments) -> None:
-    """Raises ArgumentError if the folder holds another run or cannot be written to."""
+def check_output_dir(args: CheckpointArguments, create: bool = True) -> None:
+    """Raises ArgumentError if the folder holds another run or cannot be written to.
+
+    create: make the folder and write to it, to be sure; otherwise only permissions are looked at.
+    """
     output_dir = Path(args.output_dir)
     fresh = args.resume_from_checkpoint is None and not args.overwrite_output_dir
     found = [name for name in SIGNS_OF_A_RUN if (output_dir / name).exists()]
@@ -38,13 +37,26 @@ def check_output_dir(args: CheckpointArguments) -> None:
             "--overwrite_output_dir"
         )
     try:
-        output_dir.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=output_dir):
-            pass
+        if create:
+            output_dir.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=output_dir):
+                pass
+        else:
+            _check_permission(output_dir)
     except OSError as error:
         raise ArgumentError(
             f"--output_dir={output_dir} cannot be written to ({error}); choose another folder"
         ) from error
+
+
+def _check_permission(folder: Path) -> None:
+    """Raises OSError where the folder, or the one it would be made in, refuses new files."""
+    absolute = folder.resolve()
+    nearest = next(path for path in (absolute, *absolute.parents) if path.exists())
+    if not nearest.is_dir():
+        raise NotADirectoryError(f"{nearest} is not a folder")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise PermissionError(f"no permission to write to {nearest}")
 
 
 def clear_output_dir(args: CheckpointArguments) -> None:
@@ -53,6 +65,7 @@ def clear_output_dir(args: CheckpointArguments) -> None:
     Main process only.
     """
     clear_debris(Path(args.output_dir) / "checkpoints")
+    shutil.rmtree(Path(args.output_dir) / SNAPSHOT, ignore_errors=True)
     if not args.overwrite_output_dir or args.resume_from_checkpoint:
         return
     for name in WRITTEN:

@@ -15,8 +15,10 @@ from modules.run import Run
 logger = logging.getLogger(__name__)
 
 
-def trainer_state(run: Run, num_train_images: int | None) -> dict[str, Any]:
-    """Counters, tallies and the shapes of both networks, as plain JSON. Collective."""
+def trainer_state(
+    run: Run, num_train_images: int | None, data_fingerprint: str | None = None
+) -> dict[str, Any]:
+    """Counters, tallies, the data and the shapes of both networks, as plain JSON. Collective."""
     return {
         "step": run.step,
         "samples": run.samples,
@@ -25,11 +27,14 @@ def trainer_state(run: Run, num_train_images: int | None) -> dict[str, Any]:
         "gan_guard": run.gan_guard.state_dict(),
         "meters": gather_object([run.meter.state_dict()]),
         "num_train_images": num_train_images,
+        "data_fingerprint": data_fingerprint,
         "networks": _networks(run),
     }
 
 
-def resume(run: Run, path: Path, num_train_images: int | None) -> None:
+def resume(
+    run: Run, path: Path, num_train_images: int | None, data_fingerprint: str | None = None
+) -> None:
     """Puts `run` back to where the checkpoint at `path` was written.
 
     Raises ArgumentError when it belongs to other networks; warns of what makes it inexact.
@@ -60,6 +65,11 @@ def resume(run: Run, path: Path, num_train_images: int | None) -> None:
         logger.warning(
             "the training set had %s images when %s was written and has %s now: the order of the "
             "data changes from here on", state["num_train_images"], path, num_train_images,
+        )  # fmt: skip
+    elif state.get("data_fingerprint", data_fingerprint) != data_fingerprint:
+        logger.warning(
+            "the files of the training set (names, sizes or versions) are not those that %s was "
+            "trained on: what follows is not what that run would have seen", path,
         )  # fmt: skip
     own = path.resolve().parent == (run.output_dir / "checkpoints").resolve()
     if own and run.accelerator.is_main_process:  # the kill may have come before the rotation

@@ -42,7 +42,7 @@ class Candidate(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """image: uint8 [3, R, R]; noise: standard normal float32 [C, h, w]."""
+    """image: uint8 [3, H, W]; noise: standard normal float32 [C, h, w]."""
 
     image: Tensor
     noise: Tensor
@@ -54,9 +54,10 @@ class Sample(NamedTuple):
 class SampleMaker:
     """How a picture becomes a sample.
 
-    resolution: R, side of the crop in pixels. latent_shape: (C, h, w) of the noise. crop: "random"
-    or "center". random_flip: mirror half of the samples. interpolation: "lanczos" or "bicubic".
-    min_image_size: pictures with a shorter side below this are rejected.
+    resolution: R, side of a square crop in pixels. latent_shape: (C, h, w) of its noise; other
+    crops have noise in proportion. crop: "random" or "center". random_flip: mirror half of the
+    samples. interpolation: "lanczos" or "bicubic". min_image_size: pictures with a shorter side
+    below this are rejected. train_resolutions: what each batch draws its resolution from, if not R.
     """
 
     resolution: int
@@ -66,18 +67,36 @@ class SampleMaker:
     random_flip: bool = True
     interpolation: str = "lanczos"
     min_image_size: int | None = None
+    train_resolutions: tuple[int, ...] | None = None
 
     @property
-    def target(self) -> int:
+    def resolutions(self) -> tuple[int, ...]:
+        """Those that a batch may have."""
+        return self.train_resolutions or (self.resolution,)
+
+    def resolution_at(self, position: int) -> int:
+        """The resolution of the batch of all processes that begins at `position`.
+
+        It is the same for all of them: they wait for each other, so the slowest sets the pace.
+        """
+        draw = seed_for(self.seed, "resolution", position)
+        return self.resolutions[draw % len(self.resolutions)]
+
+    def target(self, resolution: int) -> int:
         """The shorter side, in pixels, that a decoder must not fall short of."""
-        return max(self.resolution, self.min_image_size or 0)
+        return max(resolution, self.min_image_size or 0)
 
     def make(
-        self, candidates: Iterable[Candidate], position: int, epoch: int, index: int
+        self,
+        candidates: Iterable[Candidate],
+        position: int,
+        draw: tuple[int, int],
+        shape: tuple[int, int],
     ) -> Sample:
         """The sample at `position`, from the first candidate that can be used.
 
-        Raises RunStopped when MAX_ATTEMPTS candidates in a row cannot.
+        draw: what the crop and the mirroring belong to. shape: (H, W). Raises RunStopped when
+        MAX_ATTEMPTS candidates in a row cannot be used.
         """
         rejected: list[Rejection] = []
         for candidate in islice(candidates, MAX_ATTEMPTS):
@@ -88,9 +107,9 @@ class SampleMaker:
                 kind = TOO_SMALL if isinstance(error, TooSmall) else UNREADABLE
                 rejected.append(Rejection(candidate.label(), str(error), kind))
                 continue
-            upscaled = min(picture.size) < self.resolution
-            image = to_tensor(self._augment(picture, seed_for(self.seed, "crop", epoch, index)))
-            return Sample(image, self._noise(position), upscaled, rejected)
+            upscaled = picture.height < shape[0] or picture.width < shape[1]
+            image = to_tensor(self._augment(picture, shape, seed_for(self.seed, "crop", *draw)))
+            return Sample(image, self._noise(position, shape), upscaled, rejected)
         kinds = Counter(rejection.kind for rejection in rejected)
         raise RunStopped(
             f"{len(rejected)} images in a row could not be used: {kinds[UNREADABLE]} unreadable, "
@@ -105,20 +124,22 @@ class SampleMaker:
                 f"{picture.width}x{picture.height} is below --min_image_size={self.min_image_size}"
             )
 
-    def _augment(self, picture: Image.Image, seed: int) -> Image.Image:
+    def _augment(self, picture: Image.Image, shape: tuple[int, int], seed: int) -> Image.Image:
         draw = random.Random(seed)
         position, mirrored = (draw.random(), draw.random()), draw.random() < 0.5
         if self.crop == "center":
-            picture = center_crop(picture, self.resolution, interpolation=self.interpolation)
+            picture = center_crop(picture, shape, interpolation=self.interpolation)
         else:
             picture = random_crop(
-                picture, self.resolution, position=position, interpolation=self.interpolation
+                picture, shape, position=position, interpolation=self.interpolation
             )
         return flip_horizontal(picture) if self.random_flip and mirrored else picture
 
-    def _noise(self, position: int) -> Tensor:
+    def _noise(self, position: int, shape: tuple[int, int]) -> Tensor:
+        channels, *latent = self.latent_shape
+        size = [side * n // self.resolution for side, n in zip(latent, shape, strict=True)]
         generator = torch.Generator().manual_seed(seed_for(self.seed, "noise", position))
-        return torch.randn(self.latent_shape, generator=generator)
+        return torch.randn(channels, *size, generator=generator)
 
 
 class TooSmall(UnreadableImage):
@@ -126,9 +147,9 @@ class TooSmall(UnreadableImage):
 
 
 def collate(samples: list[Sample]) -> dict[str, Any]:
-    """A batch: images uint8 [B, 3, R, R], noise float32 [B, C, h, w], and what went on.
+    """A batch of one shape: images uint8 [B, 3, H, W], noise float32 [B, C, h, w], what went on.
 
-    upscaled: how many of the images were smaller than R, int64 []. rejected: a list of Rejection.
+    upscaled: how many pictures were smaller than the crop, int64 []. rejected: a list of Rejection.
     """
     return {
         "images": torch.stack([sample.image for sample in samples]),

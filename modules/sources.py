@@ -3,45 +3,32 @@
 from __future__ import annotations
 
 import copy
+import logging
 import os
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import torch
 from datasets import Dataset, DownloadConfig
 from datasets.utils.file_utils import is_local_path, xopen
 from PIL import Image
 
-from modules.errors import ArgumentError
-from modules.images import UnreadableImage, decode_rgb
+from modules.data_files import NETWORK_ERRORS, WAITS, fingerprint
+from modules.errors import ArgumentError, RunStopped
+from modules.images import UnreadableImage, decode_rgb, upright_shape
 from modules.open_dataset import IMAGE, load_rows
-from modules.seeding import seed_for
+from modules.parts import Concatenation, ImageSource, Subset, random_subset
 from modules.synthetic import SyntheticImages
+
+logger = logging.getLogger(__name__)
 
 SUFFIXES = {
     ".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".mpo", ".pgm", ".png",
     ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp",
 }  # fmt: skip
 PACKED_SUFFIXES = {".arrow", ".parquet", ".tar", ".zip"}
-
-
-class ImageSource(Protocol):
-    """A finite sequence of pictures in a fixed order."""
-
-    name: str  # of the whole, for logs and stamps
-
-    def __len__(self) -> int: ...
-
-    def open(self, index: int) -> Image.Image:
-        """The picture in mode RGB, upright. Raises UnreadableImage."""
-        ...
-
-    def label(self, index: int) -> str:
-        """What a person finds the picture by: its path or its row."""
-        ...
 
 
 class FileSource:
@@ -65,12 +52,25 @@ class FileSource:
         """The path."""
         return os.fsdecode(self.paths[index].as_py())
 
+    def shape(self, index: int) -> tuple[int, int]:
+        """(height, width) of the picture, upright, from its header. Raises UnreadableImage."""
+        return upright_shape(self.label(index))
+
+    def fingerprint(self) -> str:
+        """Of the paths and sizes, as far as `modules.data_files` looks at them."""
+        return fingerprint(self.paths.to_pylist())
+
 
 class RowSource:
-    """The rows of a dataset whose column IMAGE holds encoded pictures, as `load_rows` returns."""
+    """The rows of a dataset whose column IMAGE holds encoded pictures, as `load_rows` returns.
 
-    def __init__(self, rows: Dataset, name: str, token: str | None = None) -> None:
-        self.rows, self.name, self.token = rows, name, token
+    version: the fingerprint of the dataset's files.
+    """
+
+    def __init__(
+        self, rows: Dataset, name: str, token: str | None = None, version: str = ""
+    ) -> None:
+        self.rows, self.name, self.token, self.version = rows, name, token, version
         self.target: int | None = None
 
     def __len__(self) -> int:
@@ -88,31 +88,21 @@ class RowSource:
             return path
         return f"{self.name}[{index}]" + (f" ({path})" if path else "")
 
+    def shape(self, index: int) -> tuple[int, int]:
+        """(height, width) of the picture, upright, from its header. Raises UnreadableImage."""
+        return upright_shape(encoded_image(self.rows[index][IMAGE], self.token))
 
-class Subset:
-    """Pictures `indices` of another source, in that order and under their labels there."""
-
-    def __init__(self, source: ImageSource, indices: Sequence[int]) -> None:
-        self.source, self.indices = source, np.asarray(indices, dtype=np.int64)
-        self.name = source.name
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def open(self, index: int) -> Image.Image:
-        """The picture in mode RGB, upright. Raises UnreadableImage."""
-        return self.source.open(int(self.indices[index]))
-
-    def label(self, index: int) -> str:
-        """The label in the source this is a subset of."""
-        return self.source.label(int(self.indices[index]))
+    def fingerprint(self) -> str:
+        """That of the dataset's files."""
+        return self.version
 
 
 def encoded_image(value: Mapping[str, Any] | None, token: str | None = None) -> bytes | str:
     """What `decode_rgb` takes, from the cell of an image column.
 
     value: {"bytes", "path"}, one of which may be None. A remote path is fetched. Raises
-    UnreadableImage for an empty cell or a path that is not there.
+    UnreadableImage for an empty cell or a path that is not there, and RunStopped for a connection
+    that does not come back.
     """
     content, path = (value or {}).get("bytes"), (value or {}).get("path")
     if content is not None:
@@ -121,45 +111,41 @@ def encoded_image(value: Mapping[str, Any] | None, token: str | None = None) -> 
         raise UnreadableImage("the row holds no image")
     if is_local_path(path):
         return path
-    try:
-        with xopen(path, "rb", download_config=DownloadConfig(token=token)) as file:
-            return file.read()
-    except FileNotFoundError as error:
-        raise UnreadableImage(f"cannot be read: {error}") from error
+    return _fetch(path, token)
+
+
+def _fetch(path: str, token: str | None) -> bytes:
+    failures = 0
+    while True:
+        try:
+            with xopen(path, "rb", download_config=DownloadConfig(token=token)) as file:
+                return file.read()
+        except FileNotFoundError as error:
+            raise UnreadableImage(f"cannot be read: {error}") from error
+        except NETWORK_ERRORS as error:
+            reason = f"{path} cannot be read: {type(error).__name__}: {error}".splitlines()[0]
+            if failures == len(WAITS):
+                raise RunStopped(
+                    f"{reason}. Look after the connection, then continue with "
+                    "--resume_from_checkpoint latest"
+                ) from error
+        logger.warning("%s; trying again in %g s", reason, WAITS[failures])
+        time.sleep(WAITS[failures])
+        failures += 1
 
 
 def reduced(source: ImageSource, target: int) -> ImageSource:
     """The same pictures, large JPEGs among them decoded no larger than a crop of `target` needs."""
-    if not isinstance(source, FileSource | RowSource | Subset):
+    if not isinstance(source, FileSource | RowSource | Subset | Concatenation):
         return source
     smaller = copy.copy(source)
     if isinstance(smaller, Subset):
         smaller.source = reduced(smaller.source, target)
+    elif isinstance(smaller, Concatenation):
+        smaller.sources = tuple(reduced(part, target) for part in smaller.sources)
     else:
         smaller.target = target
     return smaller
-
-
-def hold_back(source: ImageSource, num_images: int, seed: int) -> tuple[Subset, Subset]:
-    """Splits a source into (training, validation); `num_images` random ones, by seed, validate.
-
-    Raises ArgumentError when nothing would remain to train on.
-    """
-    if not 1 <= num_images < len(source):
-        raise ArgumentError(
-            f"--num_validation_images={num_images} must be at least 1 and leave something to train "
-            f"on: {source.name} has {len(source)} images; lower it or name a validation set"
-        )
-    order = _random_order(len(source), seed, "hold_back")
-    return (
-        Subset(source, np.sort(order[num_images:])),
-        Subset(source, np.sort(order[:num_images])),
-    )
-
-
-def _random_order(size: int, seed: int, use: str) -> np.ndarray:
-    generator = torch.Generator().manual_seed(seed_for(seed, use))
-    return torch.randperm(size, generator=generator).numpy()
 
 
 def open_files(paths: Sequence[str | Path], flag: str = "--validation_image") -> FileSource:
@@ -231,7 +217,7 @@ def open_source(
     elif dataset_name is None:
         source = open_folder(data_dir, data_dir_flag)
     else:
-        rows = load_rows(
+        loaded = load_rows(
             dataset_name,
             config_name=dataset_config_name,
             data_files=data_files,
@@ -243,7 +229,5 @@ def open_source(
             token=token,
             split_flag=split_flag,
         )
-        source = RowSource(rows, dataset_name, token)
-    if max_samples is None or max_samples >= len(source):
-        return source
-    return Subset(source, np.sort(_random_order(len(source), seed, "subset")[:max_samples]))
+        source = RowSource(loaded.rows, dataset_name, token, loaded.fingerprint)
+    return source if max_samples is None else random_subset(source, max_samples, seed)

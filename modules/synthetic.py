@@ -69,6 +69,12 @@ class SyntheticImages:
     def label(self, index: int) -> str:
         return f"{self.name}/{self.seed}/{index}"
 
+    def shape(self, index: int) -> tuple[int, int]:
+        return self.resolution, self.resolution
+
+    def fingerprint(self) -> str:
+        return f"{self.name}/{self.seed}/{self.num_images}/{self.resolution}"
+
 
 def outline(rng: Random, kind: str) -> np.ndarray:
     """A closed polygon [n, 2] around the origin, of radius about 1."""

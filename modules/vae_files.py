@@ -39,10 +39,15 @@ logger = logging.getLogger(__name__)
 
 FLAG = "--pretrained_model_name_or_path"
 WEIGHTS = "diffusion_pytorch_model"
+FP16_WEIGHTS = f"{WEIGHTS}.fp16.safetensors"
 CONFIG_KEY = "autoencoder_config"
 
 Config = dict[str, Any]
 StateDict = dict[str, Tensor]
+
+
+class Float16Overflow(ValueError):
+    """Some weights are beyond float16's largest number, 65504; names them."""
 
 
 def load_vae(
@@ -95,14 +100,14 @@ def save_ldm(vae: AutoencoderKL, path: str | Path, prefix: str = "") -> None:
         )
     renamed = to_ldm(vae.state_dict(), config)
     tensors = {f"{prefix}{key}": tensor.float() for key, tensor in renamed.items()}
-    write_safetensors(tensors, Path(path), {CONFIG_KEY: json.dumps(config)})
+    _publish(tensors, Path(path), {CONFIG_KEY: json.dumps(config)})
 
 
 def save_fp16_variant(vae: AutoencoderKL, folder: str | Path) -> None:
     """Write float16 weights beside the float32 ones, for `from_pretrained(folder, variant="fp16")`.
 
     Raises ValueError if the folder has no float32 weights yet (a variant alone does not load by
-    default), or if a weight is too large for float16.
+    default), and Float16Overflow if a weight is too large for float16.
     """
     folder = Path(folder)
     if not (folder / f"{WEIGHTS}.safetensors").is_file():
@@ -110,8 +115,13 @@ def save_fp16_variant(vae: AutoencoderKL, folder: str | Path) -> None:
     tensors = {key: tensor.half() for key, tensor in vae.state_dict().items()}
     overflown = [key for key, tensor in tensors.items() if not tensor.isfinite().all()]
     if overflown:
-        raise ValueError(f"weights too large for float16 (65504): {describe_names(overflown)}")
-    write_safetensors(tensors, folder / f"{WEIGHTS}.fp16.safetensors")
+        raise Float16Overflow(f"weights too large for float16 (65504): {describe_names(overflown)}")
+    _publish(tensors, folder / FP16_WEIGHTS)
+
+
+def _publish(tensors: StateDict, path: Path, metadata: Mapping[str, str] | None = None) -> None:
+    write_safetensors(tensors, path, metadata)
+    path.chmod(0o644)  # safetensors writes for the owner alone
 
 
 def _read_single_file(path: Path) -> tuple[Config, StateDict]:

@@ -190,14 +190,7 @@ def fits_under_a_cap_of_8_gb() -> str:
     try:
         for resolution, size in ((256, 4), (512, 1)):
             flags = ["--recipe", "8gb", "--gradient_accumulation_steps", "2"]
-            flags += [
-                "--recompute",
-                "norm",
-                "--memory_limit_gb",
-                "8",
-                "--resolution",
-                str(resolution),
-            ]
+            flags += ["--recompute", "norm", "--memory_limit_gb", "8"]
             flags += ["--resolution", str(resolution), "--train_batch_size", str(size)]
             with with_random_lpips(measured_arguments(flags)) as args:
                 measured = peak_memory(args)
@@ -314,7 +307,7 @@ def print_tables() -> None:
         args = measured_arguments([*(FULL if ON_GPU else SMALL), *flags.split()])
         try:
             with clean_device(), with_random_lpips(args) as args:
-                bench = Bench(args, warmup=5 if ON_GPU else 2, rival=rival)
+                bench = Bench(args, 5 if ON_GPU else 2, [rival] if rival else [])
                 result = bench.measure(steps=20 if ON_GPU else 3, phase_steps=5)
                 del bench
         except torch.OutOfMemoryError:

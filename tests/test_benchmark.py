@@ -11,7 +11,10 @@ from accelerate.state import AcceleratorState, GradientState
 from tiny import FLAGS, batch, gradients, largest_difference, tiny_run, weights
 
 from eval.__main__ import main
+from eval.benchmark import TEXTBOOKS
+from eval.commands.benchmark import RIVALS
 from eval.device_speed import FlopMeter, peak_flops_per_s, useful_flops
+from eval.levers import UNDO
 from eval.loader_speed import PlainImages, loader_speeds
 from eval.phases import PHASES, PhaseClock, watched
 from eval.random_lpips import with_random_lpips
@@ -84,6 +87,50 @@ def test_textbook_step_knows_nothing_of_our_shortcuts() -> None:
     assert "LeanResnetBlock" not in kinds
     assert trainer.vae.decoder.conv_in.weight.is_contiguous()
     assert not trainer.optimizer_vae.defaults["fused"]
+
+
+@pytest.mark.parametrize("lever", sorted(UNDO))
+def test_a_lever_taken_back_changes_the_way_and_not_the_weights(lever: str) -> None:
+    script = training_script()
+    script.look_around = lambda run, watch: True
+    results, layouts, kinds, fused = [], [], [], []
+    for undo in (lambda run: None, UNDO[lever]):
+        run, seen = tiny_run(), []
+        undo(run)
+        run.raw_vae.vae.encoder.down_blocks[0].register_forward_pre_hook(
+            lambda _, inputs, seen=seen: seen.append(inputs[0].is_contiguous())
+        )
+        run.loader = [batch(seed=seed) for seed in range(3)]
+        script.train(run, Nobody())
+        results.append(weights(run.raw_vae))
+        layouts.append(seen)
+        kinds.append({type(module).__name__ for module in run.raw_vae.modules()})
+        fused.append(run.optimizer_vae.param_groups[0]["fused"])
+    assert largest_difference(*results) < 1e-4
+    assert (layouts[0] != layouts[1]) == (lever == "no-channels-last")
+    assert ("LeanResnetBlock" not in kinds[1]) == (lever == "no-lean-blocks")
+    assert (not fused[1]) == (lever == "no-fused-adamw")
+
+
+def test_tuned_textbook_step_differs_by_the_way_of_its_gradients_alone() -> None:
+    run, given = tiny_run("--disc_norm_type group"), batch()
+    plain, tuned = TextbookTrainer(run), TextbookTrainer(run, tuned=True)
+    for trainer in (plain, tuned):
+        trainer.backward(given)
+    assert largest_difference(gradients(plain.vae), gradients(tuned.vae)) < 1e-4
+    assert not tuned.vae.decoder.conv_in.weight.is_contiguous()
+    assert {"LeanResnetBlock"} & {type(module).__name__ for module in tuned.vae.modules()}
+    assert tuned.optimizer_vae.defaults["fused"]
+
+
+def test_the_command_names_every_rival_there_is() -> None:
+    assert set(RIVALS) == {*TEXTBOOKS, *UNDO}
+
+
+def test_flags_to_compare_must_leave_the_images_of_a_step(capsys: pytest.CaptureFixture) -> None:
+    code = main(["benchmark", *SMALL, "--compare_flags", " --train_batch_size 3"])
+    assert code == 2
+    assert "must not change --train_batch_size" in capsys.readouterr().err
 
 
 def test_watching_a_step_changes_nothing_and_leaves_nothing_behind() -> None:
@@ -172,13 +219,14 @@ def test_benchmark_writes_the_named_numbers_and_no_other_file(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     flags = ["--steps", "2", "--warmup", "2", "--phase_steps", "1", "--compare", "textbook"]
+    flags += ["no-lean-blocks", "--compare_flags", "--recompute norm"]
     flags += ["--batches", "1", "2", "--json", "found.json", "--output_dir", "run", "--use_ema"]
     assert main(["benchmark", *SMALL, *flags]) == 0
     assert [path.name for path in tmp_path.rglob("*")] == ["found.json"]
     found = json.loads((tmp_path / "found.json").read_text())
     assert {"images_per_s", "ms", "peak_memory_gb", "mfu", "ratio"} <= found.keys()
     assert set(PHASES) <= found["ms"].keys()
-    assert found["ratio"]["to"] == "textbook"
+    assert found["ratio"].keys() == {"textbook", "no-lean-blocks", "--recompute norm"}
     assert [row["batch"] for row in found["scaling"]] == [1, 2]
     assert "times as fast" in capsys.readouterr().out
 

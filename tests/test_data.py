@@ -21,13 +21,17 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from modules.bad_images import BadImages
-from modules.data import PositionSampler, TrainingImages, training_loader
+from modules.batches import ShuffledBatches
+from modules.data import TrainingImages, training_loader
 from modules.errors import RunStopped
 from modules.images import UnreadableImage
 from modules.open_dataset import IMAGE, load_rows
+from modules.order import Permutations
+from modules.rows import ShardRows, _shuffled
 from modules.samples import MAX_ATTEMPTS, TOO_SMALL, UNREADABLE, Rejection
+from modules.shards import Shards
 from modules.sources import FileSource
-from modules.streaming import StreamedImages, _shuffled
+from modules.streaming import StreamedImages
 
 RESOLUTION = 8
 OPTIONS = {"latent_shape": (4, 2, 2), "seed": 7}
@@ -78,8 +82,13 @@ def streamed(size: int, damaged: tuple[int, ...] = (), **options) -> StreamedIma
         {"bytes": b"damaged" if index in damaged else png(index), "path": f"{index}.png"}
         for index in range(size)
     ]
-    options = {"name": "stream", "buffer_size": 4, **OPTIONS, **options}
-    return StreamedImages(stream_of(cells, min(size, 2)), RESOLUTION, **options)
+    return streamed_images(stream_of(cells, min(size, 2)), **options)
+
+
+def streamed_images(stream, name: str = "stream", buffer_size: int = 4, **options):
+    options = {**OPTIONS, **options}
+    rows = ShardRows(Shards(stream, name), seed=options["seed"], buffer_size=buffer_size)
+    return StreamedImages(rows, RESOLUTION, **options)
 
 
 def mapped(size: int, damaged: tuple[int, ...] = (), **options) -> TrainingImages:
@@ -278,12 +287,19 @@ def test_loading_leaves_the_global_random_state_alone(make, num_workers):
 @settings(max_examples=30, deadline=None)
 @given(st.integers(1, 5), st.integers(1, 4), st.integers(0, 50))
 def test_positions_of_all_processes_are_every_position_once_in_order(batch_size, world, start):
+    order = Permutations(7, seed=0)
     per_rank = [
-        list(islice(PositionSampler(batch_size, rank, world, start), 6)) for rank in range(world)
+        list(islice(ShuffledBatches(order, lambda _: 8, batch_size, rank, world, start), 6))
+        for rank in range(world)
     ]
 
-    positions = [p for step in zip(*per_rank, strict=True) for batch in step for p in batch]
-    assert positions == list(range(start, start + 6 * world * batch_size))
+    places = [place for step in zip(*per_rank, strict=True) for batch in step for place in batch]
+    assert [place.position for place in places] == list(
+        range(start, start + 6 * world * batch_size)
+    )
+    for place in places:
+        epoch, offset = divmod(place.position, 7)
+        assert place.index == order.indices(epoch)[offset]
 
 
 def test_a_damaged_picture_is_replaced_and_named():
@@ -308,16 +324,16 @@ def test_replacements_of_a_picture_vary():
 
 
 def test_a_damaged_picture_in_a_stream_is_replaced_by_the_next_good_one():
-    clean = [indices(batch)[0] for batch in batches(streamed(9), 12, 1)]
+    clean = [indices(batch)[0] for batch in batches(streamed(9), 16, 1)]
     damaged = tuple(clean[2:4])
 
     dirty = batches(streamed(9, damaged), 12, 1)
 
-    places = [place for place, index in enumerate(clean) if index in damaged]
+    places = [place for place, index in enumerate(clean[:15]) if index in damaged]
     expected = list(clean)
     for place in reversed(places):
         expected[place] = expected[place + 1]
-    assert [indices(batch)[0] for batch in dirty] == expected
+    assert [indices(batch)[0] for batch in dirty] == expected[:12]
     assert [bool(batch["rejected"]) for batch in dirty] == [p in places for p in range(12)]
     assert len(dirty[2]["rejected"]) == 2
     assert all(r.kind == UNREADABLE for batch in dirty for r in batch["rejected"])
@@ -381,13 +397,13 @@ def test_an_empty_dataset_is_an_error():
     with pytest.raises(ValueError, match="pictures has no images to train on"):
         mapped(0)
     with pytest.raises(ValueError, match="--dataset_name=nothing has no images to train on"):
-        batches(StreamedImages(stream, RESOLUTION, name="nothing", buffer_size=4, **OPTIONS), 1)
+        batches(streamed_images(stream, name="nothing"), 1)
 
 
 def test_a_stream_needs_no_second_look_at_epochs_it_resumes_beyond(monkeypatch):
     dataset, read = streamed(6), []
-    cells = dataset._cells
-    monkeypatch.setattr(dataset, "_cells", lambda epoch: read.append(epoch) or cells(epoch))
+    cells = dataset.stream._cells
+    monkeypatch.setattr(dataset.stream, "_cells", lambda epoch: read.append(epoch) or cells(epoch))
 
     (batch,) = batches(dataset, 1, batch_size=2, start_position=6 * 1000)
 
@@ -408,8 +424,8 @@ def test_a_larger_buffer_shuffles_a_stream_further():
 def test_streamed_files_without_bytes_are_opened_by_path(tmp_path):
     for index in range(3):
         (tmp_path / f"{index}.png").write_bytes(b"damaged" if index == 1 else png(index))
-    stream = load_rows(str(tmp_path), streaming=True)
-    dataset = StreamedImages(stream, RESOLUTION, name="files", buffer_size=2, **OPTIONS)
+    stream = load_rows(str(tmp_path), streaming=True).rows
+    dataset = streamed_images(stream, name="files", buffer_size=2)
 
     (batch,) = batches(dataset, 1, batch_size=3)
 
@@ -419,7 +435,7 @@ def test_streamed_files_without_bytes_are_opened_by_path(tmp_path):
 
 def test_a_row_without_an_image_is_skipped_and_named():
     cells = [{"bytes": png(index), "path": None} for index in range(3)] + [None]
-    dataset = StreamedImages(stream_of(cells), RESOLUTION, name="stream", buffer_size=2, **OPTIONS)
+    dataset = streamed_images(stream_of(cells), buffer_size=2)
 
     (batch,) = batches(dataset, 1, batch_size=4)
 

@@ -30,6 +30,18 @@ SMALL = [
     "--gradient_accumulation_steps", "1", "--dataloader_num_workers", "0", "--min_image_size", "1",
 ]  # fmt: skip
 
+MEASURE_SMALL = "--resolution 16 --num_images 4 --no_progress --device cpu".split()
+# The same for every command of the evaluation.
+EVALUATION_SMALL = {
+    "reconstruction": [*MEASURE_SMALL, "--metrics", "psnr", "ssim", "frequency"],
+    "latents": MEASURE_SMALL,
+    "precision": MEASURE_SMALL,
+    "export": [],
+    "memory": [*TINY, "--resolutions", "16", "--batches", "1"],
+    "benchmark": [*TINY, "--steps", "1", "--phase_steps", "1"],
+    "loader": "--resolution 16 --workers 0 --rounds 1 --images 2 --batch_size 2".split(),
+}
+
 
 @cache
 def text(name: str) -> str:
@@ -107,7 +119,7 @@ def test_every_training_command_trains(argv, model, photos, tmp_path):
         small += ["--pretrained_model_name_or_path", model]
     if given.model.downsample_factor == 16:
         small += ["--block_out_channels", *(8, 8, 8, 8, 8)]
-    if given.data.dataset_name not in (None, "synthetic"):
+    if given.data.dataset_name not in (None, ("synthetic",)):
         small += ["--dataset_name", photos]
     argv = [str(photos) if word == "path/to/photos" else word for word in argv]
     succeed([*argv, *map(str, small)])
@@ -117,16 +129,16 @@ def test_every_training_command_trains(argv, model, photos, tmp_path):
 
 @pytest.mark.parametrize("argv", EVALUATION, ids=shlex.join)
 def test_every_evaluation_command_measures(argv, model, photos, tmp_path, monkeypatch, capsys):
-    build_parser().parse_args(argv)
     monkeypatch.chdir(tmp_path)
     places = {"path/to/photos": photos, "path/to/unseen": photos}
     argv = [
         str(model if word.startswith(("runs/", "stabilityai/")) else places.get(word, word))
         for word in argv
     ]
-    small = ["--resolution", "16", "--num_images", "4", "--no_progress", "--device", "cpu"]
-    if argv[0] == "reconstruction":
-        small += ["--metrics", "psnr", "ssim", "frequency"]
+    small = EVALUATION_SMALL[argv[0]]
+    if argv[0] == "loader":  # by itself it makes large photographs
+        SyntheticImages(1, 24, seed=3).open(0).save(tmp_path / "0.jpg")
+        small = [*small, "--data", str(tmp_path)]
     assert evaluate([*argv, *small]) == 0
     assert capsys.readouterr().out
 

@@ -20,12 +20,11 @@ from PIL import Image
 
 from modules.images import UnreadableImage
 from modules.open_dataset import IMAGE, load_rows
+from modules.parts import Subset, hold_back
 from modules.sources import (
     FileSource,
     RowSource,
-    Subset,
     encoded_image,
-    hold_back,
     open_files,
     open_folder,
     open_source,
@@ -123,7 +122,7 @@ def test_a_streamed_dataset_of_any_kind_gives_the_same_pictures(write, column, t
     folder = tmp_path / "data"
     write(folder)
 
-    stream = load_rows(str(folder), image_column=column, streaming=True)
+    stream = load_rows(str(folder), image_column=column, streaming=True).rows
 
     assert isinstance(stream, datasets.IterableDataset)
     rows = [batch[IMAGE][0] for batch in stream.iter(batch_size=1)]

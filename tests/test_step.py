@@ -9,14 +9,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
-from diffusers import AutoencoderKL
-from diffusers.models.resnet import ResnetBlock2D
 from tiny import batch, gradients, largest_difference, slices, tiny_run, weights
 
 import train_vae
 from modules.guard import TrainingDiverged
 from modules.images import normalize
-from modules.lean_blocks import LeanResnetBlock
 from modules.run import Run
 
 # Rounding apart, nothing below depends on a random number that is not given.
@@ -378,13 +375,3 @@ def test_pretrained_vae_trains_in_training_mode_so_that_it_is_recomputed(tmp_pat
     tiny_run().raw_vae.vae.save_pretrained(tmp_path / "vae")
     run = tiny_run(f"--pretrained_model_name_or_path {tmp_path}/vae --recompute norm")
     assert all(module.training for module in run.raw_vae.vae.modules())
-
-
-def test_lean_blocks_are_diffusers_blocks_to_the_bit() -> None:
-    vae = tiny_run().raw_vae.vae
-    other = AutoencoderKL.from_config(vae.config).to(memory_format=torch.channels_last)
-    other.load_state_dict(vae.state_dict())
-    images = torch.randn(2, 3, 32, 32)
-    assert torch.equal(vae(images).sample, other(images).sample)
-    lean = sum(isinstance(module, LeanResnetBlock) for module in vae.modules())
-    assert lean == sum(type(module) is ResnetBlock2D for module in other.modules()) > 0

@@ -1,9 +1,12 @@
 """How fast a training configuration is on this machine, where its time goes, what memory it takes.
 
 Takes every flag of train_vae.py, --recipe included, and trains on random images with the script's
-own loop, at the point of the run where every loss counts. --compare textbook runs the step that
-papers write beside it, step by step in turns. The tables over --batches, --resolutions and
---accumulations are measured one configuration after the other.
+own loop, at the point of the run where every loss counts. --compare runs other steps beside it, in
+turns: textbook, the step that papers write (one forward, losses taken backward twice, eager, NCHW);
+latent-diffusion, the same with its second forward for the discriminator; and the trainer itself
+without one of its levers. --compare_flags runs the trainer by other flags, such as "--compile". The
+tables over --batches, --resolutions and --accumulations are measured one configuration after the
+other.
 """
 
 from __future__ import annotations
@@ -19,7 +22,10 @@ if TYPE_CHECKING:
     from modules.arguments import Arguments
 
 HELP = "images/s, time of each part, memory, and the ratio to a textbook step"
-RIVALS = ("textbook", "latent-diffusion")
+RIVALS = (
+    "textbook", "latent-diffusion", "no-split-backward", "no-channels-last", "no-lean-blocks",
+    "no-fused-adamw",
+)  # fmt: skip
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,10 +34,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--warmup", type=int, default=3, help="steps before that; at least 2")
     parser.add_argument("--phase_steps", type=int, default=3, help="steps timed in parts")
     parser.add_argument(
-        "--compare",
-        choices=RIVALS,
-        help="textbook: one forward, losses taken backward twice, eager, NCHW; latent-diffusion: "
-        "the same with its second forward for the discriminator",
+        "--compare", nargs="+", choices=RIVALS, default=[], help="steps to run beside, in turns"
+    )
+    parser.add_argument(
+        "--compare_flags",
+        nargs="+",
+        default=[],
+        metavar="FLAGS",
+        help='flags to add for a run beside, in quotes: --compare_flags="--recompute norm"; '
+        "several, each in quotes with a space in front",
     )
     parser.add_argument(
         "--random_lpips",
@@ -55,7 +66,9 @@ def run(args: argparse.Namespace) -> int:
     training = measured_arguments(args.training_flags)
     randomised = with_random_lpips(training) if args.random_lpips else nullcontext(training)
     with randomised as training:
-        result = Bench(training, args.warmup, args.compare).measure(args.steps, args.phase_steps)
+        others = {flags.strip(): _others(args, training, flags) for flags in args.compare_flags}
+        bench = Bench(training, args.warmup, args.compare, others)
+        result = bench.measure(args.steps, args.phase_steps)
         print(benchmark_text(training, result))
         rows = _scaling(args, training)
     data = benchmark_data(training, result)
@@ -65,6 +78,26 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         Path(args.json).write_text(json.dumps(data, indent=1) + "\n")
     return 0
+
+
+def _others(args: argparse.Namespace, training: Arguments, flags: str) -> Arguments:
+    """The arguments with `flags` added, which must leave what accelerate keeps for all of them."""
+    from eval.script import measured_arguments
+    from modules.errors import ArgumentError
+
+    others = measured_arguments([*args.training_flags, *flags.split()])
+    for group, name in (
+        ("precision", "mixed_precision"),
+        ("optimization", "train_batch_size"),
+        ("optimization", "gradient_accumulation_steps"),
+    ):
+        if getattr(getattr(others, group), name) != getattr(getattr(training, group), name):
+            raise ArgumentError(
+                f"--compare_flags={flags!r} must not change --{name}: a step would be of other "
+                "images; measure it in a run of its own"
+            )
+    weights = training.losses.lpips_weights
+    return replace(others, losses=replace(others.losses, lpips_weights=weights))
 
 
 def _scaling(args: argparse.Namespace, training: Arguments) -> list[dict[str, object]]:

@@ -30,31 +30,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--slices", type=int, nargs="+", help="images that LPIPS looks at together; 0 is all"
     )
+    parser.add_argument(
+        "--compare",
+        choices=("textbook",),
+        help="also the step that papers write: eager, NCHW, losses taken backward twice",
+    )
     parser.add_argument("--json", metavar="FILE", help="everything predicted, in bytes")
     parser.set_defaults(training_flags=[])
 
 
 def run(args: argparse.Namespace) -> int:
     """Predicts, prints, and writes the JSON. By default the configuration that the flags give."""
-    from eval.memory_plan import plan
+    from eval.memory_plan import plan, plan_textbook
     from eval.memory_report import memory_text
     from eval.random_lpips import with_random_lpips
     from eval.script import measured_arguments
 
     training = measured_arguments(args.training_flags)
     precision, peaks = training.precision, []
+    resolutions = args.resolutions or [training.data.resolution]
+    batches = args.batches or [training.optimization.train_batch_size]
     slices = [size or None for size in args.slices or [precision.perceptual_slice_size]]
     with with_random_lpips(training) as training:
         for recompute in args.recomputes or [precision.recomputed]:
             for size in slices:
                 options = {"recompute": recompute, "gradient_checkpointing": False,
                            "perceptual_slice_size": size}  # fmt: skip
-                states, found = plan(
-                    replace(training, precision=replace(precision, **options)),
-                    args.resolutions or [training.data.resolution],
-                    args.batches or [training.optimization.train_batch_size],
-                )
+                changed = replace(training, precision=replace(precision, **options))
+                states, found = plan(changed, resolutions, batches)
                 peaks += found
+        if args.compare:
+            peaks += plan_textbook(training, resolutions, batches)
     print(memory_text(training, states, peaks, CARDS))
     if args.json:
         data = {

@@ -1,0 +1,100 @@
+"""Writes a model for other programs, without training it.
+
+diffusers: config.json and float32 safetensors, from any file that --model takes. fp16: float16
+weights beside them, for from_pretrained(variant="fp16"). ldm: vae_ldm.safetensors, for ComfyUI and
+A1111. onnx: vae_encoder/model.onnx (images [B, 3, H, W] in [-1, 1] to the posterior's mean and
+log-variance) and vae_decoder/model.onnx (latents to images), for any batch and size, with Optimum's
+names; the scaling factor is not applied. They are compared with torch if onnxruntime is installed.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from eval.commands.common import MODEL_HELP
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
+
+HELP = "ONNX, latent-diffusion's layout, float16: the model for other programs"
+FORMATS = ("diffusers", "fp16", "ldm", "onnx")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's flags."""
+    parser.add_argument("--model", required=True, help=MODEL_HELP)
+    parser.add_argument(
+        "--output", required=True, metavar="DIR", help="folder to write into; may be the model's"
+    )
+    parser.add_argument(
+        "--format", nargs="+", required=True, choices=FORMATS, help="what to write, one or several"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Writes each format; 1 if an ONNX file does not compute what torch computes."""
+    from eval.codecs import open_vae
+    from eval.onnx_export import require_onnx
+    from modules.export import LDM_FILE
+    from modules.vae_files import FP16_WEIGHTS, save_fp16_variant, save_ldm
+
+    folder = Path(args.output)
+    if folder.is_file():
+        raise ValueError(f"--output={folder} is a file; give a folder")
+    if "onnx" in args.format:
+        require_onnx()
+    vae = open_vae(args.model)
+    if "diffusers" in args.format or "fp16" in args.format:
+        _write_diffusers(vae, folder)
+    if "fp16" in args.format:
+        save_fp16_variant(vae, folder)
+        print(f"Wrote {folder / FP16_WEIGHTS}")
+    if "ldm" in args.format:
+        save_ldm(vae, folder / LDM_FILE)
+        print(f"Wrote {folder / LDM_FILE}")
+    return _write_onnx(vae, folder) if "onnx" in args.format else 0
+
+
+def _write_diffusers(vae: AutoencoderKL, folder: Path) -> None:
+    """Writes config and float32 weights, unless just these are there. ValueError for others."""
+    import torch
+
+    from modules.export import export_vae
+    from modules.vae_files import WEIGHTS, load_vae
+
+    weights = folder / f"{WEIGHTS}.safetensors"
+    if not weights.is_file():
+        export_vae(vae, folder)
+        print(f"Wrote {weights}")
+        return
+    present = load_vae(folder).state_dict()
+    tensors = vae.state_dict()
+    if present.keys() != tensors.keys() or not all(
+        torch.equal(present[name], tensor) for name, tensor in tensors.items()
+    ):
+        raise ValueError(f"--output={folder} holds another model; give a new folder")
+
+
+def _write_onnx(vae: AutoencoderKL, folder: Path) -> int:
+    from importlib.util import find_spec
+
+    from eval.onnx_export import TOLERANCE, compare_with_torch, export_onnx
+
+    for file in export_onnx(vae, folder):
+        print(f"Wrote {file}")
+    if find_spec("onnxruntime") is None:
+        print("Not compared with torch: run `pip install onnxruntime` for that")
+        return 0
+    wrong = False
+    for found in compare_with_torch(vae, folder):
+        shape = " x ".join(map(str, found.shape))
+        print(
+            f"{found.half}, input {shape}: onnxruntime differs from torch by at most "
+            f"{found.largest:.2g}, values reach {found.scale:.3g}"
+        )
+        wrong |= not found.acceptable
+    if wrong:
+        print(f"That is more than {TOLERANCE:g} of the values: do not use these files")
+    return int(wrong)

@@ -1,0 +1,59 @@
+"""The trainer without one of the things that make it fast, to measure what each is worth.
+
+Each function takes a run as the script made it and takes one lever back, in place. The mathematics
+stays the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.upsampling import Upsample2D
+from torch import Tensor
+
+from modules.lean_blocks import LeanResnetBlock, LeanUpsample
+from modules.run import Run
+
+
+def undo_channels_last(run: Run) -> None:
+    """Weights and images in PyTorch's default layout, NCHW.
+
+    What the mid-block's attention returns is channels_last all the same, by its transposition, and
+    so is the decoder after it.
+    """
+    for network in (run.raw_vae, run.raw_discriminator):
+        network.to(memory_format=torch.contiguous_format)
+    as_made = run.to_device
+
+    def to_device(batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        images, noise = as_made(batch)
+        return images.contiguous(), noise
+
+    run.to_device = to_device
+
+
+def undo_lean_blocks(run: Run) -> None:
+    """Residual blocks and upsamplers as diffusers runs them."""
+    for block in run.raw_vae.modules():
+        if isinstance(block, LeanResnetBlock):
+            block.__class__ = ResnetBlock2D
+        elif isinstance(block, LeanUpsample):
+            block.__class__ = Upsample2D
+
+
+def undo_fused_adamw(run: Run) -> None:
+    """AdamW as PyTorch chooses by default: tensor by tensor on a CPU, foreach on a GPU."""
+    for prepared in (run.optimizer_vae, run.optimizer_disc):
+        optimizer = prepared.optimizer
+        for options in (optimizer.defaults, *optimizer.param_groups):
+            options["fused"] = None
+
+
+UNDO: dict[str, Callable[[Run], None]] = {
+    "no-channels-last": undo_channels_last,
+    "no-lean-blocks": undo_lean_blocks,
+    "no-fused-adamw": undo_fused_adamw,
+}

@@ -1,0 +1,95 @@
+"""The files of a dataset: whether they are whole, and whether they are still the same ones."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import lzma
+import os
+import tarfile
+import zlib
+from collections.abc import Iterable, Sequence
+
+import pyarrow as pa
+from datasets.exceptions import DatasetsError
+from datasets.utils.file_utils import is_local_path
+from huggingface_hub.errors import HfHubHTTPError
+
+from modules.errors import ArgumentError
+
+logger = logging.getLogger(__name__)
+
+NUM_SIZES = 10_000  # a network drive takes a millisecond for each
+TAR_END = bytes(1024)
+WAITS = (2.0, 10.0, 30.0)  # seconds before what failed on its way is tried again
+# What a connection that fails raises. The Hub's own error is derived from that of the library it
+# sends requests with, which is not the same one in all of its versions.
+NETWORK_ERRORS = (ConnectionError, TimeoutError, asyncio.TimeoutError, HfHubHTTPError.__bases__[0])
+# What reading a file that is missing, cut off, of another kind or out of reach raises.
+READ_ERRORS = (*NETWORK_ERRORS, OSError, EOFError, ValueError, tarfile.TarError, zlib.error,
+               lzma.LZMAError, pa.ArrowException, DatasetsError)  # fmt: skip
+
+
+def fingerprint(paths: Sequence[str | bytes], more: Iterable[object] = ()) -> str:
+    """A digest of the files' names, in order, and of their sizes; contents are not read.
+
+    paths: names count from the folder that all files share, so that it may be moved. Of more than
+    NUM_SIZES files, the sizes are those of as many, evenly spread; files that are not on this
+    machine have none. more: what else tells versions apart, such as ETags.
+    """
+    names = [os.fsencode(path) for path in paths]
+    ends = [min(names), max(names)] if names else []
+    shared = len(os.path.commonprefix(ends).rpartition(b"/")[0]) if ends else 0  # noqa: RUF071
+    digest = hashlib.blake2b(digest_size=16)
+    digest.update(b"\0".join(name[shared:] for name in names))
+    sizes = [_size(name) for name in names[:: -(-len(names) // NUM_SIZES) or 1]]
+    digest.update(repr((len(names), sizes, [str(part) for part in more])).encode())
+    return digest.hexdigest()
+
+
+def _size(path: bytes) -> int | None:
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return None
+
+
+def check_files(files: Sequence[str], where: str) -> None:
+    """Looks at the ends of local parquet and tar files, where an interrupted copy shows.
+
+    Raises ArgumentError, beginning with `where`, for a file that cannot be read; warns of a tar
+    without the end that tars have, which may lack its last pictures.
+    """
+    cut = [file for number, file in enumerate(files) if _is_cut_off(file, number == 0, where)]
+    if cut:
+        more = f" (and {len(cut) - 1} more)" if len(cut) > 1 else ""
+        logger.warning(
+            "%s: %s%s has not the end that a tar has; if its copy was interrupted, its last images "
+            "are missing: copy it again", where, cut[0], more,
+        )  # fmt: skip
+
+
+def _is_cut_off(file: str, is_first: bool, where: str) -> bool:
+    """Whether this is a tar without an end."""
+    kind = os.path.splitext(file)[1].lower()
+    if kind not in (".parquet", ".tar") or not is_local_path(file):
+        return False
+    try:
+        start, end = _both_ends(file, len(TAR_END))
+    except OSError as error:
+        raise ArgumentError(f"{where}: {file} cannot be read ({error})") from error
+    if not end:
+        raise ArgumentError(f"{where}: {file} is empty; copy it again, or remove it")
+    if kind == ".parquet" and not end.endswith(b"PAR1"):
+        raise ArgumentError(f"{where}: {file} is cut off; copy it again, or remove it")
+    if kind == ".tar" and is_first and start == TAR_END:  # columns are those of the first one
+        raise ArgumentError(f"{where}: the first shard, {file}, holds nothing; remove it")
+    return kind == ".tar" and end != TAR_END
+
+
+def _both_ends(file: str, count: int) -> tuple[bytes, bytes]:
+    with open(file, "rb") as stream:
+        start = stream.read(count)
+        stream.seek(max(0, stream.seek(0, os.SEEK_END) - count))
+        return start, stream.read()

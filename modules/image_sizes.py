@@ -1,0 +1,53 @@
+"""The sizes of all pictures of a source, from their headers: nothing is decoded."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from modules.images import UnreadableImage
+from modules.reduce import process_index_and_count, sum_over_processes
+from modules.sources import ImageSource
+
+THREADS = 16  # they wait for the disk; PIL's own work is one thread's at a time
+RUN = 256  # pictures of one call
+UNKNOWN = (0, 0)
+
+
+def read_sizes(source: ImageSource) -> Tensor:
+    """int32 [n, 2], height and width of every picture as it is trained on; zeros if unreadable.
+
+    Collective: every process reads the headers of its share. The first one shows how far it is.
+    """
+    rank, world_size = process_index_and_count()
+    share = range(rank, len(source), world_size)
+    runs = [share[start : start + RUN] for start in range(0, len(share), RUN)]
+    progress = tqdm(
+        total=len(share),
+        desc="Image sizes",
+        disable=rank != 0,
+        mininterval=0.2 if sys.stderr.isatty() else 30.0,
+    )
+    sizes = torch.zeros(len(source), 2, dtype=torch.int32)
+    with progress, ThreadPoolExecutor(THREADS) as pool:
+        for run, found in zip(runs, pool.map(partial(_sizes, source), runs), strict=True):
+            sizes[run.start : run.stop : run.step] = torch.tensor(found, dtype=torch.int32)
+            progress.update(len(run))
+    return sum_over_processes(sizes)
+
+
+def _sizes(source: ImageSource, indices: Sequence[int]) -> list[tuple[int, int]]:
+    return [_size(source, index) for index in indices]
+
+
+def _size(source: ImageSource, index: int) -> tuple[int, int]:
+    try:
+        return source.shape(index)
+    except UnreadableImage:
+        return UNKNOWN  # it is named when its turn comes in training

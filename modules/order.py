@@ -1,0 +1,42 @@
+"""In which order the pictures of an epoch come."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from modules.seeding import seed_for
+
+
+class EpochOrder(Protocol):
+    """Which pictures make an epoch, and their order: a function of the epoch's number alone."""
+
+    size: int  # samples of an epoch, the same for all epochs
+    repeats: bool  # an epoch may hold a picture twice, or not at all
+
+    def indices(self, epoch: int) -> Tensor:
+        """int64 [size], indices into the source; read-only, and cheap for the last two epochs."""
+        ...
+
+
+@dataclass(frozen=True)
+class Permutations:
+    """Every epoch holds each of `size` pictures once, in an order drawn from (seed, epoch)."""
+
+    size: int
+    seed: int
+    repeats: ClassVar[bool] = False
+
+    def indices(self, epoch: int) -> Tensor:
+        """int64 [size], a permutation of 0 ... size - 1."""
+        return _permutation(self.size, self.seed, epoch)
+
+
+@lru_cache(maxsize=2)  # a batch may lie in two epochs
+def _permutation(size: int, seed: int, epoch: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed_for(seed, "order", epoch))
+    return torch.randperm(size, generator=generator)

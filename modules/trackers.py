@@ -1,0 +1,91 @@
+"""What trackers need beside numbers: a place, an identity that lasts, pictures and histograms."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accelerate import Accelerator
+from accelerate.tracking import GeneralTracker
+from PIL import Image
+
+from modules.errors import ArgumentError
+
+# What the launch's environment says goes before what is chosen here; a sweep's agent sets some.
+WANDB_VARIABLES = {
+    "dir": "WANDB_DIR", "id": "WANDB_RUN_ID", "name": "WANDB_NAME", "resume": "WANDB_RESUME",
+}  # fmt: skip
+
+
+def start_trackers(
+    accelerator: Accelerator, project: str, config: Mapping[str, Any], step: int
+) -> None:
+    """Starts what --report_to names, on the main process, at `step`; 0 is a new run.
+
+    A run that was killed writes the rows after `step` again. TensorBoard hides the first copy. In
+    Weights & Biases the same run goes on, and an online one keeps the first copy and ignores the
+    second. Raises ArgumentError when wandb does not start, as without a login.
+    """
+    if not accelerator.is_main_process:
+        return
+    names = [str(name) for name in accelerator.log_with]
+    options: dict[str, dict[str, Any]] = {"tensorboard": {"purge_step": step + 1 if step else 0}}
+    if "wandb" not in names:
+        accelerator.init_trackers(project, config, options)
+        return
+    from wandb.errors import Error as WandbError
+
+    folder = Path(accelerator.logging_dir)
+    options["wandb"] = _wandb_options(folder, Path(accelerator.project_dir).name, step)
+    try:
+        accelerator.init_trackers(project, config, options)
+    except WandbError as error:
+        raise ArgumentError(
+            f"--report_to: Weights & Biases does not start ({error}); log in with `wandb login`, "
+            "set WANDB_MODE=offline, or use --report_to tensorboard"
+        ) from error
+
+
+def _wandb_options(folder: Path, name: str, step: int) -> dict[str, Any]:
+    """Arguments of `wandb.init`: files beside the other logs, and the run's id across resumes."""
+    folder.mkdir(parents=True, exist_ok=True)  # wandb would go elsewhere
+    file = folder / "wandb_run_id.txt"
+    if step == 0 or not file.exists():
+        file.write_text(secrets.token_hex(4), encoding="utf-8")
+    chosen = {"dir": str(folder), "id": file.read_text(encoding="utf-8"), "name": name,
+              "resume": "allow"}  # fmt: skip
+    return {key: value for key, value in chosen.items() if WANDB_VARIABLES[key] not in os.environ}
+
+
+def send_picture(
+    trackers: Iterable[GeneralTracker], name: str, picture: Image.Image, step: int
+) -> None:
+    """Gives an RGB picture to the trackers that take pictures; the others go without."""
+    pixels = np.asarray(picture)[None]
+    for tracker in trackers:
+        if tracker.name == "tensorboard":
+            tracker.log_images({name: pixels}, step=step, dataformats="NHWC")
+        elif hasattr(tracker, "log_images"):
+            tracker.log_images({name: pixels}, step=step)
+
+
+def send_histograms(
+    trackers: Iterable[GeneralTracker], values: Mapping[str, np.ndarray], step: int
+) -> None:
+    """Gives the distribution of finite values, by name, to TensorBoard and Weights & Biases.
+
+    Other trackers go without, and so does a name whose array is empty.
+    """
+    present = {name: array for name, array in values.items() if array.size}
+    for tracker in trackers:
+        if tracker.name == "tensorboard":
+            for name, array in present.items():
+                tracker.writer.add_histogram(name, array, global_step=step)
+        elif tracker.name == "wandb":
+            from wandb import Histogram
+
+            tracker.log({name: Histogram(array) for name, array in present.items()}, step=step)
