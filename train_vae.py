@@ -111,6 +111,7 @@ class Watch:
             self.journal.metrics_log.rows(),
             result.evaluation,
             self.validation.protocol,
+            result.latent_grid,
         )
 
 

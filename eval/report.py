@@ -84,6 +84,12 @@ def image_grid(rows: Sequence[tuple[str, Sequence[Picture]]]) -> str:
     )
 
 
+def wide_picture(picture: Image.Image, title: str) -> str:
+    """A picture that is drawn in full and scrolls sideways where the screen is narrow."""
+    size = f'width="{picture.width}" height="{picture.height}" loading="lazy"'
+    return f'<div class="scroll"><img {size} alt="{escape(title)}" src="{data_uri(picture)}"></div>'
+
+
 def note(text: str) -> str:
     """A small explaining paragraph."""
     return f'<p class="note">{escape(text)}</p>'

@@ -6,12 +6,23 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from PIL import Image
+
 from eval.charts import Series, line_chart_svg
 from eval.columns import COLUMN
 from eval.grid import caption
 from eval.latent_report import latent_section
 from eval.protocol import Protocol
-from eval.report import Cell, Picture, charts, image_grid, metrics_table, note, page
+from eval.report import (
+    Cell,
+    Picture,
+    charts,
+    image_grid,
+    metrics_table,
+    note,
+    page,
+    wide_picture,
+)
 from eval.results import Evaluation
 
 Rows = Sequence[Mapping[str, float]]
@@ -41,7 +52,12 @@ LOGARITHMIC = ("KL", "Adaptive weight", "Gradient norms before clipping")
 
 
 def write_training_report(
-    file: Path, title: str, rows: Rows, evaluation: Evaluation, protocol: Protocol
+    file: Path,
+    title: str,
+    rows: Rows,
+    evaluation: Evaluation,
+    protocol: Protocol,
+    latent_grid: Image.Image | None = None,
 ) -> None:
     """Writes the page in place of an older one. rows: those of metrics.jsonl."""
     step = rows[-1]["step"] if rows else 0
@@ -52,7 +68,7 @@ def write_training_report(
             ("Validation", _validation(rows)),
             ("Curves", charts(_curves(rows))),
             ("Pictures", _pictures(evaluation)),
-            ("Latents", latent_section(latents)),
+            ("Latents", latent_section(latents) + _latent_grid(latent_grid)),
         ],
         lead=f"Step {step:,.0f}, {evaluation.num_images} validation images",
         stamp=[protocol.describe()],
@@ -60,6 +76,16 @@ def write_training_report(
     partial = file.with_suffix(".partial")
     partial.write_text(html, encoding="utf-8")
     os.replace(partial, file)
+
+
+def _latent_grid(picture: Image.Image | None) -> str:
+    if picture is None:
+        return ""
+    explained = (
+        "The latents of the pictures above (posterior mean): their first three principal "
+        "components as colours, then each channel around its median, all in one scale."
+    )
+    return note(explained) + wide_picture(picture, "latents")
 
 
 def _validation(rows: Rows) -> str:

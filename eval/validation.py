@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from diffusers import AutoencoderKL
@@ -36,10 +37,10 @@ class ValidationResult:
     grid: Image.Image | None
     grid_latents: Tensor | None
 
-    @property
-    def latent_grid(self) -> Image.Image:
+    @cached_property
+    def latent_grid(self) -> Image.Image | None:
         """The grid's latents as a picture."""
-        return latent_picture(self.grid_latents)
+        return None if self.grid_latents is None else latent_picture(self.grid_latents)
 
     @property
     def latents(self) -> LatentStatistics | None:

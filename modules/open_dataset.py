@@ -28,7 +28,7 @@ NUM_SAVED_SHARDS = 64  # what `save_to_disk` wrote is streamed as this many
 
 
 class LoadedRows(NamedTuple):
-    """rows: one column IMAGE. files: what they are read from. fingerprint: of the files."""
+    """rows: one column IMAGE. files: what `load_dataset` reads them from. fingerprint: of all."""
 
     rows: Dataset | IterableDataset
     files: Sequence[str]
@@ -59,10 +59,10 @@ def load_rows(
     if split_flag is not None:
         where = f"{split_flag}={split} with {where}"
     if (saved := _load_saved(name, split, where)) is not None:
-        files = [file["filename"] for file in saved.cache_files]
+        version = fingerprint([file["filename"] for file in saved.cache_files])
         shards = max(1, min(len(saved), NUM_SAVED_SHARDS))
         rows = saved.to_iterable_dataset(num_shards=shards) if streaming else saved
-        return LoadedRows(_one_column(rows, image_column, where), files, fingerprint(files))
+        return LoadedRows(_one_column(rows, image_column, where), (), version)
     try:
         builder = load_dataset_builder(
             name,

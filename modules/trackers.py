@@ -18,6 +18,7 @@ from modules.errors import ArgumentError
 # What the launch's environment says goes before what is chosen here; a sweep's agent sets some.
 WANDB_VARIABLES = {
     "dir": "WANDB_DIR", "id": "WANDB_RUN_ID", "name": "WANDB_NAME", "resume": "WANDB_RESUME",
+    "settings": "WANDB_QUIET",
 }  # fmt: skip
 
 
@@ -51,13 +52,18 @@ def start_trackers(
 
 
 def _wandb_options(folder: Path, name: str, step: int) -> dict[str, Any]:
-    """Arguments of `wandb.init`: files beside the other logs, and the run's id across resumes."""
+    """Arguments of `wandb.init`: files beside the other logs, the run's id across resumes, peace.
+
+    Its long farewell would push the run's own summary off the screen.
+    """
+    from wandb import Settings
+
     folder.mkdir(parents=True, exist_ok=True)  # wandb would go elsewhere
     file = folder / "wandb_run_id.txt"
     if step == 0 or not file.exists():
         file.write_text(secrets.token_hex(4), encoding="utf-8")
     chosen = {"dir": str(folder), "id": file.read_text(encoding="utf-8"), "name": name,
-              "resume": "allow"}  # fmt: skip
+              "resume": "allow", "settings": Settings(quiet=True)}  # fmt: skip
     return {key: value for key, value in chosen.items() if WANDB_VARIABLES[key] not in os.environ}
 
 

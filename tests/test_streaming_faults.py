@@ -428,6 +428,20 @@ def test_a_checkpoint_from_before_fingerprints_is_not_suspected(tmp_path):
     assert "the files of the training set" not in succeed([*argv_for(folder, data, 4), *RESUME])
 
 
+def test_a_saved_dataset_is_shuffled_like_shards_and_recognised(tmp_path):
+    write_shards(tmp_path / "data", "parquet", [30])
+    rows = datasets.Dataset.from_parquet(str(tmp_path / "data" / "shard-00.parquet"))
+    rows.save_to_disk(tmp_path / "saved")
+
+    seen = numbers(rows_of(opened(tmp_path / "saved")), 30)
+
+    assert sorted(seen) == list(range(30))
+    assert seen[:4] != [0, 1, 2, 3]
+    versions = [load_rows(str(tmp_path / "saved"), image_column="png", streaming=way).fingerprint
+                for way in (True, False)]  # fmt: skip
+    assert versions[0] == versions[1] != fingerprint([])
+
+
 def test_the_order_of_the_shards_belongs_to_the_seed(tmp_path):
     write_shards(tmp_path / "data", "tar", [2] * 9)
     shards = opened(tmp_path / "data")

@@ -1,0 +1,394 @@
+"""What of a run can be watched: trackers, latents as pictures, the bar and the last words."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import struct
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from diffusers import AutoencoderKL
+from launching import TINY, launch
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from eval.codecs import VAECodec
+from eval.latent_picture import latent_picture
+from eval.validation import Validation
+from modules.autoencoder import build_autoencoder
+from modules.banner import summary
+from modules.errors import ArgumentError
+from modules.journal import Journal
+from modules.synthetic import SyntheticImages
+from modules.trackers import send_histograms, send_picture, start_trackers
+
+STEPS = 4
+CHANNELS = [f"latents/channel_{number:02d}" for number in range(4)]
+GAP, TITLE = 8, 18  # of eval.grid at this size: where the first row of tiles begins
+
+
+def flags(output_dir: Path, *more: object) -> list[str]:
+    return [
+        *TINY, "--dataset_name", "synthetic", "--output_dir", str(output_dir), "--report_to", "all",
+        "--train_batch_size", "2", "--max_train_steps", str(STEPS), "--validation_steps", "2",
+        "--checkpointing_steps", "2", *map(str, more),
+    ]  # fmt: skip
+
+
+def run(elsewhere: Path, *argv: str, **environment: str) -> tuple[int, str]:
+    """Launches with `elsewhere` as the working directory."""
+    elsewhere.mkdir(exist_ok=True)
+    environment = {"WANDB_MODE": "offline", **environment, "ELSEWHERE": str(elsewhere)}
+    return launch(argv, before=go_elsewhere, **environment).wait()
+
+
+def go_elsewhere() -> None:
+    os.chdir(os.environ["ELSEWHERE"])
+
+
+@pytest.fixture(scope="module")
+def elsewhere(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("elsewhere")
+
+
+@pytest.fixture(scope="module")
+def tracked(elsewhere, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("tracked")
+    code, output = run(elsewhere, *flags(folder))
+    assert code == 0, output
+    return folder
+
+
+@pytest.fixture(scope="module")
+def resumed(tracked, elsewhere, tmp_path_factory) -> Path:
+    """As if killed after the last rows and before the last checkpoint: both are written again."""
+    folder = tmp_path_factory.mktemp("resumed") / "run"
+    shutil.copytree(tracked, folder, symlinks=True)
+    shutil.rmtree(folder / "checkpoints" / f"step-{STEPS:06d}")
+    code, output = run(elsewhere, *flags(folder, "--resume_from_checkpoint", "latest"))
+    assert code == 0, output
+    return folder
+
+
+def rows(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def wandb_runs(folder: Path) -> list[Path]:
+    return sorted((folder / "logs" / "wandb").glob("offline-run-*"))
+
+
+def wandb_rows(folder: Path) -> list[dict[str, Any]]:
+    """The history of an offline run of Weights & Biases: one dictionary for each step."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    (file,) = folder.glob("*.wandb")
+    found = []
+    for content in leveldb_records(file.read_bytes()):
+        items = Record.FromString(content).history.item
+        if items:
+            found.append({item.key or "/".join(item.nested_key): json.loads(item.value_json)
+                          for item in items})  # fmt: skip
+    return found
+
+
+def leveldb_records(data: bytes) -> Iterator[bytes]:
+    """The records of a LevelDB log that has 7 bytes of header: parts of them fill 32 KiB blocks."""
+    at, parts = 7, b""
+    while at + 7 <= len(data):
+        left = 32768 - at % 32768
+        if left < 7:
+            at += left
+            continue
+        _, length, kind = struct.unpack_from("<IHB", data, at)
+        parts += data[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # whole, or the last part
+            yield parts
+            parts = b""
+
+
+def tensorboard(folder: Path) -> EventAccumulator:
+    everything = {"scalars": 0, "images": 0, "histograms": 0}
+    events = EventAccumulator(str(folder / "logs" / "train_autoencoderkl"), everything)
+    events.Reload()
+    return events
+
+
+def test_weights_and_biases_gets_every_number_offline(tracked):
+    (folder,) = wandb_runs(tracked)
+    logged = {row["_step"]: row for row in wandb_rows(folder)}
+    assert sorted(logged) == [0, 1, 2, 3, 4]
+    for row in rows(tracked):
+        for name, value in row.items():
+            if name != "step":
+                assert logged[row["step"]][name] == pytest.approx(value, nan_ok=True), name
+
+
+def test_weights_and_biases_gets_pictures_and_histograms(tracked):
+    (folder,) = wandb_runs(tracked)
+    for row in wandb_rows(folder):
+        if "val/psnr" in row:
+            assert sum(row["latents/all/values"]) == 2 * 4 * 2 * 2  # images, channels, positions
+            assert all(sum(row[f"{name}/values"]) == 2 * 2 * 2 for name in CHANNELS)
+    pictures = {path.name.rsplit("_", 1)[0]: path for path in folder.rglob("*.png")}
+    assert set(pictures) == {f"{name}_{step}" for name in ("validation", "latents")
+                             for step in (0, 2, 4)}  # fmt: skip
+    with (
+        Image.open(pictures["validation_4"]) as sent,
+        Image.open(tracked / "samples" / "step-000004.png") as drawn,
+    ):
+        assert np.array_equal(np.asarray(sent), np.asarray(drawn))
+
+
+def test_tensorboard_gets_latents_as_pictures_and_histograms(tracked):
+    events = tensorboard(tracked)
+    assert [event.step for event in events.Images("latents")] == [0, 2, 4]
+    assert [event.step for event in events.Histograms("latents/all")] == [0, 2, 4]
+    assert {"latents/all", *CHANNELS} == set(events.Tags()["histograms"])
+    assert events.Histograms("latents/all")[0].histogram_value.num == 2 * 4 * 2 * 2
+
+
+def test_nothing_is_written_where_the_run_was_started(tracked, resumed, elsewhere):
+    assert list(elsewhere.iterdir()) == []
+
+
+def test_a_resumed_run_is_the_same_run_and_goes_on_where_it_stopped(resumed):
+    first, second = wandb_runs(resumed)
+    assert first.name.rsplit("-", 1)[1] == second.name.rsplit("-", 1)[1]
+    again = {row["_step"]: row for row in wandb_rows(second)}
+    assert list(again) == [3, 4]
+    before = {row["_step"]: row for row in wandb_rows(first)}
+    for step in again:  # so that it does not matter which of the two copies is kept
+        assert again[step]["train/rec_loss"] == before[step]["train/rec_loss"]
+
+
+def test_tensorboard_shows_every_step_of_a_resumed_run_once(resumed):
+    events = tensorboard(resumed)
+    assert [event.step for event in events.Scalars("train/rec_loss")] == [1, 2, 3, 4]
+    for tag in ("validation", "latents"):
+        assert [event.step for event in events.Images(tag)] == [0, 2, 4]
+
+
+def test_a_new_run_in_an_old_folder_is_a_new_run_in_the_trackers(resumed, elsewhere, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(resumed, folder, symlinks=True)
+    more = ("--overwrite_output_dir", "--max_train_steps", "1", "--report_to", "wandb")
+    code, output = run(elsewhere, *flags(folder, *more))
+    assert code == 0, output
+    (ours,), theirs = wandb_runs(folder), wandb_runs(resumed)
+    assert ours.name.rsplit("-", 1)[1] != theirs[0].name.rsplit("-", 1)[1]
+
+
+def test_a_missing_login_is_answered_and_leaves_no_run_behind(elsewhere, tmp_path):
+    wandb = ("--report_to", "wandb", "--max_train_steps", "1")
+    code, output = run(
+        elsewhere, *flags(tmp_path / "run", *wandb), WANDB_MODE="online", HOME=str(tmp_path)
+    )
+    assert code == 2, output
+    assert "wandb login" in output
+    assert "WANDB_MODE=offline" in output
+    assert "Traceback" not in output
+    code, output = run(elsewhere, *flags(tmp_path / "run", "--report_to", "none", "--dry_run"))
+    assert code == 0, output
+
+
+def test_the_farewell_leaves_the_summary_on_the_screen(elsewhere, tmp_path):
+    argv = flags(tmp_path, "--max_train_steps", "1", "--report_to", "wandb")
+    code, output = run(elsewhere, *argv)
+    assert code == 0, output
+    at = output.index(f"Wrote {tmp_path}/")
+    assert len(output[at:].splitlines()) <= 24
+
+
+def options_of(folder: Path, step: int) -> dict[str, dict[str, Any]]:
+    seen: dict[str, Any] = {}
+    stub = SimpleNamespace(
+        is_main_process=True,
+        log_with=["tensorboard", "wandb"],
+        logging_dir=str(folder / "logs"),
+        project_dir=str(folder),
+        init_trackers=lambda project, config, options: seen.update(options),
+    )
+    start_trackers(stub, "project", {}, step)
+    return seen
+
+
+def test_the_environment_goes_before_what_the_run_would_choose(tmp_path, monkeypatch):
+    ours = options_of(tmp_path, 0)["wandb"]
+    assert ours["name"] == tmp_path.name
+    assert ours["dir"] == str(tmp_path / "logs")
+    for variable in ("WANDB_DIR", "WANDB_RUN_ID", "WANDB_NAME"):
+        monkeypatch.setenv(variable, "theirs")
+    assert options_of(tmp_path, 0)["wandb"].keys() == {"resume", "settings"}
+
+
+def test_a_branch_is_a_run_of_its_own(tmp_path):
+    """It resumes at a step, in a folder that has no run yet."""
+    here, there = (options_of(tmp_path / name, 7)["wandb"]["id"] for name in ("here", "there"))
+    assert here != there
+    assert options_of(tmp_path / "here", 9)["wandb"]["id"] == here
+
+
+def test_errors_that_are_not_of_weights_and_biases_pass(tmp_path):
+    def broken(*args: Any) -> None:
+        raise ZeroDivisionError
+
+    stub = SimpleNamespace(is_main_process=True, log_with=["wandb"], logging_dir=str(tmp_path),
+                           project_dir=str(tmp_path), init_trackers=broken)  # fmt: skip
+    with pytest.raises(ZeroDivisionError):
+        start_trackers(stub, "project", {}, 0)
+    assert not issubclass(ZeroDivisionError, ArgumentError)
+
+
+def test_trackers_without_pictures_or_histograms_go_without():
+    tracker = SimpleNamespace(name="csv")
+    send_picture([tracker], "latents", Image.new("RGB", (2, 2)), 0)
+    send_histograms([tracker], {"latents/all": np.zeros(3)}, 0)
+
+
+# --- latents ---------------------------------------------------------------------------------
+
+
+def validation(count: int, batch_size: int) -> Validation:
+    return Validation(
+        SyntheticImages(count, 16, seed=1), 16, num_images=count, lpips=None, lpips_backbone="vgg",
+        batch_size=batch_size, num_grid_images=3, device=torch.device("cpu"),
+    )  # fmt: skip
+
+
+def tiny_vae() -> AutoencoderKL:
+    torch.manual_seed(0)
+    return build_autoencoder(
+        block_out_channels=(8, 8, 8, 8), layers_per_block=1, norm_num_groups=2, sample_size=16,
+        mid_block_add_attention=False,
+    )  # fmt: skip
+
+
+def test_the_latents_shown_are_those_of_the_pictures_shown():
+    vae, images = tiny_vae(), validation(5, 2)
+    result = images.run(vae)
+    assert result.grid_latents.shape == (3, 4, 2, 2)
+    originals = torch.stack([original for _, original, _ in result.evaluation.samples])
+    with torch.no_grad():
+        expected = VAECodec(vae).encode(originals).mean
+    assert torch.allclose(result.grid_latents, expected, atol=1e-5)
+
+
+def test_no_image_is_encoded_twice_to_show_its_latents(monkeypatch):
+    vae, images, encoded = tiny_vae(), validation(4, 4), []
+    encode = vae.encode
+    monkeypatch.setattr(vae, "encode", lambda x: encoded.append(len(x)) or encode(x))
+    assert images.run(vae).latent_grid is not None
+    assert encoded == [4]
+
+
+def tiles(latents: torch.Tensor) -> np.ndarray:
+    """[n, columns, h, w, 3] uint8: the picture cut into its tiles, at the latents' own size."""
+    picture = np.asarray(latent_picture(latents)).astype(int)
+    height, width = latents.shape[2:]
+    enlarge = 128 // width
+    columns = latents.shape[1] + (latents.shape[1] >= 3)
+    cell = width * enlarge
+    line = (picture.shape[0] - GAP - len(latents) * height * enlarge) // (len(latents) + 1)
+    return np.stack([
+        [
+            picture[
+                line + row * (height * enlarge + line) :, GAP + column * (cell + GAP) :
+            ][: height * enlarge : enlarge, : cell : enlarge]
+            for column in range(columns)
+        ]
+        for row in range(len(latents))
+    ])  # fmt: skip
+
+
+def smooth(channels: int, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(2, channels, 8, 8, generator=generator)
+
+
+def test_every_channel_is_a_tile_in_grey_that_follows_its_values():
+    latents = smooth(4)
+    shown = tiles(latents)
+    for channel in range(4):
+        tile = shown[:, channel + 1]
+        assert (tile == tile[..., :1]).all()
+        order = np.corrcoef(tile[..., 0].ravel(), latents[:, channel].numpy().ravel())
+        assert order[0, 1] > 0.98
+
+
+def test_pictures_compare_whatever_the_scale_and_the_mean_of_the_latents():
+    latents = smooth(4)
+    moved = 5.0 * latents + torch.tensor([30.0, -3.0, 0.0, 1.0])[:, None, None]
+    assert np.abs(tiles(latents) - tiles(moved)).max() <= 1
+
+
+def test_a_channel_that_carries_nothing_is_flat_grey():
+    latents = smooth(4)
+    latents[:, 2] = 7.0 + 1e-3 * latents[:, 2]
+    shown = tiles(latents)
+    assert np.abs(shown[:, 3] - 128).max() <= 1
+    assert shown[:, 1].std() > 30
+
+
+def test_colours_do_not_flip_from_one_picture_to_the_next():
+    for channel in range(4):
+        for seed in range(3):
+            latents = smooth(4, seed)
+            latents[:, channel] *= 10.0
+            red = tiles(latents)[:, 0, :, :, 0].ravel()
+            assert np.corrcoef(red, latents[:, channel].numpy().ravel())[0, 1] > 0.9
+
+
+@pytest.mark.parametrize("spoilt", [float("nan"), float("inf")])
+def test_latents_that_are_not_finite_are_drawn_too(spoilt):
+    latents = smooth(4)
+    latents[0, 1, 0, 0] = spoilt
+    shown = tiles(latents)
+    assert (shown[0, 2, 0, 0] == 128).all()
+    assert shown[:, 2].std() > 30
+    assert tiles(torch.full((1, 4, 8, 8), spoilt)).std() == 0
+
+
+def test_few_and_many_channels_make_a_picture():
+    assert tiles(smooth(1)).shape == (2, 1, 8, 8, 3)
+    assert latent_picture(smooth(64)).width == GAP + 17 * (128 + GAP)
+
+
+# --- the bar and the last words --------------------------------------------------------------
+
+
+def test_an_hour_of_steps_leaves_few_lines_in_a_log_file(tmp_path, monkeypatch):
+    """The clock is ours: one second a step."""
+    log = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", log)
+    journal = Journal(Accelerator(cpu=True), tmp_path, 3600, 100)
+    journal.start_at(0)
+    second = 0
+    journal.bar.last_print_t = journal.bar.start_t = second
+    journal.bar._time = lambda: second
+    for second in range(1, 3601):
+        journal.show({"rec_loss": 0.1, "images_per_s": 1.0})
+        journal.advance()
+    journal.close()
+    assert 20 <= log.getvalue().count("\r") <= 3600 / 30 + 5
+
+
+@pytest.mark.parametrize("validations", [0, 2000])
+def test_the_last_words_fit_a_small_screen(validations):
+    """However long the run was: 24 lines of 100 columns."""
+    log = [{"step": 1000 * i, "val/psnr": 20.0 + i / 1000, "val/ssim": 0.5}
+           for i in range(validations)]  # fmt: skip
+    lines = summary(tiny_vae(), Path("runs/a-name-that-people-give"), log).splitlines()
+    assert 2 <= len(lines) <= 24
+    assert max(map(len, lines)) <= 100
