@@ -180,13 +180,15 @@ def look_around(run: Run, watch: Watch) -> bool:
     if run.step % args.logging.logging_steps == 0 or last:
         log(run, watch)
     if run.step % args.validation.validation_steps == 0 or last:
+        run.validation_due = True
+    if run.validation_due:
         validate(run, watch)
     stop = watch.stop.agreed()
     if run.step % args.checkpoints.checkpointing_steps == 0 or last or stop:
         save(run, watch)
     if watch.publisher is not None and not (last or stop):
         push(run, watch)
-    return last or not stop
+    return (last and not run.validation_due) or not stop
 
 
 def log(run: Run, watch: Watch) -> None:
@@ -216,12 +218,18 @@ def name_bad_images(run: Run, watch: Watch) -> None:
 
 
 def validate(run: Run, watch: Watch) -> None:
-    """Measures the weights that would be exported, draws them, and keeps them if they are best."""
+    """Measures the weights that would be exported, draws them, and keeps them if they are best.
+
+    Where a signal asks to stop it gives up, and stays due: the resumed run begins with it.
+    """
     if watch.validation is None:
+        run.validation_due = False
         return
     with run.averaged_weights():
-        result = watch.validation.run(run.raw_vae.vae)
-        metrics = result.metrics
+        result = watch.validation.run(run.raw_vae.vae, watch.stop.agreed)
+        if result is None:
+            return
+        run.validation_due, metrics = False, result.metrics
         watch.journal.write(run.step, {f"val/{name}": value for name, value in metrics.items()})
         if result.grid is not None:
             watch.journal.draw(run.step, result.grid)
@@ -369,7 +377,7 @@ def main(args: Arguments) -> None:
             resume(run, checkpoint, data.size, data.fingerprint)
         start_trackers(accelerator, args.logging.tracker_project_name, for_trackers(args), run.step)
         watch.journal.start_at(run.step)
-        if checkpoint is None:
+        if run.validation_due:
             validate(run, watch)
         if accelerator.is_main_process:  # not before: a refused resume leaves the old one as it was
             (output_dir / "train_config.yaml").write_text(to_yaml(args), encoding="utf-8")
@@ -378,10 +386,13 @@ def main(args: Arguments) -> None:
         shape = latent_shape(vae.vae, args.data.resolution)
         run.loader = make_loader(args, data, shape, accelerator, run.samples)
         run.meter.restart_clock()  # the loader may have looked at the sizes of all images
-        if train(run, watch):
+        if not run.validation_due and train(run, watch):
             export(run, watch)
             if publisher is not None:
                 publisher.finish(run.step)
+        else:
+            logger.info("stopped at step %d by a signal; --resume_from_checkpoint latest goes on "
+                        "from there", run.step)  # fmt: skip
         accelerator.end_training()
 
 

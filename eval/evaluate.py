@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -23,6 +23,10 @@ from eval.tally import Tally
 from modules.reduce import gather_from_processes, sum_over_processes
 
 
+class Interrupted(Exception):
+    """The evaluation was asked to stop before it had seen all images."""
+
+
 @torch.no_grad()
 def evaluate_reconstruction(
     models: Mapping[str, Codec],
@@ -40,6 +44,7 @@ def evaluate_reconstruction(
     num_samples: int = 0,
     num_workers: int = 0,
     progress: bool = True,
+    stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, Evaluation]:
     """Reconstructs every image with every model, in one pass, and measures what `metrics` names.
 
@@ -49,6 +54,8 @@ def evaluate_reconstruction(
     network is not given is reported as missing, with the reason in `unavailable` if it has one.
     `fid_cache`: folder of reference statistics. `latents`: also LatentStatistics of the models that
     have a posterior. `num_samples`: the first so many (index, original, reconstruction).
+    `stop`: asked between batches, by all processes together; where it says so, Interrupted is
+    raised in all of them.
 
     Batches are filled up to `batch_size` (by repeating an image), because the size chooses the
     kernels and with them the last digits. Modes, precision and memory format are put back.
@@ -70,7 +77,9 @@ def evaluate_reconstruction(
         stack.enter_context(full_precision())
         for codec in models.values():
             stack.enter_context(codec.prepared(device))
-        for batch in batches:
+        for number, batch in enumerate(batches):
+            if number < batches.common and stop():
+                raise Interrupted
             record.add(batch)
             if batch.count:
                 _add(batch, batch.images.to(device), tallies, networks, protocol, fid)

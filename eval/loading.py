@@ -48,6 +48,7 @@ class OwnBatches:
         total = len(images)
         self.reader = _Reader(images, range(rank, total, world_size))
         self.batch_size = max(1, min(batch_size, total))
+        self.common = -(-(total // world_size) // self.batch_size)  # batches every process has
         self.num_workers = num_workers
         self.progress = progress and rank == 0
 
@@ -57,6 +58,7 @@ class OwnBatches:
             batch_size=self.batch_size,
             num_workers=self.num_workers,
             collate_fn=self._collate,
+            generator=torch.Generator(),  # otherwise a seed is drawn from the global state
         )
         with tqdm(total=len(self.reader), unit="image", disable=not self.progress) as bar:
             for batch in loader:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from eval.codecs import Reconstruction, VAECodec
-from eval.evaluate import evaluate_reconstruction
+from eval.evaluate import Interrupted, evaluate_reconstruction
 from eval.grid import comparison_grid
 from eval.latent_picture import latent_picture
 from eval.protocol import Protocol, ProtocolImages
@@ -96,21 +96,30 @@ class Validation:
             return False
         return key not in best or sign * metrics[key] > sign * best[key]
 
-    def run(self, vae: AutoencoderKL) -> ValidationResult:
-        """Evaluates `vae` in float32. Collective: every process takes its share of the images."""
+    def run(
+        self, vae: AutoencoderKL, stop: Callable[[], bool] = lambda: False
+    ) -> ValidationResult | None:
+        """Evaluates `vae` in float32. Collective: every process takes its share of the images.
+
+        stop: asked between batches, collective as well; None is returned where it says so.
+        """
         codec = _RememberingCodec(vae, self.num_grid_images)
-        evaluation = evaluate_reconstruction(
-            {"vae": codec},
-            self.images,
-            ["psnr", "ssim", "rec", "kl", *(f"lpips_{name}" for name in self.lpips)],
-            protocol=self.protocol,
-            batch_size=self.batch_size,
-            device=self.device,
-            lpips=self.lpips,
-            latents=True,
-            num_samples=self.num_grid_images,
-            progress=False,
-        )["vae"]
+        try:
+            evaluation = evaluate_reconstruction(
+                {"vae": codec},
+                self.images,
+                ["psnr", "ssim", "rec", "kl", *(f"lpips_{name}" for name in self.lpips)],
+                protocol=self.protocol,
+                batch_size=self.batch_size,
+                device=self.device,
+                lpips=self.lpips,
+                latents=True,
+                num_samples=self.num_grid_images,
+                progress=False,
+                stop=stop,
+            )["vae"]
+        except Interrupted:
+            return None
         means = dict(gather_from_processes(list(codec.means.items())))
         spread = {"latent_std": evaluation.latents.global_std} if evaluation.latents else {}
         return ValidationResult(

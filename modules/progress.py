@@ -23,6 +23,7 @@ def trainer_state(
         "step": run.step,
         "samples": run.samples,
         "best": run.best,
+        "validation_due": run.validation_due,
         "guard": run.guard.state_dict(),
         "gan_guard": run.gan_guard.state_dict(),
         "meters": gather_object([run.meter.state_dict()]),
@@ -50,6 +51,7 @@ def resume(
             )
     load_checkpoint(run.accelerator, path, run.ema)
     run.step, run.samples, run.best = state["step"], state["samples"], state["best"]
+    run.validation_due = state.get("validation_due", False)  # earlier versions always completed it
     run.guard.load_state_dict(state["guard"])
     if "gan_guard" in state:  # checkpoints of earlier versions hold none
         run.gan_guard.load_state_dict(state["gan_guard"])

@@ -49,6 +49,7 @@ class Run:
     step: int = 0
     samples: int = 0  # training images that all processes have used: the position in the data
     best: dict[str, float] = field(default_factory=dict)  # step and metrics of best/
+    validation_due: bool = True  # at step 0, and at others until it is complete
     rejected: list[Rejection] = field(default_factory=list)  # images since the last log point
 
     @property

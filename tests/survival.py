@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import pkgutil
@@ -173,15 +174,15 @@ def kill_at(place: str, call: int, after: bool = False) -> None:
     setattr(owner, name, killing)
 
 
-def signal_at(place: str, number: int = signal.SIGTERM) -> None:
-    """The signal arrives at this process when it first calls "module:function"."""
+def signal_at(place: str, number: int = signal.SIGTERM, call: int = 1) -> None:
+    """The signal arrives at this process when it calls "module:function" the `call`-th time."""
     module, name = place.split(":")
     owner = pkgutil.resolve_name(module)
-    original = getattr(owner, name)
+    original, calls = getattr(owner, name), itertools.count(1)
 
     def signalled(*args: Any, **options: Any) -> Any:
-        os.kill(os.getpid(), number)
-        setattr(owner, name, original)
+        if next(calls) == call:
+            os.kill(os.getpid(), number)
         return original(*args, **options)
 
     setattr(owner, name, signalled)

@@ -40,7 +40,7 @@ def executed(start: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     torch.manual_seed(1)
     image = torch.nn.functional.interpolate(torch.rand(2, 3, 4, 4) * 2 - 1, size=32)
     names: dict[str, Any] = {"batches": [image] * STEPS}
-    exec(compile(example("README.md"), "README.md", "exec"), names)  # noqa: S102
+    exec(compile(example("README.md"), "README.md", "exec"), names)
     return names
 
 

@@ -196,3 +196,15 @@ def test_a_bad_image_is_listed_once_whoever_met_it(pictures, tmp_path):
     assert labels
     assert len(labels) == len(set(labels))
     assert set(labels) <= {str(folder / f"{number}.png") for number in range(5)}
+
+
+def test_only_the_first_process_writes_to_the_trackers(pictures, tmp_path):
+    argv = flags(pictures, tmp_path, 2, "group")
+    more = ["--report_to", "all", "--max_train_steps", "2"]
+    finish(launch_together([*argv, *more], 2, before=stay_offline))
+    assert len(list((tmp_path / "logs" / "wandb").glob("offline-run-*"))) == 1
+    assert len(list((tmp_path / "logs" / "train_autoencoderkl").glob("events.*"))) == 1
+
+
+def stay_offline() -> None:
+    os.environ["WANDB_MODE"] = "offline"

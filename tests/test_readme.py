@@ -30,7 +30,7 @@ SMALL = [
     "--gradient_accumulation_steps", "1", "--dataloader_num_workers", "0", "--min_image_size", "1",
 ]  # fmt: skip
 
-MEASURE_SMALL = "--resolution 16 --num_images 4 --no_progress --device cpu".split()
+MEASURE_SMALL = ["--resolution", "16", "--num_images", "4", "--no_progress", "--device", "cpu"]
 # The same for every command of the evaluation.
 EVALUATION_SMALL = {
     "reconstruction": [*MEASURE_SMALL, "--metrics", "psnr", "ssim", "frequency"],
@@ -39,7 +39,7 @@ EVALUATION_SMALL = {
     "export": [],
     "memory": [*TINY, "--resolutions", "16", "--batches", "1"],
     "benchmark": [*TINY, "--steps", "1", "--phase_steps", "1"],
-    "loader": "--resolution 16 --workers 0 --rounds 1 --images 2 --batch_size 2".split(),
+    "loader": shlex.split("--resolution 16 --workers 0 --rounds 1 --images 2 --batch_size 2"),
 }
 
 

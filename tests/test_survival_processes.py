@@ -136,10 +136,40 @@ def test_signals_at_any_moment_lose_nothing(tmp_path):
     succeed(command(alone, steps, VARIANT))
     argv = [*command(folder, steps, VARIANT), *RESUME]
     places = ("modules.checkpoint:_seal", "eval.training_report:write_training_report",
-              "modules.export:export_vae")  # fmt: skip
+              "eval.validation:comparison_grid", "modules.export:export_vae")  # fmt: skip
     for place in places:
         code, output = launch(argv, partial(signal_at, place)).wait()
         assert code == 0, output
         assert checkpoint_steps(folder / "checkpoints")
     succeed(argv)
     assert differences(folder, alone) == []
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_signal_breaks_a_validation_off_and_the_resumed_run_makes_up_for_it(tmp_path, processes):
+    alone, folder, steps = tmp_path / "alone" / "run", tmp_path / "stopped" / "run", 8
+    variant, one_by_one = Variant(0, True, 1), ("--validation_batch_size", 1)
+    each = 4 // processes  # batches of one validation in a process
+
+    def run(where: Path, before=None) -> None:
+        argv = [*command(where, steps, variant, *one_by_one), *RESUME]
+        for launched in launch_together(argv, processes, before):
+            code, output = launched.wait()
+            assert code == 0, output
+
+    run(alone)
+    # In the first validation; in that of step 4; in the last, after that of step 4 was made up for.
+    for call, validated in ((1, []), (each + 1, [0]), (each + 1, [0, 4])):
+        run(folder, partial(signal_at, "eval.tally.Tally:add", call=call))
+        assert [row["step"] for row in rows(folder) if "val/psnr" in row] == validated
+        assert not (folder / "config.json").exists()
+    run(folder)
+    # The last checkpoint was written before its validation, and says so.
+    assert differences(folder, alone) == ["different: state of the trainer or of a generator"]
+    ours, theirs = (checkpoint_state(path, steps) for path in (folder, alone))
+    assert (ours.pop("validation_due"), theirs.pop("validation_due")) == (True, False)
+    assert ours | {"best": None} == theirs | {"best": None}
+
+
+def checkpoint_state(folder: Path, step: int) -> dict:
+    return json.loads((folder / f"checkpoints/step-{step:06d}/trainer_state.json").read_text())

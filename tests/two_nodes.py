@@ -30,20 +30,22 @@ from survival import RESUME, Variant, command, differences
 
 STEPS = 30
 VARIANT = Variant(workers=1, gan=True, accumulation=1)
+SMALL_IMAGES = ("--min_image_size", "1")  # the recipe wants large ones
 ENVIRONMENT = {
     **os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",
     "HF_HUB_OFFLINE": "1",
 }  # fmt: skip
-# As Slurm does: every task knows its number, and a signal to srun goes to all of them.
+# As Slurm does: every task knows its number, and a signal reaches all of a task's processes.
 SRUN = """#!/usr/bin/env python3
 import os, signal, subprocess, sys
 count = int(os.environ["STAND_IN_TASKS"])
 tasks = [
     subprocess.Popen(sys.argv[1:], env={**os.environ, "SLURM_PROCID": str(n), "SLURM_LOCALID": "0",
-                                        "SLURM_NTASKS": str(count)})
+                                        "SLURM_NTASKS": str(count)},
+                     start_new_session=True)
     for n in range(count)
 ]
-signal.signal(signal.SIGUSR1, lambda *_: [task.send_signal(signal.SIGUSR1) for task in tasks])
+signal.signal(signal.SIGUSR1, lambda *_: [os.killpg(task.pid, signal.SIGUSR1) for task in tasks])
 sys.exit(max(task.wait() for task in tasks))
 """
 SCONTROL = "#!/bin/sh\necho 127.0.0.1\n"
@@ -64,14 +66,15 @@ def start(argv: Sequence[object], log: Path, **environment: str) -> subprocess.P
         )  # fmt: skip
 
 
-def torchrun(folder: Path, more: Sequence[str] = ()) -> list[subprocess.Popen]:
+def torchrun(folder: Path, more: Sequence[str] = (), restarts: int = 0) -> list[subprocess.Popen]:
     """The two agents of a run, as the README has them."""
     endpoint = f"localhost:{free_port()}"
     return [
         start(
             [
                 sys.executable, "-m", "torch.distributed.run", "--nnodes", 2,
-                "--nproc_per_node", 1, "--rdzv_backend", "c10d", "--rdzv_endpoint", endpoint,
+                "--nproc_per_node", 1, "--max_restarts", restarts, "--rdzv_backend", "c10d",
+                "--rdzv_endpoint", endpoint,
                 SCRIPT, *command(folder, STEPS, VARIANT, *more),
             ],
             folder.with_suffix(f".node{node}.log"),
@@ -100,22 +103,38 @@ def accelerate(folder: Path) -> list[subprocess.Popen]:
     ]  # fmt: skip
 
 
-def slurm_script(folder: Path) -> tuple[Path, dict[str, str]]:
-    """The README's own script with a tiny run behind it, and the environment with stand-ins."""
+def slurm_block() -> str:
+    """The script for Slurm, as the README has it."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     (block,) = [b for b in re.findall(r"```bash\n(.*?)```", text, flags=re.S) if "srun" in b]
+    return block.rstrip()
+
+
+def slurm_flags() -> list[str]:
+    """What it tells train_vae.py."""
+    return shlex.split(slurm_block().split("train_vae.py")[1].replace("\\\n", " "))
+
+
+def slurm_script(folder: Path) -> tuple[Path, dict[str, str]]:
+    """That script with a tiny run behind it, and the environment with the stand-ins."""
     stand_ins = folder.parent / "stand-ins"
     stand_ins.mkdir(exist_ok=True)
     for name, content in (("srun", SRUN), ("scontrol", SCONTROL)):
         (stand_ins / name).write_text(content, encoding="utf-8")
         (stand_ins / name).chmod(0o755)
     script = folder.with_suffix(".sbatch")
-    tiny = shlex.join([*command(folder, STEPS, VARIANT), "--min_image_size", "1"])
-    port = f"MASTER_PORT={free_port()}"
-    block = block.rstrip().replace("MASTER_PORT=29500", port)
+    block = slurm_block().replace("MASTER_PORT=29500", f"MASTER_PORT={free_port()}")
+    tiny = shlex.join(command(folder, STEPS, VARIANT, *SMALL_IMAGES))
     script.write_text(f"{block} {tiny}\n", encoding="utf-8")
     path = os.pathsep.join([str(stand_ins), str(Path(sys.executable).parent), os.environ["PATH"]])
     return script, {"PATH": path, "STAND_IN_TASKS": "2", "SLURM_JOB_NODELIST": "node[0-1]"}
+
+
+def plain(argv: list[str]) -> None:
+    """Two processes without a launcher, to the end."""
+    for process in launch_together(argv, 2):
+        code, output = process.wait(timeout=900)
+        assert code == 0, output
 
 
 def ends(nodes: Sequence[subprocess.Popen], timeout: float = 900) -> list[int]:
@@ -177,7 +196,13 @@ def check_torchrun(folder: Path, alone: Path) -> bool:
         print(f"node {lost} killed: exit codes {codes} after {seconds:.0f} s", flush=True)
         name = f"torchrun, node {lost} killed, both started again"
         good &= verdict(name, ends(torchrun(killed, RESUME)), killed, alone)
-    return good
+    crashed = folder / "torchrun-restarts" / "run"
+    crashed.parent.mkdir()
+    nodes = torchrun(crashed, RESUME, restarts=3)
+    wait_for_checkpoint(crashed, STEPS // 3, nodes)
+    os.kill(descendants(nodes[1].pid)[0], signal.SIGKILL)
+    name = "torchrun --max_restarts 3, a process of node 1 killed"
+    return verdict(name, ends(nodes), crashed, alone) and good
 
 
 def check_accelerate(folder: Path, alone: Path) -> bool:
@@ -189,20 +214,22 @@ def check_accelerate(folder: Path, alone: Path) -> bool:
 
 def check_slurm(folder: Path, alone: Path) -> bool:
     """The job is warned before its time is over, ends, and is submitted again."""
-    run = folder / "slurm" / "run"
+    del alone  # the script names a recipe
+    run, undisturbed = folder / "slurm" / "run", folder / "slurm-alone" / "run"
     run.parent.mkdir()
+    plain([*slurm_flags(), *command(undisturbed, STEPS, VARIANT, *SMALL_IMAGES)])
     script, environment = slurm_script(run)
     log = run.with_suffix(".node0.log")
     job = start(["bash", script], log, **environment)
     wait_for_checkpoint(run, STEPS // 3, [job])
-    (srun,) = (p for p in descendants(job.pid) if "srun" in Path(f"/proc/{p}/cmdline").read_text()
-               and "srun" in Path(f"/proc/{p}/comm").read_text())  # fmt: skip
+    commands = {p: Path(f"/proc/{p}/cmdline").read_text().split("\0") for p in descendants(job.pid)}
+    (srun,) = (pid for pid, words in commands.items() if words[1].endswith("/srun"))
     os.kill(srun, signal.SIGUSR1)
     codes = ends([job])
     steps = max(int(p.name[5:]) for p in (run / "checkpoints").glob("step-*"))
     print(f"Slurm's SIGUSR1: exit codes {codes} at step {steps}", flush=True)
     return verdict("Slurm, submitted again", ends([start(["bash", script], log, **environment)]),
-                   run, alone)  # fmt: skip
+                   run, undisturbed)  # fmt: skip
 
 
 CHECKS: dict[str, Callable[[Path, Path], bool]] = {
@@ -217,9 +244,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="two-nodes-") as name:
         folder = Path(name)
         alone = folder / "alone" / "run"
-        for process in launch_together(command(alone, STEPS, VARIANT), 2):
-            code, output = process.wait(timeout=900)
-            assert code == 0, output
+        plain(command(alone, STEPS, VARIANT))
         return int(not all([CHECKS[check](folder, alone) for check in args.only]))
 
 
