@@ -45,12 +45,12 @@ from eval.latent_pass import measure_latents
 from eval.protocol import Protocol, ProtocolImages
 from eval.training_report import write_training_report
 from eval.validation import Validation, ValidationResult
+from modules.accelerator import make_accelerator
 from modules.arguments import Arguments
 from modules.autoencoder import TrainableVAE, latent_shape
 from modules.bad_images import BadImages
 from modules.banner import banner, summary
 from modules.build import (
-    make_accelerator,
     make_discriminator,
     make_gan_schedule,
     make_optimizers,

@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import math
-import os
-from datetime import timedelta
-from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
-from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration
 from diffusers import AutoencoderKL
 from diffusers.optimization import get_scheduler
 from torch import nn
@@ -19,7 +14,6 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from modules.arguments import Arguments, ModelArguments, OptimizationArguments
 from modules.autoencoder import build_autoencoder, downsample_factor
-from modules.determinism import make_deterministic
 from modules.discriminator import NLayerDiscriminator
 from modules.errors import ArgumentError
 from modules.lean_blocks import make_lean
@@ -27,74 +21,6 @@ from modules.perceptual import LPIPS, build_lpips
 from modules.resampler_start import start_as_resampler
 from modules.schedule import GanSchedule
 from modules.vae_files import load_vae
-
-
-def make_accelerator(args: Arguments) -> Accelerator:
-    """The accelerator: devices and processes, precision, accumulation, trackers.
-
-    Raises ArgumentError when a launcher started several processes that do not know of each other,
-    when the precision does not suit the device, or when a tracker's package is missing.
-    """
-    output_dir = Path(args.checkpoints.output_dir)
-    if args.precision.deterministic:
-        make_deterministic()
-    try:
-        accelerator = Accelerator(
-            mixed_precision=args.precision.mixed_precision,
-            gradient_accumulation_steps=args.optimization.gradient_accumulation_steps,
-            # Stepped once for each update by hand; accelerate would step them once a process.
-            step_scheduler_with_optimizer=False,
-            log_with=_trackers(args.logging.report_to) or None,
-            kwargs_handlers=[
-                InitProcessGroupKwargs(timeout=timedelta(seconds=args.precision.ddp_timeout))
-            ],
-            project_config=ProjectConfiguration(
-                project_dir=str(output_dir), logging_dir=str(output_dir / args.logging.logging_dir)
-            ),
-        )
-    except ValueError as error:
-        raise ArgumentError(
-            f"--mixed_precision={args.precision.mixed_precision} cannot be used here: {error}"
-        ) from error
-    expected = int(os.environ.get("WORLD_SIZE", "1"))
-    if accelerator.num_processes != expected:
-        raise ArgumentError(
-            f"the launcher started {expected} processes but accelerate sees "
-            f"{accelerator.num_processes}: they would train independent models over each other. "
-            "Without GPUs set ACCELERATE_USE_CPU=true and launch with torchrun"
-        )
-    _limit_memory(args.precision.memory_limit_gb, accelerator)
-    for operation in (torch.backends.cuda.matmul, torch.backends.cudnn.conv):
-        operation.fp32_precision = "tf32" if args.precision.allow_tf32 else "ieee"
-    return accelerator
-
-
-def _limit_memory(limit_gb: float | None, accelerator: Accelerator) -> None:
-    if limit_gb is None:
-        return
-    if accelerator.device.type != "cuda":
-        raise ArgumentError(
-            f"--memory_limit_gb={limit_gb} needs a CUDA device; here it is {accelerator.device}"
-        )
-    total = torch.cuda.get_device_properties(accelerator.device).total_memory
-    torch.cuda.set_per_process_memory_fraction(min(1.0, limit_gb * 1e9 / total), accelerator.device)
-
-
-def _trackers(report_to: str) -> list[str]:
-    installed = [str(getattr(name, "value", name)) for name in get_available_trackers()]
-    if report_to == "all":
-        return installed
-    if report_to == "none":
-        return []
-    known = sorted(map(str, LOGGER_TYPE_TO_CLASS))
-    if report_to not in known:
-        raise ArgumentError(f"--report_to={report_to} must be all, none or one of {known}")
-    if report_to not in installed:
-        raise ArgumentError(
-            f"--report_to={report_to} needs its package: `pip install {report_to}`, or use "
-            "--report_to none; metrics.jsonl is written in any case"
-        )
-    return [report_to]
 
 
 def training_length(args: Arguments, num_train_images: int | None, num_processes: int) -> int:
