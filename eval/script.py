@@ -62,7 +62,7 @@ class Nobody:
 
     def __init__(self) -> None:
         self.journal = self.stop = self
-        self.publisher = None
+        self.publisher = self.validation = None
 
     def agreed(self) -> bool:
         """Whether to stop: no."""
