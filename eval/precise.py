@@ -15,20 +15,20 @@ def full_precision() -> Iterator[None]:
     A number then does not depend on `--mixed_precision` or `--allow_tf32` of the run it stands in.
     """
     backends = torch.backends
-    operations = (
-        backends.cuda.matmul,
-        backends.cudnn.conv,
-        backends.mkldnn.matmul,
-        backends.mkldnn.conv,
+    settings = (
+        (backends.cuda.matmul, "allow_tf32", False),
+        (backends.cudnn, "allow_tf32", False),
+        (backends.mkldnn.matmul, "fp32_precision", "ieee"),
+        (backends.mkldnn.conv, "fp32_precision", "ieee"),
     )
-    before = [operation.fp32_precision for operation in operations]
+    before = [getattr(owner, name) for owner, name, _ in settings]
     with ExitStack() as stack:
         for device_type in ("cpu", "cuda"):
             stack.enter_context(torch.autocast(device_type, enabled=False))
-        for operation in operations:
-            operation.fp32_precision = "ieee"
+        for owner, name, value in settings:
+            setattr(owner, name, value)
         try:
             yield
         finally:
-            for operation, precision in zip(operations, before, strict=True):
-                operation.fp32_precision = precision
+            for (owner, name, _), value in zip(settings, before, strict=True):
+                setattr(owner, name, value)

@@ -51,8 +51,10 @@ def make_accelerator(args: Arguments) -> Accelerator:
             "Without GPUs set ACCELERATE_USE_CPU=true and launch with torchrun"
         )
     _limit_memory(args.precision.memory_limit_gb, accelerator)
-    for operation in (torch.backends.cuda.matmul, torch.backends.cudnn.conv):
-        operation.fp32_precision = "tf32" if args.precision.allow_tf32 else "ieee"
+    # By the old names, which PyTorch's compiler and exporter ask for; they refuse an answer where
+    # one operation has been set by its new name (torch.backends.cudnn.conv.fp32_precision).
+    torch.backends.cuda.matmul.allow_tf32 = args.precision.allow_tf32
+    torch.backends.cudnn.allow_tf32 = args.precision.allow_tf32
     return accelerator
 
 

@@ -144,17 +144,20 @@ def test_modes_precision_memory_format_and_gradients_are_put_back():
         assert np.array_equal(values, plain.per_image[key]), key
 
 
-def test_full_precision_is_restored_after_an_error():
-    torch.backends.cudnn.conv.fp32_precision = "tf32"
+@pytest.mark.parametrize("allowed", [True, False])
+def test_full_precision_is_restored_after_an_error(allowed):
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = allowed
 
     def fail():
         with full_precision():
-            assert torch.backends.cudnn.conv.fp32_precision == "ieee"
+            assert not torch.backends.cudnn.allow_tf32
+            assert not torch.backends.cuda.matmul.allow_tf32
             raise KeyError
 
     with pytest.raises(KeyError):
         fail()
-    assert torch.backends.cudnn.conv.fp32_precision == "tf32"
+    assert torch.backends.cudnn.allow_tf32 == allowed
+    assert torch.backends.cuda.matmul.allow_tf32 == allowed
 
 
 def test_half_precision_weights_are_refused():

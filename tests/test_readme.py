@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from accelerate.commands.launch import launch_command_parser
+from accelerate.state import AcceleratorState, GradientState
 from diffusers import AutoencoderKL
 from launching import ROOT, TINY, succeed
 from torch.distributed.run import get_args_parser as torchrun_parser
@@ -127,6 +128,14 @@ def test_every_training_command_trains(argv, model, photos, tmp_path):
         AutoencoderKL.from_pretrained(tmp_path)
 
 
+@pytest.fixture
+def fresh_accelerator() -> None:
+    """A benchmark in this process must not meet the settings of an earlier test's run."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+@pytest.mark.usefixtures("fresh_accelerator")
 @pytest.mark.parametrize("argv", EVALUATION, ids=shlex.join)
 def test_every_evaluation_command_measures(argv, model, photos, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

@@ -375,3 +375,12 @@ def test_pretrained_vae_trains_in_training_mode_so_that_it_is_recomputed(tmp_pat
     tiny_run().raw_vae.vae.save_pretrained(tmp_path / "vae")
     run = tiny_run(f"--pretrained_model_name_or_path {tmp_path}/vae --recompute norm")
     assert all(module.training for module in run.raw_vae.vae.modules())
+
+
+@pytest.mark.parametrize("flags", ["", "--allow_tf32"])
+def test_precision_is_set_so_that_the_compiler_and_the_exporter_may_ask_for_it(flags: str) -> None:
+    tiny_run(flags)
+    wanted = flags == "--allow_tf32"
+    assert torch.backends.cudnn.allow_tf32 == wanted
+    assert torch.backends.cuda.matmul.allow_tf32 == wanted
+    assert torch.get_float32_matmul_precision() == ("high" if wanted else "highest")
