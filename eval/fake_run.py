@@ -18,12 +18,11 @@ from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 
 from eval.script import skip_to_full_gan, training_script
+from eval.textbook_step import DTYPES
 from modules.arguments import Arguments
 from modules.autoencoder import TrainableVAE
 from modules.build import make_vae
 from modules.run import Run
-
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "no": torch.float32}
 
 
 @contextmanager

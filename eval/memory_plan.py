@@ -6,6 +6,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from itertools import product
 from types import ModuleType
 from typing import Any
 
@@ -121,28 +122,20 @@ def plan(
     args: --lpips_weights must name a file, of any weights. The discriminator is at work.
     """
     saved = args.precision.use_8bit_adam
-    plain = replace(args, precision=replace(args.precision, use_8bit_adam=False, compile=False))
     meter, peaks = AllocationMeter(), []
-    with fake_run(plain, meter) as (script, run):
-        _step(script, run, 1, 2 ** (len(run.raw_vae.vae.config.block_out_channels) + 2))
+    with fake_run(_plain(args), meter) as (script, run):
+        _step(script, run, 1, _smallest(run))
         run.args = args
         states = state_bytes(run)
         moments = [run.optimizer_vae.state, run.optimizer_disc.state]
         kept = sum(_bytes(v for s in state.values() for v in s.values()) for state in moments)
         excess = kept - sum(v for k, v in states.items() if "moments" in k) if saved else 0
-        for resolution in resolutions:
-            for batch_size in batch_sizes:
-                meter.peak = meter.now
-                _step(script, run, batch_size, resolution)
-                peaks.append(
-                    Peak(
-                        resolution,
-                        batch_size,
-                        args.precision.recomputed,
-                        args.precision.perceptual_slice_size,
-                        meter.peak - excess,
-                    )
-                )
+        precision = args.precision
+        for resolution, batch_size in product(resolutions, batch_sizes):
+            meter.peak = meter.now
+            _step(script, run, batch_size, resolution)
+            options = precision.recomputed, precision.perceptual_slice_size
+            peaks.append(Peak(resolution, batch_size, *options, meter.peak - excess))
     return states, peaks
 
 
@@ -151,22 +144,28 @@ def plan_textbook(
 ) -> list[Peak]:
     """The peaks of a plain step on the same networks; arguments as of `plan`."""
     meter, peaks = AllocationMeter(), []
-    precision = replace(args.precision, use_8bit_adam=False, compile=False)
-    with fake_run(replace(args, precision=precision), meter) as (_, run):
+    with fake_run(_plain(args), meter) as (_, run):
         ours = meter.now
         with warnings.catch_warnings():  # its networks are copied, which looks at their memory
             warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")
             trainer = TextbookTrainer(run)
         count = run.accelerator.gradient_accumulation_steps
-        factor = 2 ** (len(trainer.vae.config.block_out_channels) + 2)
-        trainer.step([random_batch(run, 1, factor)])  # in which the optimizers make their moments
-        for resolution in resolutions:
-            for batch_size in batch_sizes:
-                meter.peak = meter.now
-                trainer.step([random_batch(run, batch_size, resolution)] * count)
-                allocated = meter.peak - ours
-                peaks.append(Peak(resolution, batch_size, TEXTBOOK, None, allocated))
+        trainer.step([random_batch(run, 1, _smallest(run))])  # makes the optimizers' moments
+        for resolution, batch_size in product(resolutions, batch_sizes):
+            meter.peak = meter.now
+            trainer.step([random_batch(run, batch_size, resolution)] * count)
+            peaks.append(Peak(resolution, batch_size, TEXTBOOK, None, meter.peak - ours))
     return peaks
+
+
+def _plain(args: Arguments) -> Arguments:
+    """Without what works on real tensors alone."""
+    return replace(args, precision=replace(args.precision, use_8bit_adam=False, compile=False))
+
+
+def _smallest(run: Run) -> int:
+    """A resolution at which a step costs nothing."""
+    return 2 ** (len(run.raw_vae.vae.config.block_out_channels) + 2)
 
 
 def _step(script: ModuleType, run: Run, batch_size: int, resolution: int) -> None:

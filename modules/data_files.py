@@ -8,6 +8,7 @@ import logging
 import lzma
 import os
 import tarfile
+import time
 import zlib
 from collections.abc import Iterable, Sequence
 
@@ -16,7 +17,7 @@ from datasets.exceptions import DatasetsError
 from datasets.utils.file_utils import is_local_path
 from huggingface_hub.errors import HfHubHTTPError
 
-from modules.errors import ArgumentError
+from modules.errors import ArgumentError, RunStopped
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +30,21 @@ NETWORK_ERRORS = (ConnectionError, TimeoutError, asyncio.TimeoutError, HfHubHTTP
 # What reading a file that is missing, cut off, of another kind or out of reach raises.
 READ_ERRORS = (*NETWORK_ERRORS, OSError, EOFError, ValueError, tarfile.TarError, zlib.error,
                lzma.LZMAError, pa.ArrowException, DatasetsError)  # fmt: skip
+
+
+def wait_to_retry(reason: str, failures: int, error: Exception) -> None:
+    """Waits, and says so, before what failed on its way is tried again.
+
+    reason: what could not be read, and why. failures: how often it was waited for already. Raises
+    RunStopped from `error` when that was as often as there are WAITS.
+    """
+    if failures == len(WAITS):
+        raise RunStopped(
+            f"{reason}. Look after the connection, then continue with "
+            "--resume_from_checkpoint latest"
+        ) from error
+    logger.warning("%s; trying again in %g s", reason, WAITS[failures])
+    time.sleep(WAITS[failures])
 
 
 def fingerprint(paths: Sequence[str | bytes], more: Iterable[object] = ()) -> str:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from diffusers import AutoencoderKL
-from safetensors.torch import save_file
 from torch import nn
 
 from modules.arguments import Arguments
@@ -18,11 +17,16 @@ from modules.autoencoder import downsample_factor
 from modules.latents import LatentStatistics
 from modules.model_card import Provenance, write_model_card
 from modules.run import Run
-from modules.vae_files import FP16_WEIGHTS, Float16Overflow, save_fp16_variant, save_ldm
+from modules.tensor_files import write_safetensors
+from modules.vae_files import (
+    FP16_WEIGHTS,
+    LDM_FILE,
+    Float16Overflow,
+    save_fp16_variant,
+    save_ldm,
+)
 
 logger = logging.getLogger(__name__)
-
-LDM_FILE = "vae_ldm.safetensors"
 
 
 def export_vae(vae: AutoencoderKL, folder: Path, **config: Any) -> AutoencoderKL:
@@ -59,12 +63,7 @@ def _tile_size(vae: AutoencoderKL) -> dict[str, int]:
 
 def export_discriminator(discriminator: nn.Module, folder: Path) -> None:
     """Writes the discriminator's state dict as safetensors."""
-    folder.mkdir(parents=True, exist_ok=True)
-    state = {name: tensor.contiguous() for name, tensor in discriminator.state_dict().items()}
-    partial = folder / ".discriminator.partial"
-    save_file(state, partial)
-    partial.chmod(0o644)
-    os.replace(partial, folder / "discriminator.safetensors")
+    write_safetensors(discriminator.state_dict(), folder / "discriminator.safetensors")
 
 
 def latent_config(args: Arguments, latents: LatentStatistics | None) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-WEIGHTS = "diffusion_pytorch_model"
+from modules.vae_files import FP16_WEIGHTS, LDM_FILE
 
 CODE = """```python
 import torch
@@ -22,10 +22,7 @@ FP16 = """In half the size, and for half the memory:
 vae = AutoencoderKL.from_pretrained({arguments}, variant="fp16", torch_dtype=torch.float16)
 ```"""
 
-LDM = (
-    "`vae_ldm.safetensors` holds the same weights in latent-diffusion's layout, for ComfyUI and "
-    "A1111."
-)
+LDM = f"`{LDM_FILE}` holds the same weights in latent-diffusion's layout, for ComfyUI and A1111."
 
 
 def loading_code(folder: Path, name: str, subfolder: str | None, config: Mapping[str, Any]) -> str:
@@ -52,9 +49,9 @@ def loading_code(folder: Path, name: str, subfolder: str | None, config: Mapping
         *after,
         "images = vae.decode(latents).sample",
     ]))]  # fmt: skip
-    if (weights / f"{WEIGHTS}.fp16.safetensors").exists():
+    if (weights / FP16_WEIGHTS).exists():
         parts.append(FP16.format(arguments=arguments))
-    if (weights / "vae_ldm.safetensors").exists():
+    if (weights / LDM_FILE).exists():
         parts.append(LDM)
     return "\n\n".join(parts)
 

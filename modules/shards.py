@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
@@ -12,11 +10,9 @@ from typing import Any
 from datasets import IterableDataset
 from datasets.utils.file_utils import is_local_path
 
-from modules.data_files import NETWORK_ERRORS, READ_ERRORS, WAITS
+from modules.data_files import NETWORK_ERRORS, READ_ERRORS, wait_to_retry
 from modules.errors import ArgumentError, RunStopped
 from modules.open_dataset import IMAGE
-
-logger = logging.getLogger(__name__)
 
 SHARDS_AT_ONCE = 4  # read in turns; each parquet shard among them keeps a row group in memory
 
@@ -88,13 +84,7 @@ class Shards:
                         f"{reason}. Restore this shard, or remove it (the order of the data then "
                         "changes), and continue with --resume_from_checkpoint latest"
                     ) from error
-                if failures == len(WAITS):
-                    raise RunStopped(
-                        f"{reason}. Look after the connection, then continue with "
-                        "--resume_from_checkpoint latest"
-                    ) from error
-            logger.warning("%s; trying again in %g s", reason, WAITS[failures])
-            time.sleep(WAITS[failures])
+                wait_to_retry(reason, failures, error)
             failures += 1
 
     def _may_recover(self, shard: int, error: Exception) -> bool:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import logging
 import os
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,14 +13,12 @@ from datasets import Dataset, DownloadConfig
 from datasets.utils.file_utils import is_local_path, xopen
 from PIL import Image
 
-from modules.data_files import NETWORK_ERRORS, WAITS, fingerprint
-from modules.errors import ArgumentError, RunStopped
+from modules.data_files import NETWORK_ERRORS, fingerprint, wait_to_retry
+from modules.errors import ArgumentError
 from modules.images import UnreadableImage, decode_rgb, upright_shape
 from modules.open_dataset import IMAGE, load_rows
 from modules.parts import Concatenation, ImageSource, Subset, random_subset
 from modules.synthetic import SyntheticImages
-
-logger = logging.getLogger(__name__)
 
 SUFFIXES = {
     ".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".mpo", ".pgm", ".png",
@@ -124,13 +120,7 @@ def _fetch(path: str, token: str | None) -> bytes:
             raise UnreadableImage(f"cannot be read: {error}") from error
         except NETWORK_ERRORS as error:
             reason = f"{path} cannot be read: {type(error).__name__}: {error}".splitlines()[0]
-            if failures == len(WAITS):
-                raise RunStopped(
-                    f"{reason}. Look after the connection, then continue with "
-                    "--resume_from_checkpoint latest"
-                ) from error
-        logger.warning("%s; trying again in %g s", reason, WAITS[failures])
-        time.sleep(WAITS[failures])
+            wait_to_retry(reason, failures, error)
         failures += 1
 
 

@@ -55,12 +55,13 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 def write_safetensors(
     tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write a safetensors file that is either complete or not there."""
+    """Write a safetensors file that is complete or not there, and that others may read."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.partial")  # one name: a kill leaves one at most
     try:
         contiguous = {key: tensor.cpu().contiguous() for key, tensor in tensors.items()}
         save_file(contiguous, temporary, metadata={"format": "pt", **(metadata or {})})
+        temporary.chmod(0o644)  # safetensors writes for the owner alone
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -40,6 +40,7 @@ logger = logging.getLogger(__name__)
 FLAG = "--pretrained_model_name_or_path"
 WEIGHTS = "diffusion_pytorch_model"
 FP16_WEIGHTS = f"{WEIGHTS}.fp16.safetensors"
+LDM_FILE = "vae_ldm.safetensors"
 CONFIG_KEY = "autoencoder_config"
 
 Config = dict[str, Any]
@@ -100,7 +101,7 @@ def save_ldm(vae: AutoencoderKL, path: str | Path, prefix: str = "") -> None:
         )
     renamed = to_ldm(vae.state_dict(), config)
     tensors = {f"{prefix}{key}": tensor.float() for key, tensor in renamed.items()}
-    _publish(tensors, Path(path), {CONFIG_KEY: json.dumps(config)})
+    write_safetensors(tensors, Path(path), {CONFIG_KEY: json.dumps(config)})
 
 
 def save_fp16_variant(vae: AutoencoderKL, folder: str | Path) -> None:
@@ -116,12 +117,7 @@ def save_fp16_variant(vae: AutoencoderKL, folder: str | Path) -> None:
     overflown = [key for key, tensor in tensors.items() if not tensor.isfinite().all()]
     if overflown:
         raise Float16Overflow(f"weights too large for float16 (65504): {describe_names(overflown)}")
-    _publish(tensors, folder / FP16_WEIGHTS)
-
-
-def _publish(tensors: StateDict, path: Path, metadata: Mapping[str, str] | None = None) -> None:
-    write_safetensors(tensors, path, metadata)
-    path.chmod(0o644)  # safetensors writes for the owner alone
+    write_safetensors(tensors, folder / FP16_WEIGHTS)
 
 
 def _read_single_file(path: Path) -> tuple[Config, StateDict]:

@@ -24,8 +24,15 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import torch
-from accelerate.state import AcceleratorState, GradientState
-from tiny import FLAGS, batch, gradients, largest_difference, tiny_run, weights
+from tiny import (
+    FLAGS,
+    batch,
+    forget_accelerator,
+    gradients,
+    largest_difference,
+    tiny_run,
+    weights,
+)
 
 from eval.benchmark import OURS, Bench, Result
 from eval.benchmark_report import versions
@@ -243,8 +250,7 @@ def peak_memory(args: Arguments) -> int:
 def clean_device() -> Iterator[None]:
     """Nothing of earlier work is on the device, nor of this afterwards."""
     gc.collect()
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
+    forget_accelerator()
     if ON_GPU:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()

@@ -101,6 +101,16 @@ def succeed(argv: Sequence[str], **environment: str) -> str:
     return output
 
 
+def finish_together(together: Sequence[Launched], expected: int = 0) -> list[str]:
+    """What the processes of one run printed, which must all end with this code."""
+    outputs = []
+    for process in together:
+        code, output = process.wait()
+        assert code == expected, output
+        outputs.append(output)
+    return outputs
+
+
 def launch_together(
     argv: Sequence[str],
     num_processes: int,

@@ -7,8 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState
-from tiny import FLAGS, batch, gradients, largest_difference, tiny_run, weights
+from tiny import (
+    FLAGS,
+    batch,
+    forget_accelerator,
+    gradients,
+    largest_difference,
+    tiny_run,
+    weights,
+)
 
 from eval.__main__ import main
 from eval.benchmark import TEXTBOOKS
@@ -29,8 +36,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(autouse=True)
 def fresh_accelerator() -> None:
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
+    forget_accelerator()
 
 
 def gradients_after_one_batch(flags: str, given: dict) -> tuple[object, dict, dict]:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
-from launching import ADVERSARIAL, TINY, Launched, launch_together, succeed
+from launching import ADVERSARIAL, TINY, finish_together, launch_together, succeed
 from safetensors.torch import load_file
 
 from modules.checkpoint import checkpoint_steps
@@ -41,16 +41,7 @@ def runs(request, pictures, tmp_path_factory) -> tuple[Path, Path, list[str]]:
     argv = flags(pictures, two, 2, request.param)
     together = launch_together(argv, 2, before=print_digests_of_the_weights)
     succeed(flags(pictures, one, 4, request.param))
-    return one, two, finish(together)
-
-
-def finish(together: list[Launched], expected: int = 0) -> list[str]:
-    outputs = []
-    for process in together:
-        code, output = process.wait()
-        assert code == expected, output
-        outputs.append(output)
-    return outputs
+    return one, two, finish_together(together)
 
 
 def print_digests_of_the_weights() -> None:
@@ -144,10 +135,10 @@ def test_a_signal_to_one_process_stops_both_and_they_resume_bit_equal(runs, pict
     log = tmp_path / "metrics.jsonl"
     together[0].wait_until(lambda: log.exists() and log.read_text().count("\n") > 0)
     together[1].signal(signal.SIGTERM)
-    finish(together)
+    finish_together(together)
     (step,) = checkpoint_steps(tmp_path / "checkpoints")
     assert 0 < step < STEPS
-    finish(launch_together([*argv, "--resume_from_checkpoint", "latest"], 2))
+    finish_together(launch_together([*argv, "--resume_from_checkpoint", "latest"], 2))
     ours, theirs = networks(tmp_path), networks(runs[1])
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
@@ -166,13 +157,15 @@ def test_processes_that_do_not_know_of_each_other_are_refused(pictures, tmp_path
 
 
 def test_batch_statistics_of_processes_that_cannot_share_them_are_refused(pictures, tmp_path):
-    outputs = finish(launch_together(flags(pictures, tmp_path, 2, "batch"), 2), expected=2)
+    outputs = finish_together(launch_together(flags(pictures, tmp_path, 2, "batch"), 2), expected=2)
     assert all("--disc_norm_type=batch over several processes needs GPUs" in o for o in outputs)
 
 
 def test_a_full_disk_in_one_process_stops_both_with_a_message(pictures, tmp_path):
     argv = flags(pictures, tmp_path, 2, "group")
-    outputs = finish(launch_together(argv, 2, before=fill_the_disk_of_the_second), expected=1)
+    outputs = finish_together(
+        launch_together(argv, 2, before=fill_the_disk_of_the_second), expected=1
+    )
     for output in outputs:
         assert "No space left on device" in output
         assert "earlier checkpoints are intact" in output
@@ -195,7 +188,7 @@ def test_a_bad_image_is_listed_once_whoever_met_it(pictures, tmp_path):
     for number in range(5):
         (folder / f"{number}.png").write_bytes(b"no picture")
     argv = flags(folder, tmp_path / "run", 2, "group")
-    finish(launch_together([*argv, "--max_bad_images", "1"], 2))
+    finish_together(launch_together([*argv, "--max_bad_images", "1"], 2))
     labels = [line.split("\t")[1] for line in (
         tmp_path / "run" / "bad_images.txt").read_text().splitlines()]  # fmt: skip
     assert labels
@@ -206,7 +199,7 @@ def test_a_bad_image_is_listed_once_whoever_met_it(pictures, tmp_path):
 def test_only_the_first_process_writes_to_the_trackers(pictures, tmp_path):
     argv = flags(pictures, tmp_path, 2, "group")
     more = ["--report_to", "all", "--max_train_steps", "2"]
-    finish(launch_together([*argv, *more], 2, before=stay_offline))
+    finish_together(launch_together([*argv, *more], 2, before=stay_offline))
     assert len(list((tmp_path / "logs" / "wandb").glob("offline-run-*"))) == 1
     assert len(list((tmp_path / "logs" / "train_autoencoderkl").glob("events.*"))) == 1
 

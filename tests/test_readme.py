@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 from accelerate.commands.launch import launch_command_parser
-from accelerate.state import AcceleratorState, GradientState
 from diffusers import AutoencoderKL
 from launching import ROOT, TINY, succeed
+from tiny import forget_accelerator
 from torch.distributed.run import get_args_parser as torchrun_parser
 
 from eval.__main__ import build_parser
@@ -131,8 +131,7 @@ def test_every_training_command_trains(argv, model, photos, tmp_path):
 @pytest.fixture
 def fresh_accelerator() -> None:
     """A benchmark in this process must not meet the settings of an earlier test's run."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
+    forget_accelerator()
 
 
 @pytest.mark.usefixtures("fresh_accelerator")

@@ -16,12 +16,11 @@ from pathlib import Path
 
 import datasets
 import pytest
-from launching import launch, launch_together, succeed
+from launching import finish_together, launch, launch_together, succeed
 from shards import WRITERS, number_of, write_shards
 from survival import RESUME, Variant, command
 
-from modules import progress, sources
-from modules import shards as shards_module
+from modules import data_files, progress, sources
 from modules.checkpoint import checkpoint_steps, verify
 from modules.data_files import NETWORK_ERRORS, fingerprint
 from modules.errors import ArgumentError, RunStopped
@@ -238,7 +237,7 @@ class Unreliable:
 @pytest.fixture
 def waited(monkeypatch) -> list[float]:
     seconds: list[float] = []
-    monkeypatch.setattr(shards_module.time, "sleep", seconds.append)
+    monkeypatch.setattr(data_files.time, "sleep", seconds.append)
     return seconds
 
 
@@ -366,12 +365,8 @@ def test_two_processes_that_lose_a_shard_end_with_its_name_and_go_on_without_it(
     for step in steps:
         verify(folder / "checkpoints" / f"step-{step:06d}")
 
-    runs = launch_together([*argv_for(folder, data, steps[-1] + 3), *RESUME], 2)
-    outputs = []
-    for run in runs:
-        code, output = run.wait()
-        assert code == 0, output
-        outputs.append(output)
+    again = launch_together([*argv_for(folder, data, steps[-1] + 3), *RESUME], 2)
+    outputs = finish_together(again)
     assert "the files of the training set (names, sizes or versions) are not those" in outputs[0]
 
 

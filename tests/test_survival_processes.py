@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from launching import Launched, launch, launch_together, succeed
+from launching import Launched, finish_together, launch, launch_together, succeed
 from survival import RESUME, Variant, command, differences, rows, signal_at
 
 from modules.checkpoint import checkpoint_steps, verify
@@ -120,12 +120,7 @@ def test_a_number_that_is_not_finite_in_one_process_is_skipped_in_all(tmp_path, 
 def test_a_run_goes_on_with_another_number_of_processes_where_it_was(tmp_path):
     folder = tmp_path / "run"
     succeed(command(folder, 3, VARIANT))
-    runs = together(folder, *RESUME, "--train_batch_size", 1, steps=6)
-    outputs = []
-    for run in runs:
-        code, output = run.wait()
-        assert code == 0, output
-        outputs.append(output)
+    outputs = finish_together(together(folder, *RESUME, "--train_batch_size", 1, steps=6))
     assert "was written by 1 processes and is continued by 2" in outputs[0]
     state = json.loads((folder / "checkpoints/step-000006/trainer_state.json").read_text())
     assert (state["step"], state["samples"]) == (6, 12)
@@ -153,9 +148,7 @@ def test_a_signal_breaks_a_validation_off_and_the_resumed_run_makes_up_for_it(tm
 
     def run(where: Path, before=None) -> None:
         argv = [*command(where, steps, variant, *one_by_one), *RESUME]
-        for launched in launch_together(argv, processes, before):
-            code, output = launched.wait()
-            assert code == 0, output
+        finish_together(launch_together(argv, processes, before))
 
     run(alone)
     # In the first validation; in that of step 4; in the last, after that of step 4 was made up for.

@@ -34,10 +34,15 @@ def tiny_arguments(flags: str = "") -> Arguments:
     return resolve_arguments([*FLAGS.split(), "--output_dir", folder, *flags.split()])
 
 
-def tiny_run(flags: str = "", batches: Sequence[dict[str, Any]] = ()) -> Run:
-    """A run over tiny networks, ready to train on `batches`."""
+def forget_accelerator() -> None:
+    """Accelerate keeps a process's first settings; what comes next in it may have its own."""
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
+
+
+def tiny_run(flags: str = "", batches: Sequence[dict[str, Any]] = ()) -> Run:
+    """A run over tiny networks, ready to train on `batches`."""
+    forget_accelerator()
     args = tiny_arguments(flags)
     run = make_run(args, TrainableVAE(make_vae(args), args.model.decoder_only), 100)
     run.loader = batches

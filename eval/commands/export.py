@@ -37,8 +37,7 @@ def run(args: argparse.Namespace) -> int:
     """Writes each format; 1 if an ONNX file does not compute what torch computes."""
     from eval.codecs import open_vae
     from eval.onnx_export import require_onnx
-    from modules.export import LDM_FILE
-    from modules.vae_files import FP16_WEIGHTS, save_fp16_variant, save_ldm
+    from modules.vae_files import FP16_WEIGHTS, LDM_FILE, save_fp16_variant, save_ldm
 
     folder = Path(args.output)
     if folder.is_file():
