@@ -393,6 +393,9 @@ def main(args: Arguments) -> None:
         else:
             logger.info("stopped at step %d by a signal; --resume_from_checkpoint latest goes on "
                         "from there", run.step)  # fmt: skip
+        # The networks first: where DDP is the last to let go of the processes' group, as when this
+        # function returns, PyTorch waits for the group's threads while they wait for Python.
+        run.vae, run.discriminator = accelerator.free_memory(run.vae, run.discriminator)
         accelerator.end_training()
 
 

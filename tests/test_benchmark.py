@@ -210,7 +210,7 @@ def test_resident_memory_peaks_where_it_was_used() -> None:
     gauge = MemoryGauge(CPU)
     gauge.reset()
     before = gauge.now()
-    block = torch.ones(32 * 2**20, dtype=torch.uint8)
+    block = torch.ones(128 * 2**20, dtype=torch.uint8)  # too large for memory that was freed
     size = block.numel()
     del block
     assert gauge.peak() - before > 0.9 * size

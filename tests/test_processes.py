@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import hashlib
 import json
 import os
@@ -16,6 +17,7 @@ import torch
 from accelerate import Accelerator
 from launching import ADVERSARIAL, TINY, finish_together, launch_together, succeed
 from safetensors.torch import load_file
+from torch.nn.parallel import DistributedDataParallel
 
 from modules.checkpoint import checkpoint_steps
 from modules.run import Run
@@ -206,3 +208,20 @@ def test_only_the_first_process_writes_to_the_trackers(pictures, tmp_path):
 
 def stay_offline() -> None:
     os.environ["WANDB_MODE"] = "offline"
+
+
+def test_no_network_outlives_its_processes_group_or_the_end_could_hang(pictures, tmp_path):
+    argv = [*flags(pictures, tmp_path, 2, "group"), "--max_train_steps", "1"]
+    outputs = finish_together(launch_together(argv, 2, before=count_networks_at_the_end))
+    assert all("networks that know their processes: 0\n" in output for output in outputs)
+
+
+def count_networks_at_the_end() -> None:
+    end_training = Accelerator.end_training
+
+    def count_and_end(self: Accelerator) -> None:
+        left = sum(type(thing) is DistributedDataParallel for thing in gc.get_objects())
+        print("networks that know their processes:", left, flush=True)
+        end_training(self)
+
+    Accelerator.end_training = count_and_end
