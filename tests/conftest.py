@@ -11,7 +11,15 @@ import pytest
 # Networks are tiny and tests run side by side. Read when torch is imported, so not any later.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from tiny import forget_accelerator
+
 from modules.synthetic import SyntheticImages
+
+
+@pytest.fixture
+def fresh_accelerator() -> None:
+    """What is measured in this process must not meet the settings of an earlier test's run."""
+    forget_accelerator()
 
 
 @pytest.fixture(scope="session")

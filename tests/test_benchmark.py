@@ -7,15 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import (
-    FLAGS,
-    batch,
-    forget_accelerator,
-    gradients,
-    largest_difference,
-    tiny_run,
-    weights,
-)
+from tiny import FLAGS, batch, gradients, largest_difference, tiny_run, weights
 
 from eval.__main__ import main
 from eval.benchmark import TEXTBOOKS
@@ -30,13 +22,10 @@ from eval.spread import Spread, ratio
 from eval.stopwatch import MemoryGauge, Stopwatch
 from eval.textbook_step import TextbookTrainer
 
+pytestmark = pytest.mark.usefixtures("fresh_accelerator")
+
 SMALL = [flag for flag in FLAGS.split() if flag not in ("--report_to", "none")]
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerator() -> None:
-    forget_accelerator()
 
 
 def gradients_after_one_batch(flags: str, given: dict) -> tuple[object, dict, dict]:

@@ -13,7 +13,6 @@ import pytest
 from accelerate.commands.launch import launch_command_parser
 from diffusers import AutoencoderKL
 from launching import ROOT, TINY, succeed
-from tiny import forget_accelerator
 from torch.distributed.run import get_args_parser as torchrun_parser
 
 from eval.__main__ import build_parser
@@ -126,12 +125,6 @@ def test_every_training_command_trains(argv, model, photos, tmp_path):
     succeed([*argv, *map(str, small)])
     if not given.dry_run:
         AutoencoderKL.from_pretrained(tmp_path)
-
-
-@pytest.fixture
-def fresh_accelerator() -> None:
-    """A benchmark in this process must not meet the settings of an earlier test's run."""
-    forget_accelerator()
 
 
 @pytest.mark.usefixtures("fresh_accelerator")
