@@ -7,6 +7,7 @@ where the time goes. Rivals take turns step by step, so that a busy machine slow
 from __future__ import annotations
 
 import gc
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,7 +22,7 @@ from eval.phases import PHASES, PhaseClock, watched
 from eval.script import Nobody, random_batch, skip_to_full_gan, training_script
 from eval.spread import Spread, ratio
 from eval.stopwatch import MemoryGauge, Stopwatch
-from eval.textbook_step import TextbookTrainer
+from eval.textbook_step import DTYPES, TextbookTrainer
 from modules.arguments import Arguments
 from modules.autoencoder import TrainableVAE
 from modules.build import make_vae
@@ -54,6 +55,7 @@ class Result:
     contestants: Mapping[str, Contestant]
     phases: Mapping[str, list[float]]
     flops: int
+    precision: str  # "no", "bf16" or "fp16"
     peak_flops_per_s: float
 
     @property
@@ -112,25 +114,31 @@ class Bench:
         self.stopwatch = Stopwatch(self.run.accelerator.device)
 
     def measure(self, steps: int, phase_steps: int) -> Result:
-        """`steps` of each contestant in turns, then `phase_steps` of ours with marks inside."""
+        """`steps` of each contestant in turns, then `phase_steps` of ours with marks inside.
+
+        Each round begins with another one: whoever comes first may find other caches and clocks.
+        """
+        order = deque(self.contestants.values())
         for _ in range(steps):
-            for contestant in self.contestants.values():
+            for contestant in order:
                 marks = [self.stopwatch.mark()]
                 contestant.step()
                 marks.append(self.stopwatch.mark())
                 contestant.milliseconds.append(marks)
+            order.rotate(-1)
         for contestant in self.contestants.values():
             contestant.milliseconds = [
                 self.stopwatch.milliseconds(marks)[0] for marks in contestant.milliseconds
             ]
-        device = self.run.accelerator.device
+        device, precision = self.run.accelerator.device, self.args.precision.mixed_precision
         return Result(
             device=device_name(device),
             images_per_step=self.args.optimization.images_per_step(1),
             contestants=self.contestants,
             phases=self._phases(phase_steps),
             flops=useful_flops(self.args),
-            peak_flops_per_s=peak_flops_per_s(device),
+            precision=precision,
+            peak_flops_per_s=peak_flops_per_s(device, DTYPES[precision]),
         )
 
     def _enter(self, name: str, warmup: int, build: Callable[[], Any]) -> Any:

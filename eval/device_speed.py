@@ -15,7 +15,9 @@ from eval.stopwatch import Stopwatch
 from modules.arguments import Arguments
 
 SIDE = {"cuda": 8192, "cpu": 2048}  # of the square matrices: large enough to be at full speed
+SMALLEST_SIDE = 128
 REPETITIONS = 10
+SLOW = 0.02  # seconds for one product
 
 
 class FlopMeter(TorchDispatchMode):
@@ -56,14 +58,26 @@ def useful_flops(args: Arguments) -> int:
     return meter.total * args.optimization.gradient_accumulation_steps
 
 
-def peak_flops_per_s(device: torch.device) -> float:
-    """Speed of the fastest of a few large bfloat16 matrix products: what `mfu` is a fraction of."""
-    side = SIDE[device.type]
-    matrix = torch.randn(side, side, device=device, dtype=torch.bfloat16)
+def peak_flops_per_s(device: torch.device, dtype: torch.dtype) -> float:
+    """Speed of the fastest of a few large matrix products: what `mfu` is a fraction of.
+
+    The matrices grow to SIDE, or until one product takes SLOW seconds: a device without units for
+    `dtype` would take minutes.
+    """
+    side, seconds = SMALLEST_SIDE, 0.0
+    while side < SIDE[device.type] and seconds < SLOW:
+        side *= 2
+        seconds = _fastest_product(side, device, dtype)
+    return 2 * side**3 / seconds
+
+
+def _fastest_product(side: int, device: torch.device, dtype: torch.dtype) -> float:
+    """Seconds for the product of two square matrices."""
+    matrix = torch.randn(side, side, device=device).to(dtype)
     stopwatch = Stopwatch(device)
     matrix @ matrix
     marks = [stopwatch.mark()]
     for _ in range(REPETITIONS):
         matrix @ matrix
         marks.append(stopwatch.mark())
-    return 2 * side**3 / (min(stopwatch.milliseconds(marks)) / 1e3)
+    return min(stopwatch.milliseconds(marks)) / 1e3

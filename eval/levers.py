@@ -36,11 +36,16 @@ def undo_channels_last(run: Run) -> None:
 
 
 def undo_lean_blocks(run: Run) -> None:
-    """Residual blocks and upsamplers as diffusers runs them."""
+    """Residual blocks as diffusers runs them."""
     for block in run.raw_vae.modules():
         if isinstance(block, LeanResnetBlock):
             block.__class__ = ResnetBlock2D
-        elif isinstance(block, LeanUpsample):
+
+
+def undo_lean_upsampling(run: Run) -> None:
+    """Upsampling as diffusers runs it: the larger picture first, then the convolution."""
+    for block in run.raw_vae.modules():
+        if isinstance(block, LeanUpsample):
             block.__class__ = Upsample2D
 
 
@@ -55,5 +60,6 @@ def undo_fused_adamw(run: Run) -> None:
 UNDO: dict[str, Callable[[Run], None]] = {
     "no-channels-last": undo_channels_last,
     "no-lean-blocks": undo_lean_blocks,
+    "no-lean-upsampling": undo_lean_upsampling,
     "no-fused-adamw": undo_fused_adamw,
 }

@@ -1,30 +1,28 @@
 """The VAE's blocks without what costs time or memory and changes no result.
 
 `ResnetBlock2D` of diffusers serves U-Nets as well. In a VAE it has no time embedding, no dropout,
-and divides by 1; in training it copies the shortcut's input out of the channels_last layout. CUDA's
-autocast widens nearest-neighbour upsampling, which only copies, to float32. The lean forwards leave
-these out. Weights, names and outputs are the same.
+and divides by 1; in training it copies the shortcut's input out of the channels_last layout.
+`Upsample2D` convolves a picture in which every pixel stands four times, so that a 3x3 kernel covers
+only four different ones. The lean forwards leave these out. Weights and names are the same, and so
+are outputs, but for the order in which upsampling adds up.
 
 With `recompute_cheap` everything but convolutions and attention is computed again in the backward
-pass. A convolution's weight gradient needs its input, which is what normalisation, activation or
-upsampling returned: of each such group only the first input stays in memory, in the precision of
-the convolution before it. Convolutions themselves are not repeated: `checkpoint` stops as soon as
-it has what the backward pass asks for, and the convolution's input is the last of that.
+pass. A convolution's weight gradient needs its input, which is what normalisation and activation
+returned: of each such pair only the first input stays in memory, in the precision of the
+convolution before it. Convolutions themselves are not repeated: `checkpoint` stops as soon as it
+has what the backward pass asks for, and the convolution's input is the last of that.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-
-INDEX_LIMIT = 2**31  # elements; above it the channels_last kernel of upsampling fails
 
 
 class LeanResnetBlock(ResnetBlock2D):
@@ -43,14 +41,31 @@ class LeanResnetBlock(ResnetBlock2D):
 
 
 class LeanUpsample(Upsample2D):
-    """`conv(twice the size, nearest neighbour)`, in the precision of its input."""
+    """`conv(twice the size, nearest neighbour)`, without making the larger picture to train on.
 
-    recompute_cheap = False
+    In eval mode the arithmetic is diffusers' to the bit, so that what is measured is what the
+    exported file gives.
+    """
 
     def forward(self, hidden_states: Tensor, output_size: int | None = None) -> Tensor:
         """[B, C, h, w] to [B, C, 2h, 2w]. `output_size` is None in a VAE."""
-        again = self.recompute_cheap and self.training
-        return _run(again, _upsample_conv, self.conv, hidden_states)
+        if not self.training:
+            return super().forward(hidden_states, output_size)
+        kernel = upsampling_kernel(self.conv.weight)
+        return F.conv_transpose2d(hidden_states, kernel, self.conv.bias, stride=2, padding=1)
+
+
+def upsampling_kernel(weight: Tensor) -> Tensor:
+    """The transposed convolution that equals nearest-neighbour upsampling and a 3x3 convolution.
+
+    weight: [O, I, 3, 3], of a convolution with padding 1. Returns [I, O, 4, 4], for stride 2 and
+    padding 1. An input pixel becomes 2 x 2 equal ones; the weights with which they reach the same
+    output pixel are added here, once. That leaves 16 products for an input pixel instead of 36.
+    """
+    sums = F.pad(weight, (1, 1, 1, 1))
+    sums = sums[..., 1:, :] + sums[..., :-1, :]
+    sums = sums[..., 1:] + sums[..., :-1]
+    return sums.flip(-2, -1).transpose(0, 1)
 
 
 def _run(again: bool, function: Callable[..., Tensor], *inputs: nn.Module | Tensor) -> Tensor:
@@ -61,14 +76,6 @@ def _run(again: bool, function: Callable[..., Tensor], *inputs: nn.Module | Tens
 
 def _norm_silu_conv(norm: nn.GroupNorm, conv: nn.Conv2d, inputs: Tensor) -> Tensor:
     return conv(F.silu(norm(inputs)))
-
-
-def _upsample_conv(conv: nn.Conv2d, inputs: Tensor) -> Tensor:
-    if 4 * inputs.numel() > INDEX_LIMIT:
-        inputs = inputs.contiguous()
-    with torch.autocast(inputs.device.type, enabled=False):
-        larger = F.interpolate(inputs, scale_factor=2.0, mode="nearest")
-    return conv(larger)
 
 
 def make_lean(vae: AutoencoderKL, recompute_cheap: bool = False) -> None:
@@ -83,7 +90,6 @@ def make_lean(vae: AutoencoderKL, recompute_cheap: bool = False) -> None:
             block.recompute_cheap = recompute_cheap
         elif type(block) in (Upsample2D, LeanUpsample) and _is_plain_upsampler(block):
             block.__class__ = LeanUpsample
-            block.recompute_cheap = recompute_cheap
 
 
 def _is_plain_residual(block: ResnetBlock2D) -> bool:
@@ -104,4 +110,5 @@ def _is_plain_upsampler(block: Upsample2D) -> bool:
         and not block.use_conv_transpose
         and block.interpolate
         and block.name == "conv"
+        and block.conv.kernel_size == (3, 3)
     )

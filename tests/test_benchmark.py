@@ -104,6 +104,7 @@ def test_a_lever_taken_back_changes_the_way_and_not_the_weights(lever: str) -> N
     assert largest_difference(*results) < 1e-4
     assert (layouts[0] != layouts[1]) == (lever == "no-channels-last")
     assert ("LeanResnetBlock" not in kinds[1]) == (lever == "no-lean-blocks")
+    assert ("LeanUpsample" not in kinds[1]) == (lever == "no-lean-upsampling")
     assert (not fused[1]) == (lever == "no-fused-adamw")
 
 
@@ -206,7 +207,21 @@ def test_resident_memory_peaks_where_it_was_used() -> None:
 
 
 def test_matmul_peak_is_positive() -> None:
-    assert peak_flops_per_s(CPU) > 1e8
+    assert peak_flops_per_s(CPU, torch.float32) > 1e8
+
+
+def test_matmul_peak_of_a_precision_without_units_takes_seconds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sides = []
+
+    def slow(side: int, device: torch.device, dtype: torch.dtype) -> float:
+        sides.append(side)
+        return side**3 / 256**3
+
+    monkeypatch.setattr("eval.device_speed._fastest_product", slow)
+    assert peak_flops_per_s(CPU, torch.bfloat16) == 2 * 256**3
+    assert sides == [256]
 
 
 def test_benchmark_writes_the_named_numbers_and_no_other_file(

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 HELP = "images/s, time of each part, memory, and the ratio to a textbook step"
 RIVALS = (
     "textbook", "latent-diffusion", "no-split-backward", "no-channels-last", "no-lean-blocks",
-    "no-fused-adamw",
+    "no-lean-upsampling", "no-fused-adamw",
 )  # fmt: skip
 
 
