@@ -21,6 +21,8 @@ Continue after whatever happened: the same command, and
 
 from __future__ import annotations
 
+import os
+
 from modules.command_line import (
     exit_on_mistakes,
     for_trackers,
@@ -28,9 +30,11 @@ from modules.command_line import (
     show_messages,
     to_yaml,
 )
+from modules.threads import undo_launchers_limit
 
 if __name__ == "__main__":
     arguments = parse_arguments()  # before the slow imports: a mistyped flag is answered at once
+    undo_launchers_limit(os.environ)
 
 import logging
 import sys
@@ -66,6 +70,7 @@ from modules.ema import ExponentialMovingAverage
 from modules.export import export_everything, export_vae, latent_config
 from modules.gan_guard import GanGuard
 from modules.guard import FiniteGuard
+from modules.hardware import convolution_layout, device_name
 from modules.hub import planned_push
 from modules.journal import Journal
 from modules.losses import batch_psnr, discriminator_loss, generator_loss, kl_loss, rec_loss
@@ -290,6 +295,9 @@ def make_run(args: Arguments, vae: TrainableVAE, num_train_images: int | None) -
     """Builds what trains and lets accelerate prepare it, all of it with weights on the device."""
     accelerator = make_accelerator(args)
     discriminator = make_discriminator(args, accelerator)
+    layout = convolution_layout(accelerator.device, vae.vae.config.block_out_channels[0])
+    for network in (vae, discriminator):
+        network.to(memory_format=layout)
     perceptual = make_perceptual(args)
     schedule = make_gan_schedule(args)
     steps = training_length(args, num_train_images, accelerator.num_processes)
@@ -311,6 +319,7 @@ def make_run(args: Arguments, vae: TrainableVAE, num_train_images: int | None) -
         ema=ema,
         schedule=schedule,
         max_train_steps=steps,
+        layout=layout,
         meter=Meter(accelerator),
         guard=FiniteGuard(accelerator, args.optimization.max_skipped_steps),
         gan_guard=GanGuard(args.discriminator.gan_guard, args.discriminator.disc_weight_max),
@@ -352,7 +361,7 @@ def main(args: Arguments) -> None:
         if args.logging.push_to_hub:  # first: a refusal must not cost what an old run left
             publisher = Publisher(args)
         clear_output_dir(args.checkpoints)
-        situation = f"{accelerator.num_processes} x {accelerator.device.type}, "
+        situation = f"{accelerator.num_processes} x {device_name(accelerator.device)}, "
         situation += f"precision {accelerator.mixed_precision}"
         text = banner(args, vae.vae, data.describe(args), situation, run.max_train_steps)
         print(text, file=sys.stderr)

@@ -26,6 +26,7 @@ from eval.textbook_step import DTYPES, TextbookTrainer
 from modules.arguments import Arguments
 from modules.autoencoder import TrainableVAE
 from modules.build import make_vae
+from modules.hardware import device_name
 from modules.run import Run
 
 OURS = "ours"
@@ -197,13 +198,6 @@ def _micro_batches(run: Run) -> list[dict[str, Any]]:
     if run.accelerator.device.type == "cuda":
         batch = {k: v.pin_memory() if torch.is_tensor(v) else v for k, v in batch.items()}
     return [batch] * opt.gradient_accumulation_steps
-
-
-def device_name(device: torch.device) -> str:
-    """Such as "NVIDIA H200" or "CPU, 2 threads"."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"CPU, {torch.get_num_threads()} threads"
 
 
 def scaling_row(args: Arguments, steps: int, warmup: int) -> dict[str, Any]:

@@ -24,6 +24,8 @@ from modules.autoencoder import TrainableVAE
 from modules.build import make_vae
 from modules.run import Run
 
+LAYOUT = torch.channels_last  # on a GPU
+
 
 @contextmanager
 def cuda_autocast() -> Iterator[None]:
@@ -100,8 +102,11 @@ def fake_run(args: Arguments, *modes: Any) -> Iterator[tuple[ModuleType, Run]]:
     vae = TrainableVAE(make_vae(args), args.model.decoder_only)
     discriminator = script.make_discriminator(args, accelerator)
     perceptual = script.make_perceptual(args)
+    for network in (vae, discriminator):
+        network.to(memory_format=LAYOUT)
     # This copy of the script is ours: it makes its run from what was built above.
     script.make_accelerator = lambda args: accelerator
+    script.convolution_layout = lambda device, width: LAYOUT
     script.make_discriminator = lambda args, accelerator: _fake(discriminator)
     script.make_perceptual = lambda args: perceptual and _fake(perceptual)
     with FakeTensorMode(allow_non_fake_inputs=True), cuda_autocast(), ExitStack() as stack:

@@ -7,12 +7,10 @@ stays the same.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.upsampling import Upsample2D
-from torch import Tensor
 
 from modules.lean_blocks import LeanResnetBlock, LeanUpsample
 from modules.run import Run
@@ -24,15 +22,9 @@ def undo_channels_last(run: Run) -> None:
     What the mid-block's attention returns is channels_last all the same, by its transposition, and
     so is the decoder after it.
     """
+    run.layout = torch.contiguous_format
     for network in (run.raw_vae, run.raw_discriminator):
-        network.to(memory_format=torch.contiguous_format)
-    as_made = run.to_device
-
-    def to_device(batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        images, noise = as_made(batch)
-        return images.contiguous(), noise
-
-    run.to_device = to_device
+        network.to(memory_format=run.layout)
 
 
 def undo_lean_blocks(run: Run) -> None:

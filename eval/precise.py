@@ -12,12 +12,14 @@ import torch
 def full_precision() -> Iterator[None]:
     """No autocast, no TF32 or bfloat16 inside float32 operations; all settings are put back.
 
-    A number then does not depend on `--mixed_precision` or `--allow_tf32` of the run it stands in.
+    A number then does not depend on `--mixed_precision` or `--allow_tf32` of the run it stands in,
+    nor on which of its kernels cuDNN found fastest there.
     """
     backends = torch.backends
     settings = (
         (backends.cuda.matmul, "allow_tf32", False),
         (backends.cudnn, "allow_tf32", False),
+        (backends.cudnn, "benchmark", False),
         (backends.mkldnn.matmul, "fp32_precision", "ieee"),
         (backends.mkldnn.conv, "fp32_precision", "ieee"),
     )

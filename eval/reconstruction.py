@@ -30,6 +30,7 @@ from eval.tables import (
     terminal_table,
     without_nan,
 )
+from modules.hardware import device_name
 from modules.reduce import process_index_and_count
 
 COMPARED = ("psnr", "ssim", "lpips_alex", "lpips_vgg")  # the differences that are printed
@@ -214,7 +215,7 @@ def _run_data(
         "images_per_second": num_images / seconds,
         "peak_memory_mib": _peak_memory_mib(device),
         "processes": process_index_and_count()[1],
-        "device": _device_name(device),
+        "device": device_name(device),
         "batch_size": batch_size,
     }
 
@@ -224,7 +225,3 @@ def _peak_memory_mib(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)

@@ -38,7 +38,7 @@ class TextbookTrainer:
     def __init__(self, run: Run, repeat_forward: bool = False, tuned: bool = False) -> None:
         self.args, self.device = run.args, run.accelerator.device
         self.repeat_forward = repeat_forward
-        self.layout = torch.channels_last if tuned else torch.contiguous_format
+        self.layout = run.layout if tuned else torch.contiguous_format
         raw = run.raw_vae.vae
         with self.device:
             self.vae = AutoencoderKL.from_config(raw.config).train()

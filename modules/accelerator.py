@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from datetime import timedelta
 from pathlib import Path
@@ -14,6 +15,9 @@ from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration
 from modules.arguments import Arguments
 from modules.determinism import make_deterministic
 from modules.errors import ArgumentError
+from modules.hardware import multiplies_bfloat16
+
+logger = logging.getLogger(__name__)
 
 
 def make_accelerator(args: Arguments) -> Accelerator:
@@ -25,6 +29,9 @@ def make_accelerator(args: Arguments) -> Accelerator:
     output_dir = Path(args.checkpoints.output_dir)
     if args.precision.deterministic:
         make_deterministic()
+    else:
+        # A run has few shapes and meets each of them often: cuDNN tries its kernels once for each.
+        torch.backends.cudnn.benchmark = True
     try:
         accelerator = Accelerator(
             mixed_precision=args.precision.mixed_precision,
@@ -55,7 +62,21 @@ def make_accelerator(args: Arguments) -> Accelerator:
     # one operation has been set by its new name (torch.backends.cudnn.conv.fp32_precision).
     torch.backends.cuda.matmul.allow_tf32 = args.precision.allow_tf32
     torch.backends.cudnn.allow_tf32 = args.precision.allow_tf32
+    if accelerator.mixed_precision == "bf16":
+        _warn_of_emulation(accelerator.device)
     return accelerator
+
+
+def _warn_of_emulation(device: torch.device) -> None:
+    if multiplies_bfloat16(device):
+        return
+    missing, better = "GPU is older than Ampere", "fp16"
+    if device.type == "cpu":
+        missing, better = "processor has no AVX-512", "no"
+    logger.warning(
+        "this %s and computes bfloat16 in software, several times slower than it could: add "
+        "--mixed_precision %s", missing, better,
+    )  # fmt: skip
 
 
 def _limit_memory(limit_gb: float | None, accelerator: Accelerator) -> None:

@@ -68,7 +68,7 @@ def make_vae(args: Arguments) -> AutoencoderKL:
     if args.precision.enable_xformers_memory_efficient_attention:
         _use_xformers(vae)
     # A pretrained one comes in eval mode, in which nothing would be recomputed.
-    return vae.train().to(memory_format=torch.channels_last)
+    return vae.train()
 
 
 def _load_or_build(args: ModelArguments, resolution: int) -> AutoencoderKL:
@@ -139,7 +139,7 @@ def make_discriminator(args: Arguments, accelerator: Accelerator) -> nn.Module:
                 "--disc_norm_type=spectral_group"
             )
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
-    return network.to(memory_format=torch.channels_last)
+    return network
 
 
 def make_gan_schedule(args: Arguments) -> GanSchedule:

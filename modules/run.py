@@ -42,6 +42,7 @@ class Run:
     ema: ExponentialMovingAverage | None
     schedule: GanSchedule
     max_train_steps: int
+    layout: torch.memory_format  # of images and weights
     meter: Meter
     guard: FiniteGuard
     gan_guard: GanGuard
@@ -75,7 +76,7 @@ class Run:
         images = normalize(batch["images"].to(device, non_blocking=True))
         upscaled = batch["upscaled"].to(device, non_blocking=True)
         self.meter.add(upscaled=upscaled / len(images))
-        images = images.contiguous(memory_format=torch.channels_last)
+        images = images.contiguous(memory_format=self.layout)
         return images, batch["noise"].to(device, non_blocking=True)
 
     def record(self, **terms: Tensor) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +22,7 @@ from eval.protocol import Protocol, ProtocolImages
 from modules.build_data import open_data
 from modules.command_line import resolve_arguments
 from modules.discriminator import NLayerDiscriminator
+from modules.threads import THREADS, undo_launchers_limit
 
 STEPS = 6
 
@@ -278,5 +280,28 @@ def test_the_documented_launch_works_in_a_process_of_its_own(tmp_path):
     del command[at : at + 2]
     found = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
     assert found.returncode == 0, found.stderr
-    assert "precision bf16" in found.stderr
+    assert f"1 x CPU, {threads_without_launcher()} threads, precision bf16" in found.stderr
     assert rows(tmp_path)[-1]["step"] == 1
+
+
+def threads_without_launcher() -> int:
+    """How many PyTorch takes here by itself."""
+    environment = {name: value for name, value in os.environ.items() if name != THREADS}
+    command = [sys.executable, "-c", "import torch; print(torch.get_num_threads())"]
+    found = subprocess.run(command, env=environment, capture_output=True, check=True)
+    return int(found.stdout)
+
+
+@pytest.mark.parametrize(
+    ("environment", "left"),
+    [
+        ({"ACCELERATE_MIXED_PRECISION": "bf16", THREADS: "1"}, None),
+        ({"ACCELERATE_MIXED_PRECISION": "bf16", THREADS: "4"}, "4"),
+        ({"ACCELERATE_MIXED_PRECISION": "bf16", THREADS: "1", "WORLD_SIZE": "2"}, "1"),
+        ({THREADS: "1"}, "1"),
+        ({"ACCELERATE_MIXED_PRECISION": "bf16"}, None),
+    ],
+)
+def test_only_the_launchers_own_limit_of_threads_is_undone(environment, left):
+    undo_launchers_limit(environment)
+    assert environment.get(THREADS) == left

@@ -1,0 +1,44 @@
+"""What a device does well. PyTorch computes anything anywhere, and does not say how slowly."""
+
+from __future__ import annotations
+
+import torch
+
+WIDE = 64  # channels at full resolution, from which the choice of layout is worth anything
+
+
+def device_name(device: torch.device) -> str:
+    """Such as "NVIDIA H200" or "CPU, 2 threads"."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type == "cpu":
+        return f"CPU, {torch.get_num_threads()} threads"
+    return device.type.upper()
+
+
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether products of bfloat16 have units, or a library written for them, on `device`.
+
+    GPUs before Ampere and processors without AVX-512 have neither: PyTorch then widens every
+    number in software, and a step takes several times as long as in float32, or worse.
+    """
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        return torch.backends.mkldnn.is_available() and (
+            torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        )
+    return True
+
+
+def convolution_layout(device: torch.device, full_resolution_width: int) -> torch.memory_format:
+    """The order of a picture's numbers in memory in which convolutions are fastest to train.
+
+    channels_last, in which tensor cores and oneDNN work. But oneDNN has no weight gradient in it
+    for processors without AVX-512, and what stands in for it is four times slower where a network
+    is wide (`full_resolution_width` channels) and the picture large.
+    """
+    without_avx512 = torch.backends.cpu.get_cpu_capability() == "AVX2"
+    if device.type == "cpu" and without_avx512 and full_resolution_width >= WIDE:
+        return torch.contiguous_format
+    return torch.channels_last

@@ -1,0 +1,102 @@
+"""What is chosen for a device, and what is said of it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny import batch, largest_difference, tiny_run, weights
+
+from eval.precise import full_precision
+from eval.script import Nobody, training_script
+from modules import hardware
+from modules.hardware import convolution_layout, multiplies_bfloat16
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+def pretend(monkeypatch: pytest.MonkeyPatch, capability: str) -> None:
+    """The processor is one with "AVX2" or "AVX512"."""
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    bf16 = capability == "AVX512"
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: bf16)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+
+
+@pytest.mark.parametrize(
+    ("capability", "precision", "warns"),
+    [("AVX2", "bf16", True), ("AVX2", "no", False), ("AVX512", "bf16", False)],
+)
+def test_bfloat16_in_software_is_named_with_the_flag_that_avoids_it(
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capability: str,
+    precision: str,
+    warns: bool,
+) -> None:
+    pretend(monkeypatch, capability)
+    tiny_run(f"--mixed_precision {precision}")
+    assert ("bfloat16 in software" in caplog.text) == warns
+    assert ("--mixed_precision no" in caplog.text) == warns
+
+
+def test_emulation_on_a_gpu_does_not_count_as_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    def supported(including_emulation: bool = True) -> bool:
+        return including_emulation
+
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
+    assert not multiplies_bfloat16(CUDA)
+
+
+@pytest.mark.parametrize(
+    ("device", "capability", "width", "layout"),
+    [
+        (CUDA, "AVX2", 128, torch.channels_last),
+        (CPU, "AVX512", 128, torch.channels_last),
+        (CPU, "AVX2", 128, torch.contiguous_format),
+        (CPU, "AVX2", 32, torch.channels_last),
+    ],
+)
+def test_layout_is_channels_last_but_where_weight_gradients_have_no_kernel(
+    monkeypatch: pytest.MonkeyPatch,
+    device: torch.device,
+    capability: str,
+    width: int,
+    layout: torch.memory_format,
+) -> None:
+    pretend(monkeypatch, capability)
+    assert convolution_layout(device, width) == layout
+
+
+def test_either_layout_trains_both_networks_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    script, found = training_script(), []
+    script.look_around = lambda run, watch: True
+    for capability in ("AVX2", "AVX512"):
+        pretend(monkeypatch, capability)
+        monkeypatch.setattr(hardware, "WIDE", 1)
+        run = tiny_run()
+        seen: list[bool] = []
+        run.raw_vae.vae.encoder.register_forward_pre_hook(
+            lambda _, inputs, seen=seen: seen.append(inputs[0].is_contiguous())
+        )
+        run.loader = [batch(seed=seed) for seed in range(3)]
+        script.train(run, Nobody())
+        plain = capability == "AVX2"
+        assert seen == [plain] * 3
+        for network in (run.raw_vae.vae.encoder.conv_in, run.raw_discriminator.model[-1]):
+            assert network.weight.is_contiguous() == plain
+        found.append(weights(run.raw_vae) | weights(run.raw_discriminator))
+    assert largest_difference(*found) < 1e-4
+
+
+@pytest.mark.parametrize("flags", ["", "--deterministic"])
+def test_cudnn_looks_for_its_fastest_kernels_unless_bits_must_repeat(flags: str) -> None:
+    deterministic = torch.backends.cudnn.deterministic
+    try:
+        tiny_run(flags)
+        assert torch.backends.cudnn.benchmark == (not flags)
+        with full_precision():
+            assert not torch.backends.cudnn.benchmark
+        assert torch.backends.cudnn.benchmark == (not flags)
+    finally:
+        torch.use_deterministic_algorithms(False)
+        torch.backends.cudnn.deterministic = deterministic
