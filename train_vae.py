@@ -304,7 +304,7 @@ def make_run(args: Arguments, vae: TrainableVAE, num_train_images: int | None) -
     optimizers = make_optimizers(args, vae, discriminator, accelerator.num_processes)
     schedulers = make_schedulers(args, *optimizers, schedule, steps)
     if args.precision.compile:
-        compile_networks(vae.vae, perceptual, args.data.several_shapes)
+        compile_networks(vae.vae, discriminator, perceptual, args.data.several_shapes)
     prepared = accelerator.prepare(vae, discriminator, *optimizers, *schedulers)
     for optimizer in prepared[2:4]:
         optimizer.scaler = None  # float16's loss scale is handled in `Run.update`, for both at once
