@@ -36,6 +36,7 @@ from tiny import (
 
 from eval.benchmark import OURS, Bench, Result
 from eval.benchmark_report import versions
+from eval.levers import UNDO
 from eval.memory_plan import plan
 from eval.random_lpips import with_random_lpips
 from eval.script import Nobody, measured_arguments, training_script
@@ -327,6 +328,20 @@ def print_tables() -> None:
             print(f"| {phase} | {sum(times) / len(times):.1f} |")
 
 
+def print_levers() -> None:
+    """How much faster the first row is than without one of the things that make it fast."""
+    if time.monotonic() - STARTED > options.limit_s:
+        print("\nno time left for the levers")
+        return
+    _, flags, _ = configurations()[0]
+    args = measured_arguments([*(FULL if ON_GPU else SMALL), *flags.split()])
+    with clean_device(), with_random_lpips(args) as args:
+        result = Bench(args, 5 if ON_GPU else 2, list(UNDO)).measure(steps=10, phase_steps=0)
+    print("\n| in turns with the first row | it is faster by |\n|---|---:|")
+    for name in UNDO:
+        print(f"| {name} | {result.speedup(name).text(2)} |")
+
+
 def row(name: str, result: Result) -> str:
     """One line of the Markdown table."""
     own, rival = result.contestants[OURS], result.contestants.get("textbook")
@@ -357,6 +372,7 @@ def main() -> int:
         return 0
     failed = run_checks()
     print_tables()
+    print_levers()
     print(f"\n{failed} of {len(CHECKS)} checks failed, {time.monotonic() - STARTED:.0f} s")
     return 1 if failed else 0
 
