@@ -383,8 +383,8 @@ class PrecisionArguments:
     gradient_checkpointing: bool = flag(False, "the same as --recompute full")
     recompute: str = flag(
         "none",
-        "what the backward pass computes again instead of keeping it: norm (normalisation, "
-        "activation, upsampling: cheap, and enough for most of the saving) or full (every block)",
+        "what the backward pass computes again instead of keeping it: norm (normalisation and "
+        "activation: cheap, and enough for most of the saving) or full (every block)",
         choices=("none", "norm", "full"),
     )
     compile: bool = flag(
