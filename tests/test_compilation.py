@@ -24,10 +24,9 @@ def quick_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("quick_compiler")
-@pytest.mark.parametrize("precision", ["no", "bf16"])
-def test_compiled_networks_train_as_uncompiled_ones(precision: str) -> None:
+def test_compiled_networks_train_as_uncompiled_ones() -> None:
     backbone = "--lpips_backbone squeeze"
-    flags = f"{backbone} --mixed_precision {precision} --perceptual_scale 1"
+    flags = f"{backbone} --mixed_precision bf16 --perceptual_scale 1"
     with with_random_lpips(measured_arguments(backbone.split())) as args:
         flags += f" --lpips_weights {args.losses.lpips_weights}"
         plain, compiled = tiny_run(flags), tiny_run(f"{flags} --compile")

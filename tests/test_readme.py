@@ -162,7 +162,10 @@ def test_every_flag_in_the_running_text_exists(name):
         for subparser in build_parser()._subparsers._group_actions[0].choices.values()
         for option in subparser._option_string_actions
     }
-    known = training | switches | others | evaluation
+    launchers = {"--num_cpu_threads_per_process"} & set(
+        launch_command_parser()._option_string_actions
+    )
+    known = training | switches | others | evaluation | launchers
     shown = {
         flag
         for code in re.findall(r"`([^`\n]+)`", without_blocks(name))
