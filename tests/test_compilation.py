@@ -26,7 +26,8 @@ def quick_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("quick_compiler")
 def test_compiled_networks_train_as_uncompiled_ones() -> None:
     backbone = "--lpips_backbone squeeze"
-    flags = f"{backbone} --mixed_precision bf16 --perceptual_scale 1"
+    flags = f"{backbone} --perceptual_scale 1"
+    torch.manual_seed(0)  # of LPIPS
     with with_random_lpips(measured_arguments(backbone.split())) as args:
         flags += f" --lpips_weights {args.losses.lpips_weights}"
         plain, compiled = tiny_run(flags), tiny_run(f"{flags} --compile")
@@ -35,7 +36,7 @@ def test_compiled_networks_train_as_uncompiled_ones() -> None:
             graphs = counters["stats"]["unique_graphs"]
             trained[name] = train(run)
             assert (counters["stats"]["unique_graphs"] > graphs) == (name == "compiled")
-    assert largest_difference(*trained.values()) < 1e-5
+    assert largest_difference(*trained.values()) < 1e-4
 
 
 def train(run: Run) -> dict[str, torch.Tensor]:
