@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -74,20 +75,26 @@ def write_photos(folder: Path) -> list[Path]:
 def loader_speeds(
     folder: Path, resolution: int, workers: int, rounds: int, images: int, batch_size: int
 ) -> LoaderSpeed:
-    """Both loaders over the pictures of `folder`, `images` each round; start-up is not timed."""
-    source = open_folder(folder, flag="--data")
-    ours = _our_batches(source, resolution, workers, batch_size)
-    plain = _plain_batches(sorted(folder.rglob("*.jpg")), resolution, workers, batch_size)
+    """Both loaders over the pictures of `folder`, `images` each round; start-up is not timed.
+
+    Only one exists at a time: what workers fetch ahead must not be fetched on the other's time.
+    """
+    source, paths = open_folder(folder, flag="--data"), sorted(folder.rglob("*.jpg"))
+    loaders: tuple[Callable[[], Iterator[object]], ...] = (
+        partial(_our_batches, source, resolution, workers, batch_size),
+        partial(_plain_batches, paths, resolution, workers, batch_size),
+    )
     batches, cores = max(1, images // batch_size), max(1, workers)
-    for stream in (ours, plain):
-        list(islice(stream, 1 + workers))
     found: tuple[list[float], list[float]] = ([], [])
     for _ in range(rounds):
-        for speeds, stream in zip(found, (ours, plain), strict=True):
+        for speeds, make in zip(found, loaders, strict=True):
+            stream = make()
+            list(islice(stream, 1 + workers))
             started = time.perf_counter()
             for _ in islice(stream, batches):
                 pass
             speeds.append(batches * batch_size / (time.perf_counter() - started) / cores)
+            del stream  # ends its workers
     return LoaderSpeed(workers, *found)
 
 
