@@ -62,20 +62,16 @@ def make_accelerator(args: Arguments) -> Accelerator:
     # one operation has been set by its new name (torch.backends.cudnn.conv.fp32_precision).
     torch.backends.cuda.matmul.allow_tf32 = args.precision.allow_tf32
     torch.backends.cudnn.allow_tf32 = args.precision.allow_tf32
-    if accelerator.mixed_precision == "bf16":
+    if accelerator.mixed_precision == "bf16" and not multiplies_bfloat16(accelerator.device):
         _warn_of_emulation(accelerator.device)
     return accelerator
 
 
 def _warn_of_emulation(device: torch.device) -> None:
-    if multiplies_bfloat16(device):
-        return
-    missing, better = "GPU is older than Ampere", "fp16"
-    if device.type == "cpu":
-        missing, better = "processor has no AVX-512", "no"
+    kind, better = ("processor", "no") if device.type == "cpu" else ("GPU", "fp16")
     logger.warning(
-        "this %s and computes bfloat16 in software, several times slower than it could: add "
-        "--mixed_precision %s", missing, better,
+        "this %s computes bfloat16 in software, several times slower than what it has units for: "
+        "add --mixed_precision %s", kind, better,
     )  # fmt: skip
 
 
