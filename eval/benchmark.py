@@ -56,7 +56,6 @@ class Result:
     contestants: Mapping[str, Contestant]
     phases: Mapping[str, list[float]]
     flops: int
-    precision: str  # "no", "bf16" or "fp16"
     peak_flops_per_s: float
 
     @property
@@ -131,15 +130,14 @@ class Bench:
             contestant.milliseconds = [
                 self.stopwatch.milliseconds(marks)[0] for marks in contestant.milliseconds
             ]
-        device, precision = self.run.accelerator.device, self.args.precision.mixed_precision
+        device = self.run.accelerator.device
         return Result(
             device=device_name(device),
             images_per_step=self.args.optimization.images_per_step(1),
             contestants=self.contestants,
             phases=self._phases(phase_steps),
             flops=useful_flops(self.args),
-            precision=precision,
-            peak_flops_per_s=peak_flops_per_s(device, DTYPES[precision]),
+            peak_flops_per_s=peak_flops_per_s(device, DTYPES[self.args.precision.mixed_precision]),
         )
 
     def _enter(self, name: str, warmup: int, build: Callable[[], Any]) -> Any:

@@ -11,14 +11,14 @@ import torch
 
 from eval.benchmark import OURS, Result
 from eval.spread import Spread
+from eval.textbook_step import DTYPES
 from modules.arguments import Arguments
-
-NAMES = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 def benchmark_text(args: Arguments, result: Result) -> str:
     """Speed, memory, use of the device, time of each part, ratios."""
     own = result.contestants[OURS]
+    dtype = str(DTYPES[args.precision.mixed_precision]).removeprefix("torch.")
     lines = [
         f"{result.device}, {versions()}",
         describe(args),
@@ -27,7 +27,7 @@ def benchmark_text(args: Arguments, result: Result) -> str:
         f"  ms per step   {Spread.of(own.milliseconds).text(1)}, {len(own.milliseconds)} steps",
         f"  TFLOP/s       {result.teraflops.text(2)}, {result.flops / 1e12:.2f} TFLOP a step",
         f"  of matmul     {100 * result.mfu:.1f} % of {result.peak_flops_per_s / 1e12:.2f} "
-        f"TFLOP/s, measured in {NAMES[result.precision]}",
+        f"TFLOP/s, measured in {dtype}",
         f"  peak memory   {own.peak_memory / 1e9:.2f} GB",
     ]
     total = sum(Spread.of(times).median for times in result.phases.values() if times)

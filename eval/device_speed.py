@@ -15,7 +15,7 @@ from eval.stopwatch import Stopwatch
 from modules.arguments import Arguments
 
 SIDE = {"cuda": 8192, "cpu": 2048}  # of the square matrices: large enough to be at full speed
-SMALLEST_SIDE = 128
+SMALLEST_SIDE = 256
 REPETITIONS = 10
 SLOW = 0.02  # seconds for one product
 
@@ -64,7 +64,8 @@ def peak_flops_per_s(device: torch.device, dtype: torch.dtype) -> float:
     The matrices grow to SIDE, or until one product takes SLOW seconds: a device without units for
     `dtype` would take minutes.
     """
-    side, seconds = SMALLEST_SIDE, 0.0
+    side = SMALLEST_SIDE
+    seconds = _fastest_product(side, device, dtype)
     while side < SIDE[device.type] and seconds < SLOW:
         side *= 2
         seconds = _fastest_product(side, device, dtype)

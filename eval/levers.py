@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.upsampling import Upsample2D
+from torch import nn
 
 from modules.lean_blocks import LeanResnetBlock, LeanUpsample
 from modules.run import Run
@@ -20,7 +21,7 @@ def undo_channels_last(run: Run) -> None:
     """Weights and images in PyTorch's default layout, NCHW.
 
     What the mid-block's attention returns is channels_last all the same, by its transposition, and
-    so is the decoder after it.
+    so is the decoder after it. Where `convolution_layout` chose NCHW this changes nothing.
     """
     run.layout = torch.contiguous_format
     for network in (run.raw_vae, run.raw_discriminator):
@@ -29,16 +30,18 @@ def undo_channels_last(run: Run) -> None:
 
 def undo_lean_blocks(run: Run) -> None:
     """Residual blocks as diffusers runs them."""
-    for block in run.raw_vae.modules():
-        if isinstance(block, LeanResnetBlock):
-            block.__class__ = ResnetBlock2D
+    _become(run, LeanResnetBlock, ResnetBlock2D)
 
 
 def undo_lean_upsampling(run: Run) -> None:
     """Upsampling as diffusers runs it: the larger picture first, then the convolution."""
+    _become(run, LeanUpsample, Upsample2D)
+
+
+def _become(run: Run, lean: type[nn.Module], plain: type[nn.Module]) -> None:
     for block in run.raw_vae.modules():
-        if isinstance(block, LeanUpsample):
-            block.__class__ = Upsample2D
+        if isinstance(block, lean):
+            block.__class__ = plain
 
 
 def undo_fused_adamw(run: Run) -> None:

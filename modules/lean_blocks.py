@@ -88,7 +88,7 @@ def make_lean(vae: AutoencoderKL, recompute_cheap: bool = False) -> None:
         if type(block) in (ResnetBlock2D, LeanResnetBlock) and _is_plain_residual(block):
             block.__class__ = LeanResnetBlock
             block.recompute_cheap = recompute_cheap
-        elif type(block) in (Upsample2D, LeanUpsample) and _is_plain_upsampler(block):
+        elif type(block) is Upsample2D and _is_plain_upsampler(block):
             block.__class__ = LeanUpsample
 
 

@@ -300,6 +300,19 @@ def configurations() -> list[tuple[str, str, str | None]]:
     return rows
 
 
+def measured(flags: str, rivals: list[str], steps: int, phase_steps: int) -> Result | None:
+    """One benchmark; None where it does not fit in the memory."""
+    args = measured_arguments([*(FULL if ON_GPU else SMALL), *flags.split()])
+    try:
+        with clean_device(), with_random_lpips(args) as args:
+            bench = Bench(args, 5 if ON_GPU else 2, rivals)
+            result = bench.measure(steps, phase_steps)
+            del bench
+    except torch.OutOfMemoryError:
+        return None
+    return result
+
+
 def print_tables() -> None:
     """The table of speeds, and where the time of the first row goes."""
     print(f"\n{versions()}, {time.strftime('%Y-%m-%d')}\n")
@@ -311,13 +324,8 @@ def print_tables() -> None:
         if time.monotonic() - STARTED > options.limit_s:
             print(f"| {name} | no time left | | | | | | | |")
             continue
-        args = measured_arguments([*(FULL if ON_GPU else SMALL), *flags.split()])
-        try:
-            with clean_device(), with_random_lpips(args) as args:
-                bench = Bench(args, 5 if ON_GPU else 2, [rival] if rival else [])
-                result = bench.measure(steps=20 if ON_GPU else 3, phase_steps=5)
-                del bench
-        except torch.OutOfMemoryError:
+        result = measured(flags, [rival] if rival else [], 20 if ON_GPU else 3, phase_steps=5)
+        if result is None:
             print(f"| {name} | out of memory | | | | | | | |", flush=True)
             continue
         print(row(name, result), flush=True)
@@ -334,9 +342,10 @@ def print_levers() -> None:
         print("\nno time left for the levers")
         return
     _, flags, _ = configurations()[0]
-    args = measured_arguments([*(FULL if ON_GPU else SMALL), *flags.split()])
-    with clean_device(), with_random_lpips(args) as args:
-        result = Bench(args, 5 if ON_GPU else 2, list(UNDO)).measure(steps=10, phase_steps=0)
+    result = measured(flags, list(UNDO), steps=10, phase_steps=0)
+    if result is None:
+        print("\nout of memory for the levers")
+        return
     print("\n| in turns with the first row | it is faster by |\n|---|---:|")
     for name in UNDO:
         print(f"| {name} | {result.speedup(name).text(2)} |")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import FLAGS, batch, gradients, largest_difference, tiny_run, weights
+from tiny import FLAGS, batch, gradients, largest_difference, tiny_run, train, weights
 
 from eval.__main__ import main
 from eval.benchmark import TEXTBOOKS
@@ -86,8 +86,6 @@ def test_textbook_step_knows_nothing_of_our_shortcuts() -> None:
 
 @pytest.mark.parametrize("lever", sorted(UNDO))
 def test_a_lever_taken_back_changes_the_way_and_not_the_weights(lever: str) -> None:
-    script = training_script()
-    script.look_around = lambda run, watch: True
     results, layouts, kinds, fused = [], [], [], []
     for undo in (lambda run: None, UNDO[lever]):
         run, seen = tiny_run(), []
@@ -95,8 +93,7 @@ def test_a_lever_taken_back_changes_the_way_and_not_the_weights(lever: str) -> N
         run.raw_vae.vae.encoder.down_blocks[0].register_forward_pre_hook(
             lambda _, inputs, seen=seen: seen.append(inputs[0].is_contiguous())
         )
-        run.loader = [batch(seed=seed) for seed in range(3)]
-        script.train(run, Nobody())
+        train(run, [batch(seed=seed) for seed in range(3)])
         results.append(weights(run.raw_vae))
         layouts.append(seen)
         kinds.append({type(module).__name__ for module in run.raw_vae.modules()})

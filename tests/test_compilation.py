@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 
 import pytest
 import torch
-from tiny import batch, largest_difference, tiny_run, weights
+from tiny import batch, largest_difference, tiny_run, train, weights
 from torch._dynamo.utils import counters
 
 from eval.random_lpips import with_random_lpips
-from eval.script import Nobody, measured_arguments, training_script
-from modules.run import Run
+from eval.script import measured_arguments
 
 
 @pytest.fixture
-def quick_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+def quick_compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Graphs are captured and differentiated as always, but their operations are PyTorch's own."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     torch._dynamo.reset()
@@ -34,18 +34,11 @@ def test_compiled_networks_train_as_uncompiled_ones() -> None:
         trained = {}
         for name, run in (("plain", plain), ("compiled", compiled)):
             graphs = counters["stats"]["unique_graphs"]
-            trained[name] = train(run)
+            train(run, [batch(seed=seed) for seed in range(3)])
+            # The spectral norm's vectors are among the discriminator's.
+            trained[name] = weights(run.raw_vae) | weights(run.raw_discriminator)
             assert (counters["stats"]["unique_graphs"] > graphs) == (name == "compiled")
     assert largest_difference(*trained.values()) < 1e-4
-
-
-def train(run: Run) -> dict[str, torch.Tensor]:
-    """Three steps; weights and buffers of both networks, the spectral norm's vectors among them."""
-    script = training_script()
-    script.look_around = lambda run, watch: True
-    run.loader = [batch(seed=seed) for seed in range(3)]
-    script.train(run, Nobody())
-    return weights(run.raw_vae) | weights(run.raw_discriminator)
 
 
 @pytest.mark.usefixtures("quick_compiler")

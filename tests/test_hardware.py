@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny import batch, largest_difference, tiny_run, weights
+from tiny import batch, largest_difference, tiny_run, train, weights
 
 from eval.precise import full_precision
-from eval.script import Nobody, training_script
 from modules import hardware
 from modules.hardware import convolution_layout, multiplies_bfloat16
 
@@ -68,8 +67,7 @@ def test_layout_is_channels_last_but_where_weight_gradients_have_no_kernel(
 
 
 def test_either_layout_trains_both_networks_alike(monkeypatch: pytest.MonkeyPatch) -> None:
-    script, found = training_script(), []
-    script.look_around = lambda run, watch: True
+    found = []
     for capability in ("AVX2", "AVX512"):
         pretend(monkeypatch, capability)
         monkeypatch.setattr(hardware, "WIDE", 1)
@@ -78,8 +76,7 @@ def test_either_layout_trains_both_networks_alike(monkeypatch: pytest.MonkeyPatc
         run.raw_vae.vae.encoder.register_forward_pre_hook(
             lambda _, inputs, seen=seen: seen.append(inputs[0].is_contiguous())
         )
-        run.loader = [batch(seed=seed) for seed in range(3)]
-        script.train(run, Nobody())
+        train(run, [batch(seed=seed) for seed in range(3)])
         plain = capability == "AVX2"
         assert seen == [plain] * 3
         for network in (run.raw_vae.vae.encoder.conv_in, run.raw_discriminator.model[-1]):

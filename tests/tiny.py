@@ -10,6 +10,7 @@ import torch
 from accelerate.state import AcceleratorState, GradientState
 from torch import Tensor
 
+from eval.script import Nobody, training_script
 from modules.arguments import Arguments
 from modules.autoencoder import TrainableVAE
 from modules.build import make_vae
@@ -46,6 +47,15 @@ def tiny_run(flags: str = "", batches: Sequence[dict[str, Any]] = ()) -> Run:
     args = tiny_arguments(flags)
     run = make_run(args, TrainableVAE(make_vae(args), args.model.decoder_only), 100)
     run.loader = batches
+    return run
+
+
+def train(run: Run, batches: Sequence[dict[str, Any]]) -> Run:
+    """The script's loop over `batches`, with nothing between its steps."""
+    script = training_script()
+    script.look_around = lambda run, watch: True
+    run.loader = batches
+    script.train(run, Nobody())
     return run
 
 
