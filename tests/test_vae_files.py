@@ -298,8 +298,8 @@ def test_a_git_lfs_pointer_and_an_unknown_file_type_are_named(tmp_path):
     pointer.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
     with pytest.raises(ValueError, match="git lfs pull"):
         load_vae(pointer)
-    (tmp_path / "vae.gguf").touch()
-    with pytest.raises(ValueError, match=r"expected \.safetensors"):
+    (tmp_path / "vae.gguf").write_bytes(b"GGUF" + bytes(100))
+    with pytest.raises(ValueError, match=r"expected the content of \.safetensors"):
         load_vae(tmp_path / "vae.gguf")
 
 
