@@ -32,10 +32,10 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with path.open("rb") as file:
             start = file.read(64)
+        if start[8:9] == b"{":  # after the header's length, which may begin with any byte
+            return _read_safetensors(path)
         if start.startswith((b"PK\x03\x04", b"\x80")):
             return _read_pickle(path), {}
-        if start[8:9] == b"{":
-            return _read_safetensors(path)
     except pickle.UnpicklingError as error:
         raise UnreadableTensors(
             f"{path.name} is refused: it is damaged, or holds Python objects besides tensors, "
@@ -86,7 +86,8 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _read_pickle(path: Path) -> dict[str, Tensor]:
-    return dict(_flatten(torch.load(path, map_location="cpu", weights_only=True)))
+    with path.open("rb") as file:  # given a path, torch would judge by the suffix
+        return dict(_flatten(torch.load(file, map_location="cpu", weights_only=True)))
 
 
 def _flatten(content: Any, prefix: str = "") -> list[tuple[str, Tensor]]:

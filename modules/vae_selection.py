@@ -39,15 +39,14 @@ def select_vae(state_dict: Mapping[str, Tensor], weights: str = "auto") -> State
     raw, averaged = _prefixes(tensors)
     prefix = _choose(tensors, raw, averaged, weights)
     inside = _below(tensors, prefix)
-    if prefix in averaged and len(raw) == 1:
+    if raw and averaged:
+        what, other = ("averaged", "raw") if prefix in averaged else ("raw", "ema")
         logger.warning(
-            "taking the averaged weights (%s*); --pretrained_weights raw takes those that were "
-            "trained (%s*)", prefix, raw[0],
+            "taking the %s weights (%s*) of a checkpoint that holds both; --pretrained_weights %s "
+            "takes the others", what, prefix, other,
         )  # fmt: skip
-        if not all(end in inside for end in _ENDS):
-            inside = _below(tensors, raw[0]) | inside
-    elif averaged:
-        logger.warning("taking the raw weights (%s*), not their average (%s*)", prefix, averaged[0])
+    if len(raw) == 1 and not all(end in inside for end in _ENDS):
+        inside = _below(tensors, raw[0]) | inside
     for marker, description in _OTHER_MODELS.items():
         if any(key.startswith(marker) for key in inside):
             raise UnknownLayout(f"this is {description}, not an AutoencoderKL")
