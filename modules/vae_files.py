@@ -93,10 +93,10 @@ def warn_of_other_programs(config: Mapping[str, Any]) -> None:
     """Logs what keeps A1111 and ComfyUI from a network that `save_ldm` writes, if anything does."""
     if unlike := unlike_stable_diffusion(config):
         logger.warning(
-            "in latent-diffusion's layout this model is for load_vae and for latent-diffusion's "
-            "own code alone: A1111, ComfyUI and diffusers' from_single_file build Stable "
-            "Diffusion's network, and this one has %s", " and ".join(unlike),
-        )  # fmt: skip
+            "the file in latent-diffusion's layout is not for A1111 and ComfyUI: they build Stable "
+            "Diffusion's network and would decode wrongly, for this one has %s",
+            " and ".join(unlike),
+        )
 
 
 def save_ldm(vae: AutoencoderKL, path: str | Path, prefix: str = "") -> None:
