@@ -14,6 +14,7 @@ from test_vae_files import assert_same_weights
 from tiny import batch, tiny_arguments, tiny_run, train
 
 from eval.__main__ import main
+from eval.memory_plan import plan
 from modules.build import make_vae
 from modules.errors import ArgumentError
 from modules.ldm_layout import infer_config
@@ -70,6 +71,17 @@ def test_attention_inside_the_levels_trains_and_is_loaded_evaluated_and_exported
     assert main(argv) == 0
     found = json.loads((tmp_path / "found").read_text())["models"].values()
     assert len({model["summary"]["psnr"] for model in found}) == 1
+
+
+def test_its_memory_is_predicted_with_what_attention_takes(folder):
+    peaks = {}
+    for kind, blocks in (("inside", {}), ("none", {"down_block_types": DOWN[:1] * 2})):
+        source = folder.parent / f"memory-{kind}"
+        kl_f16(**blocks).save_pretrained(source)
+        args = tiny_arguments(f"--model_config_name_or_path {source} --mixed_precision bf16")
+        _, (peak,) = plan(args, [32], [1])
+        peaks[kind] = peak.allocated
+    assert peaks["inside"] > peaks["none"] > 0
 
 
 def test_latent_diffusions_file_has_attention_where_latent_diffusion_keeps_it(tmp_path):
