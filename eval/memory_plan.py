@@ -164,8 +164,9 @@ def _plain(args: Arguments) -> Arguments:
 
 
 def _smallest(run: Run) -> int:
-    """A resolution at which a step costs nothing."""
-    return 2 ** (len(run.raw_vae.vae.config.block_out_channels) + 2)
+    """A resolution at which a step costs nothing, and which both networks can take."""
+    levels = len(run.raw_vae.vae.config.block_out_channels)
+    return 2 ** (max(levels, run.args.discriminator.disc_num_layers) + 2)
 
 
 def _step(script: ModuleType, run: Run, batch_size: int, resolution: int) -> None:

@@ -48,6 +48,12 @@ class ModelArguments:
     )
     revision: str | None = flag(None, "branch, tag or commit of the pretrained model on the hub")
     variant: str | None = flag(None, 'weights variant to load, such as "fp16"')
+    pretrained_weights: str = flag(
+        "auto",
+        "which weights of a checkpoint that holds both: raw as trained, ema their average, auto "
+        "the average where there is one",
+        choices=("auto", "raw", "ema"),
+    )
     cache_dir: str | None = flag(None, "where downloaded models and datasets are kept")
     downsample_factor: int = flag(
         8, "image side over latent side of a VAE from scratch", choices=(4, 8, 16, 32)
@@ -93,6 +99,11 @@ class ModelArguments:
             raise ArgumentError(
                 f"--vae_init={self.vae_init} is for a VAE from scratch; drop it, or "
                 "--pretrained_model_name_or_path"
+            )
+        if self.pretrained_weights != "auto" and not self.pretrained_model_name_or_path:
+            raise ArgumentError(
+                f"--pretrained_weights={self.pretrained_weights} needs "
+                "--pretrained_model_name_or_path, whose weights it chooses; drop it"
             )
         if self.block_out_channels is not None:
             levels = self.downsample_factor.bit_length()
@@ -342,7 +353,7 @@ class OptimizationArguments:
     disc_adam_beta2: float | None = flag(None, "beta2 for the discriminator, if another")
     adam_weight_decay: float = flag(1e-2, "AdamW's decoupled weight decay")
     adam_epsilon: float = flag(1e-8, "AdamW's epsilon")
-    max_grad_norm: float = flag(1.0, "clip each network's gradient to this norm")
+    max_grad_norm: float = flag(1.0, "clip each network's gradient to this norm; 0 never clips")
     alternation: str = flag(
         "every_step",
         "update both networks at every step, or in turns as diffusers' script does",
@@ -356,10 +367,10 @@ class OptimizationArguments:
 
     def __post_init__(self) -> None:
         at_least(self, 0, "seed", "learning_rate", "disc_learning_rate", "lr_warmup_steps",
-                 "adam_weight_decay", "adam_epsilon", "max_train_steps")  # fmt: skip
+                 "adam_weight_decay", "adam_epsilon", "max_grad_norm",
+                 "max_train_steps")  # fmt: skip
         at_least(self, 1, "train_batch_size", "gradient_accumulation_steps", "num_train_epochs",
                  "max_skipped_steps", "lr_num_cycles")  # fmt: skip
-        require(self.max_grad_norm > 0, "max_grad_norm", self.max_grad_norm, "must be positive")
         for name in ("adam_beta1", "adam_beta2", "disc_adam_beta1", "disc_adam_beta2", "ema_decay"):
             value = getattr(self, name)
             require(value is None or 0 <= value < 1, name, value, "must be at least 0 and below 1")

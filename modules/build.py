@@ -20,7 +20,9 @@ from modules.lean_blocks import make_lean
 from modules.perceptual import LPIPS, build_lpips
 from modules.resampler_start import start_as_resampler
 from modules.schedule import GanSchedule
-from modules.vae_files import load_vae
+from modules.vae_config import build_from_config
+from modules.vae_files import load_vae, warn_of_other_programs
+from modules.vae_sources import UnusableModel
 
 
 def training_length(args: Arguments, num_train_images: int | None, num_processes: int) -> int:
@@ -58,10 +60,8 @@ def make_vae(args: Arguments) -> AutoencoderKL:
             f"--latent_channels={wanted} does not match the model's {vae.config.latent_channels}; "
             "drop the flag, or train from scratch"
         )
-    if vae.config.in_channels != 3:
-        raise ArgumentError(
-            f"the model takes images of {vae.config.in_channels} channels; only RGB is supported"
-        )
+    if args.checkpoints.export_ldm:
+        warn_of_other_programs(vae.config)
     make_lean(vae, recompute_cheap=args.precision.recomputed == "norm")
     if args.precision.recomputed == "full":
         vae.enable_gradient_checkpointing()
@@ -78,6 +78,7 @@ def _load_or_build(args: ModelArguments, resolution: int) -> AutoencoderKL:
             revision=args.revision,
             variant=args.variant,
             cache_dir=args.cache_dir,
+            weights=args.pretrained_weights,
         )
     if args.model_config_name_or_path:
         return _from_config(args)
@@ -106,7 +107,10 @@ def _from_config(args: ModelArguments) -> AutoencoderKL:
             f"--model_config_name_or_path={source} describes a {config['_class_name']}; "
             "only AutoencoderKL can be trained"
         )
-    return AutoencoderKL.from_config(config)
+    try:
+        return build_from_config(config)
+    except UnusableModel as error:
+        raise ArgumentError(f"--model_config_name_or_path={source}: {error}") from error
 
 
 def _use_xformers(vae: AutoencoderKL) -> None:

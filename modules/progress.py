@@ -42,7 +42,7 @@ def resume(
     """
     state = read_trainer_state(path)
     for key, ours in _networks(run).items():
-        theirs = state["networks"].get(key)
+        theirs = state["networks"].get(key, ours)  # earlier versions noted fewer of them
         if theirs != ours:
             raise ArgumentError(
                 f"--resume_from_checkpoint={path} holds another network: {key} is {theirs} there "
@@ -83,10 +83,10 @@ def _networks(run: Run) -> dict[str, Any]:
     """What decides the shapes of the tensors in a checkpoint, by flag or configuration key."""
     config, disc = run.raw_vae.vae.config, run.args.discriminator
     keys = ("block_out_channels", "layers_per_block", "latent_channels", "norm_num_groups",
-            "mid_block_add_attention", "use_quant_conv")  # fmt: skip
+            "mid_block_add_attention", "use_quant_conv", "use_post_quant_conv",
+            "down_block_types", "up_block_types", "act_fn")  # fmt: skip
     flags = ("disc_hidden_channels", "disc_num_layers", "disc_norm_type", "disc_num_groups")
-    vae = {key: config[key] for key in keys}
-    vae["block_out_channels"] = list(vae["block_out_channels"])
+    vae = {key: list(v) if isinstance(v := config[key], tuple) else v for key in keys}
     return vae | {"decoder_only": run.args.model.decoder_only} | {
         flag: getattr(disc, flag) for flag in flags
     }  # fmt: skip

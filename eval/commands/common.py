@@ -21,8 +21,22 @@ MODEL_HELP = (
     "a folder with a VAE or a pipeline, a hub id, or one .safetensors or .ckpt file in "
     "latent-diffusion's layout"
 )
+WEIGHTS = ("auto", "raw", "ema")
 SYNTHETIC_IMAGES = 1000
 SYNTHETIC_SEED = 2**31  # pictures that no run has trained on, unless this was its --seed
+
+
+def add_model_arguments(
+    parser: argparse.ArgumentParser, nargs: str | None = "+", others: str = ""
+) -> None:
+    """--model, and which of its weights; `others` are models that are no autoencoders."""
+    parser.add_argument("--model", nargs=nargs, required=True, help=MODEL_HELP + others)
+    parser.add_argument(
+        "--pretrained_weights",
+        choices=WEIGHTS,
+        default="auto",
+        help="of a checkpoint that holds both: raw as trained, ema their average, auto the average",
+    )
 
 
 def add_data_arguments(parser: argparse.ArgumentParser, num_images: int | None) -> None:
@@ -134,8 +148,12 @@ def device_and_processes(args: argparse.Namespace) -> Iterator[torch.device]:
     import torch.distributed as dist
 
     cuda = torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "") != "true"
-    default = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if cuda else "cpu"
-    device = torch.device(args.device or default)
+    try:
+        device = torch.device(args.device or ("cuda" if cuda else "cpu"))
+    except RuntimeError as error:
+        raise ValueError(f"--device={args.device} is no device, such as cpu or cuda:1") from error
+    if device.type == "cuda" and device.index is None:  # each process of this machine has its own
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield device
         return

@@ -13,7 +13,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from eval.commands.common import MODEL_HELP
+from eval.commands.common import add_model_arguments
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
@@ -24,7 +24,7 @@ FORMATS = ("diffusers", "fp16", "ldm", "onnx")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's flags."""
-    parser.add_argument("--model", required=True, help=MODEL_HELP)
+    add_model_arguments(parser, nargs=None)
     parser.add_argument(
         "--output", required=True, metavar="DIR", help="folder to write into; may be the model's"
     )
@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--output={folder} is a file; give a folder")
     if "onnx" in args.format:
         require_onnx()
-    vae = open_vae(args.model)
+    vae = open_vae(args.model, args.pretrained_weights)
     if "diffusers" in args.format or "fp16" in args.format:
         _write_diffusers(vae, folder)
     if "fp16" in args.format:

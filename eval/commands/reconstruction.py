@@ -12,8 +12,8 @@ import argparse
 
 from eval.columns import DEFAULT_METRICS, METRICS
 from eval.commands.common import (
-    MODEL_HELP,
     add_data_arguments,
+    add_model_arguments,
     add_protocol_arguments,
     add_run_arguments,
     device_and_processes,
@@ -26,12 +26,7 @@ HELP = "PSNR, SSIM, LPIPS, rFID and more of any models, side by side"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's flags."""
-    parser.add_argument(
-        "--model",
-        nargs="+",
-        required=True,
-        help=f"{MODEL_HELP}; or identity, jpeg:QUALITY, downsample:FACTOR",
-    )
+    add_model_arguments(parser, others="; or identity, jpeg:QUALITY, downsample:FACTOR")
     parser.add_argument("--labels", nargs="+", help="names of the models in tables, in their order")
     parser.add_argument(
         "--metrics", nargs="+", choices=tuple(METRICS), help=f"default: {' '.join(DEFAULT_METRICS)}"
@@ -78,6 +73,7 @@ def run(args: argparse.Namespace) -> int:
         result = measure(
             args.model,
             args.labels,
+            args.pretrained_weights,
             images,
             metrics,
             networks,
