@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from collections import Counter
-from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from functools import cache
 
@@ -56,6 +53,14 @@ def suffixes() -> frozenset[str]:
     return frozenset(SUFFIXES.union(*found))
 
 
+def unread_format(head: bytes) -> str | None:
+    """As `remedy`, for a file that begins so, whatever its name."""
+    marks = {b"ftypavi": ".avif", b"ftyphe": ".heic", b"ftypmif1": ".heic", b"JXL ": ".jxl"}
+    kinds = [kind for mark, kind in marks.items() if head[4:].startswith(mark)]
+    kinds += [".jxl"] * head.startswith(b"\xff\x0a")
+    return next(map(remedy, kinds), None)
+
+
 @cache
 def remedy(suffix: str) -> str | None:
     """What to do about pictures of a kind that is not read; None for files of any other kind."""
@@ -67,19 +72,3 @@ def remedy(suffix: str) -> str | None:
     if suffix in RAW:
         return "raw photographs: develop them to TIFF or PNG"
     return "convert them to PNG" if suffix in OTHERS else None
-
-
-def left_out(paths: Iterable[str], read: Sequence[str] | None = None) -> str:
-    """Such as "8 .heic (pip install pillow-heif)": pictures among the files that are not read.
-
-    read: the suffixes that are, if fewer than `suffixes()`. Empty where nothing is left out.
-    """
-    counts = Counter(os.path.splitext(path)[1].lower() for path in paths)
-    parts = []
-    for suffix, count in sorted(counts.items()):
-        fix = remedy(suffix)
-        if read is not None and suffix in suffixes() and suffix not in read:
-            fix = "pass the folder as --train_data_dir instead"
-        if fix is not None:
-            parts.append(f"{count:,} {suffix} ({fix})")
-    return ", ".join(parts)

@@ -18,7 +18,7 @@ import torch
 from PIL import ExifTags, Image
 from torch import Tensor
 
-from modules.image_kinds import formats
+from modules.image_kinds import formats, unread_format
 from modules.png_chunks import SIGNATURE, pixel_chunks
 
 # 134 million. Decoding takes 8 bytes a pixel, 12 of AVIF and floating point, so never more than 1.6
@@ -93,6 +93,12 @@ def upright_shape(file: bytes | str | Path) -> tuple[int, int]:
         return image.size if turned else image.size[::-1]
 
 
+def holds_picture(path: str | Path) -> bool:
+    """Whether a file begins as a picture does. Raises UnreadableImage where it does not."""
+    with _open(path) as image:
+        return image.format != "TGA"  # which has no mark of its own
+
+
 @contextmanager
 def _open(file: bytes | str | Path) -> Iterator[Image.Image]:
     """The picture, not yet decoded; what goes wrong with it until the end is an UnreadableImage."""
@@ -101,9 +107,6 @@ def _open(file: bytes | str | Path) -> Iterator[Image.Image]:
             yield image
     except UnreadableImage:
         raise
-    except Image.UnidentifiedImageError as error:
-        names = ", ".join(formats())
-        raise UnreadableImage(f"not one of the formats {names}, or a rare kind of it") from error
     except DECODE_ERRORS as error:
         raise UnreadableImage(f"{type(error).__name__}: {error}") from error
 
@@ -129,10 +132,17 @@ def _identify(stream: BinaryIO) -> Image.Image:
             return Image.open(pixel_chunks(stream), formats=("PNG",))
         except DECODE_ERRORS:  # for the EXIF data perhaps, which is not the picture
             return Image.open(pixel_chunks(stream, with_exif=False), formats=("PNG",))
-    allowed = formats()
+    allowed, beyond = formats(), ""
     if size > MAX_WHOLE:
         allowed = tuple(name for name in allowed if name not in READ_WHOLE)
-    return Image.open(stream, formats=allowed)
+        beyond = f", which may have more than {MAX_WHOLE} bytes"
+    try:
+        return Image.open(stream, formats=allowed)
+    except Image.UnidentifiedImageError as error:
+        stream.seek(0)
+        fix = unread_format(stream.read(16)) or "or of a kind of them that Pillow does not read"
+        reason = f"not one of the formats {', '.join(allowed)}{beyond}; {fix}"
+        raise UnreadableImage(reason) from error
 
 
 def _load(image: Image.Image, target: int | None) -> None:
