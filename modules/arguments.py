@@ -171,8 +171,8 @@ class DataArguments:
     )
     fast_jpeg_decoding: bool = flag(
         False,
-        "decode JPEGs at 1/2, 1/4 or 1/8 where twice the crop's size is left: 2 to 3 times as "
-        "fast, but the finest detail is 7 % weaker than in evaluation, which decodes all",
+        "decode JPEGs at 1/2, 1/4 or 1/8 where 1.5 times the crop's size is left: 2 to 3 times as "
+        "fast, but the finest detail is 7 to 12 % weaker than in evaluation, which decodes all",
     )
     max_bad_images: float = flag(
         0.01, "stop when more than this fraction of the training images cannot be read"

@@ -9,7 +9,6 @@ from typing import Any, BinaryIO
 
 from datasets import BuilderConfig, DatasetInfo, Features
 from datasets import Image as ImageFeature
-from datasets.builder import Key
 from datasets.packaged_modules.webdataset.webdataset import WebDataset, base_plus_ext
 
 from modules.errors import ArgumentError
@@ -65,17 +64,17 @@ class PictureTars(WebDataset):
 
     def _generate_examples(
         self, tar_paths: list[str], tar_iterators: list[Iterable[tuple[str, BinaryIO]]]
-    ) -> Iterator[tuple[Key, dict[str, Any]]]:
+    ) -> Iterator[tuple[str, dict[str, Any]]]:
         column = self.config.image_column
         for tar, members in enumerate(tar_iterators):
             for number, (key, fields) in enumerate(_samples(members, column)):
                 name = next(iter(candidates(fields, column)), None)
                 if name is None or not (self.has_substitutes or name.lower() == column.lower()):
                     path = f"{key} (no {column} among its {', '.join(fields)})"
-                    yield Key(tar, number), {COLUMN: {"path": path, "bytes": b""}}
+                    yield f"{tar}_{number}", {COLUMN: {"path": path, "bytes": b""}}
                 else:
                     cell = {"path": f"{key}.{name}", "bytes": fields[name]}
-                    yield Key(tar, number), {COLUMN: cell}
+                    yield f"{tar}_{number}", {COLUMN: cell}
 
 
 def candidates(fields: Iterable[str], column: str) -> list[str]:
