@@ -219,6 +219,7 @@ def exif_of(orientation: int) -> bytes:
         (chunk(b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(bytes(2_000_000))), False),
         (chunk(b"tEXt", b"Raw profile type exif\0\nexif\n 99\n" + exif_of(6).hex().encode()), True),
     ],
+    ids=lambda value: value[4:8].decode() if isinstance(value, bytes) else str(value),
 )
 def test_nothing_beside_the_pixels_of_a_png_spoils_them(beside, turned, interlaced, after):
     file = encode(PICTURE, "PNG") if not interlaced else INTERLACED
