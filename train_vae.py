@@ -265,9 +265,10 @@ def export(run: Run, watch: Watch) -> None:
     with run.averaged_weights():
         if not args.model.decoder_only:
             count = args.checkpoints.num_latent_images
+            images = watch.data.finite(args, count)
             latents = measure_latents(
                 run.raw_vae.vae,
-                ProtocolImages(watch.data.finite(count), Protocol(args.data.resolution), count),
+                ProtocolImages(images, Protocol(args.data.resolution), count),
                 batch_size=args.validation.validation_batch_size,
                 device=run.accelerator.device,
                 progress=False,

@@ -16,9 +16,16 @@ from modules.data import TrainingImages, training_loader
 from modules.errors import ArgumentError
 from modules.image_sizes import read_sizes
 from modules.mixture import Mixture
-from modules.open_dataset import load_rows
+from modules.open_dataset import load_rows, split_names
 from modules.order import EpochOrder, Permutations
-from modules.parts import Concatenation, ImageSource, hold_back, part_sizes, random_subset
+from modules.parts import (
+    Concatenation,
+    ImageSource,
+    Subset,
+    hold_back,
+    part_sizes,
+    random_subset,
+)
 from modules.rows import MixedRows, RowStream, ShardRows, SourceRows
 from modules.shards import Shards
 from modules.sources import open_files, open_folder, open_source
@@ -48,9 +55,17 @@ class TrainingData:
         """Changes with the files that are trained on."""
         return self.images.fingerprint()
 
-    def finite(self, num_images: int) -> ImageSource:
-        """A source to measure on: the training images, or the first `num_images` of a stream."""
-        return self.images.first(num_images) if isinstance(self.images, RowStream) else self.images
+    def finite(self, args: Arguments, num_images: int) -> ImageSource:
+        """A source to measure on, in training's shares.
+
+        The training images; of a stream, or of data sets mixed by weight, the first `num_images`.
+        """
+        if isinstance(self.images, RowStream):
+            return self.images.first(num_images)
+        if args.data.dataset_weights is None:
+            return self.images
+        order = _make_order(args, self.images)
+        return Subset(self.images, order.indices(0)[:num_images].numpy())
 
     def describe(self, args: Arguments) -> str:
         """Such as "1,288 images of photos, random 256 x 256 crops, mirrored at random"."""
@@ -124,6 +139,7 @@ def _open_source(args: Arguments, name: str | None) -> ImageSource:
         dataset_config_name=data.dataset_config_name,
         data_files=data.data_files,
         data_dir=data.train_data_dir,
+        split=data.train_split,
         image_column=data.image_column,
         cache_dir=args.model.cache_dir,
         seed=args.optimization.seed,
@@ -151,6 +167,7 @@ def _open_stream(args: Arguments, name: str, buffer_size: int) -> RowStream:
         config_name=data.dataset_config_name,
         data_files=data.data_files,
         data_dir=data.train_data_dir,
+        split=data.train_split,
         image_column=data.image_column,
         cache_dir=args.model.cache_dir,
         token=token,
@@ -166,12 +183,18 @@ def _open_stream(args: Arguments, name: str, buffer_size: int) -> RowStream:
 
 
 def _open_validation_split(args: Arguments) -> ImageSource:
-    data = args.data
+    data, split = args.data, args.validation.validation_split
+    shared = set(split_names(split)) & set(split_names(data.train_split))
+    if split == data.train_split or (shared and not ("[" in split and "[" in data.train_split)):
+        raise ArgumentError(
+            f"--validation_split={split} has images of --train_split={data.train_split}, which are "
+            "trained on; name another one, or drop it to hold images back"
+        )
     return open_source(
         dataset_name=data.dataset_name[0],
         dataset_config_name=data.dataset_config_name,
         data_dir=data.train_data_dir,
-        split=args.validation.validation_split,
+        split=split,
         image_column=data.image_column,
         cache_dir=args.model.cache_dir,
         token=args.logging.hub_token,
@@ -203,6 +226,7 @@ def make_loader(
         "interpolation": args.data.interpolation,
         "min_image_size": args.data.min_image_size,
         "train_resolutions": args.data.train_resolutions,
+        "fast_jpeg_decoding": args.data.fast_jpeg_decoding,
     }
     resolution = args.data.resolution
     if isinstance(data.images, RowStream):

@@ -208,7 +208,9 @@ def _eval_results(
             dataset_type=dataset or "images",
             dataset_name=f"{count} validation images{f' of {dataset}' if dataset else ''}",
             dataset_config=provenance.protocol or None,
-            dataset_split=(validation.validation_split or "train") if dataset else None,
+            dataset_split=(validation.validation_split or args.data.train_split)
+            if dataset
+            else None,
             dataset_args={"num_images": count, **provenance.stamp},
             metric_type=name,
             metric_name=title,

@@ -221,6 +221,18 @@ def test_a_picture_that_comes_again_in_an_epoch_is_cropped_in_another_way(two):
         assert len(crops) > 20
 
 
+@pytest.mark.parametrize("streaming", ["", "--streaming --max_train_steps=1"])
+def test_what_is_measured_on_has_the_shares_of_the_mixture(two, streaming):
+    argv = f"--image_column=png {two} --dataset_weights 3 1 {streaming}"
+    args = resolve_arguments(argv.split())
+
+    images = open_data(args).finite(args, 20)
+
+    pictures = [number_of(images.open(index)) for index in range(len(images))]
+    assert len(pictures) == 20
+    assert abs(sum(number >= 100 for number in pictures) - 5) <= 1
+
+
 def test_no_two_samples_of_a_mixed_stream_share_their_randomness(two):
     argv = f"--image_column=png {two} --dataset_weights 1 1 --streaming --max_train_steps=1"
     data = open_data(resolve_arguments(argv.split()))
