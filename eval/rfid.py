@@ -20,6 +20,7 @@ from eval.fid import (
     frechet_distance,
 )
 from eval.loading import Batch
+from modules.errors import dispensable
 from modules.images import UnreadableImage
 from modules.reduce import process_index_and_count, sum_over_processes
 
@@ -86,7 +87,8 @@ class StreamedFID:
                     self.add_originals(batch.images.to(self.device), batch.count)
         reference = self.originals.result(self._feature_width())
         if process_index_and_count()[0] == 0 and np.isfinite(reference["sigma"]).all():
-            self.cache.write(content, reference)
+            with dispensable(str(self.cache.file)):
+                self.cache.write(content, reference)
         return reference
 
     def _feature_width(self) -> int:

@@ -14,6 +14,7 @@ from torch import nn
 
 from modules.arguments import Arguments
 from modules.autoencoder import downsample_factor
+from modules.durable import let_others_read
 from modules.latents import LatentStatistics
 from modules.model_card import Provenance, write_model_card
 from modules.run import Run
@@ -43,7 +44,7 @@ def export_vae(vae: AutoencoderKL, folder: Path, **config: Any) -> AutoencoderKL
     shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed here
     copy.save_pretrained(partial)
     for file in sorted(partial.iterdir(), reverse=True):  # weights before config.json
-        file.chmod(0o644)  # safetensors writes them for the owner alone
+        let_others_read(file)
         os.replace(file, folder / file.name)
     partial.rmdir()
     return copy

@@ -165,11 +165,11 @@ def _take_snapshot(output_dir: Path, snapshot: Path) -> None:
     shutil.rmtree(snapshot, ignore_errors=True)
     snapshot.mkdir()
     for source in (output_dir / name for name in COMPLETE_MIDWAY):
-        if source.is_dir():
-            hidden = shutil.ignore_patterns(".*")
-            shutil.copytree(source, snapshot / source.name, ignore=hidden, copy_function=_link)
-        elif source.is_file():
-            shutil.copy2(source, snapshot / source.name)
+        if source.is_file():
+            shutil.copyfile(source, snapshot / source.name)
+        for file in filter(Path.is_file, source.glob("[!.]*")):
+            (snapshot / source.name).mkdir(exist_ok=True)
+            _link(file, snapshot / source.name / file.name)
 
 
 def _write_card(
@@ -186,8 +186,8 @@ def _write_card(
                      provenance=provenance, subfolder=best)  # fmt: skip
 
 
-def _link(source: str, target: str) -> None:
+def _link(source: Path, target: Path) -> None:
     try:
         os.link(source, target)
-    except OSError:  # some file systems know no links
-        shutil.copy2(source, target)
+    except OSError:  # some file systems know no links, or no permissions and times to copy
+        shutil.copyfile(source, target)
