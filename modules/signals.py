@@ -30,15 +30,17 @@ class StopRequest:
 
     Processes of one run may be signalled at different moments, or only one of them. `agreed` lets
     them all stop after the same step. It talks over the CPU, so a GPU's queue is never drained for
-    it, and waits at most `timeout` seconds for a process that is gone. Signals that were ignored
-    when the script began, as SIGHUP under nohup, stay ignored.
+    it, and waits at most `timeout` seconds for a process that is gone. A signal that was ignored
+    when the script began, as SIGHUP is under nohup, stays ignored; but for SIGINT, which shells
+    ignore on behalf of whatever runs in the background.
     """
 
     def __init__(self, timeout: float = 1800) -> None:
         self.received: int | None = None
         several = dist.is_initialized() and dist.get_world_size() > 1
         self.group = _connect(timeout) if several else None
-        heeded = [n for n in SIGNALS if signal.getsignal(n) is not signal.SIG_IGN]
+        ignored = {n for n in SIGNALS if signal.getsignal(n) is signal.SIG_IGN} - {signal.SIGINT}
+        heeded = [number for number in SIGNALS if number not in ignored]
         _exit_at_the_second(heeded)
         for number in heeded:
             signal.signal(number, self._receive)

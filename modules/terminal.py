@@ -49,7 +49,7 @@ def outlive_the_terminal() -> None:
 def leave_when_interrupted(last_words: str) -> None:
     """Ctrl-C ends the script with one line and code 130, while there is nothing to save.
 
-    In training `StopRequest` takes over. Where Ctrl-C is ignored, as after a shell's &, that stays.
+    In training `StopRequest` takes over.
     """
 
     def leave(number: int, frame: FrameType | None) -> None:
@@ -59,5 +59,4 @@ def leave_when_interrupted(last_words: str) -> None:
             os.write(2, f"\n{last_words}\n".encode())
         raise SystemExit(128 + number)
 
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-        signal.signal(signal.SIGINT, leave)
+    signal.signal(signal.SIGINT, leave)

@@ -558,6 +558,15 @@ def test_a_line_that_was_being_written_when_the_run_died_is_dropped(tmp_path):
     ]
 
 
+def test_pictures_that_were_repaired_count_no_more(tmp_path):
+    BadImages(tmp_path, max_bad_images=0.5, dataset_size=100).add(BAD)
+    repaired = BadImages(tmp_path, max_bad_images=0, dataset_size=100)
+    repaired.forget()
+    repaired.add([])
+    assert repaired.counts() == {}
+    assert not repaired.path.exists()
+
+
 def test_labels_that_are_not_unicode_are_recognised_again(tmp_path):
     bad = [Rejection(os.fsdecode(b"\xff\xfe.png"), "cut", UNREADABLE)]
 
