@@ -75,7 +75,7 @@ from modules.build_data import TrainingData, make_loader, open_data
 from modules.checkpoint import save_checkpoint
 from modules.compilation import compile_networks
 from modules.ema import ExponentialMovingAverage
-from modules.errors import dispensable
+from modules.errors import ArgumentError, dispensable
 from modules.export import export_everything, export_vae, latent_config
 from modules.gan_guard import GanGuard
 from modules.guard import FiniteGuard
@@ -255,8 +255,8 @@ def validate(run: Run, watch: Watch) -> None:
             finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
             run.best = {"step": run.step, **finite}
             if run.accelerator.is_main_process:
-                config = latent_config(run.args, result.latents)
-                with dispensable(str(run.output_dir / "best")):
+                with dispensable(str(run.output_dir / "best"), (OSError, ArgumentError)):
+                    config = latent_config(run.args, result.latents)
                     export_vae(run.raw_vae.vae, run.output_dir / "best", **config)
     run.meter.restart_clock()
 

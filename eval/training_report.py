@@ -24,7 +24,7 @@ from eval.report import (
     wide_picture,
 )
 from eval.results import Evaluation
-from modules.metrics_log import best_psnr
+from modules.metrics_log import best_psnr, whole_validations
 
 Rows = Sequence[Mapping[str, float]]
 
@@ -91,7 +91,7 @@ def _latent_grid(picture: Image.Image | None) -> str:
 
 def _validation(rows: Rows) -> str:
     """The first, the best and the last validation."""
-    found = [row for row in rows if "val/psnr" in row]
+    found = whole_validations(rows)
     if not found:
         return ""
     best = best_psnr(found)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import lru_cache
 
 logger = logging.getLogger(__name__)
 
@@ -19,7 +19,9 @@ class RunStopped(RuntimeError):
 
 
 @contextmanager
-def dispensable(what: str, failures: type[Exception] = OSError) -> Iterator[None]:
+def dispensable(
+    what: str, failures: type[Exception] | tuple[type[Exception], ...] = OSError
+) -> Iterator[None]:
     """Goes on without `what` where it fails with one of `failures`.
 
     For what tells of a run, and not for what it is made of: no picture or row is worth the steps
@@ -32,6 +34,6 @@ def dispensable(what: str, failures: type[Exception] = OSError) -> Iterator[None
         _say(what, f"{type(error).__name__}: {reason}")
 
 
-@cache
+@lru_cache(maxsize=256)
 def _say(what: str, reason: str) -> None:
     logger.warning("%s could not be written (%s); the run goes on without", what, reason)

@@ -7,7 +7,7 @@ import logging
 import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 logger = logging.getLogger(__name__)
@@ -17,6 +17,9 @@ Row = dict[str, float]
 MOST_ROWS = 4000  # of training that are kept in memory; a curve shows 600
 LONGEST_LINE = 1 << 20  # bytes; a row has some hundreds, and foreign content may have no line ends
 EXACT_DIGITS = 18  # longer integers are none of ours, and Python takes its time over very long ones
+DECODER = json.JSONDecoder(
+    parse_int=lambda digits: int(digits) if len(digits) <= EXACT_DIGITS else float(digits)
+)
 SET_ASIDE = "metrics.damaged.jsonl"
 
 
@@ -78,8 +81,9 @@ class MetricsLog:
             os.replace(partial, self.file)
             logger.warning("%d lines of %s are no rows of a run and were left out; the file as it "
                            "was is %s", foreign, self.file, aside)  # fmt: skip
-        elif self.file.exists():
-            os.truncate(self.file, end)
+        else:
+            with self.file.open("ab") as stream:
+                stream.truncate(end)
 
     def _forget(self) -> None:
         self.training: list[Row] = []  # every `every`-th of the `seen`
@@ -95,6 +99,11 @@ class MetricsLog:
         self.seen += 1
         if len(self.training) > MOST_ROWS:
             self.training, self.every = self.training[::2], 2 * self.every
+
+
+def whole_validations(rows: Iterable[Row]) -> list[Row]:
+    """The rows of validations; one that was written by hand need not have all of their numbers."""
+    return [row for row in rows if {"val/psnr", "val/num_images"} <= row.keys()]
 
 
 def best_psnr(validations: Sequence[Row]) -> Row:
@@ -120,17 +129,13 @@ def _lines(file: Path) -> Iterator[bytes]:
 def _parsed(line: bytes) -> Row | None:
     """The numbers of a row; None for a line that is none, or belongs to no step."""
     try:
-        found = json.loads(line, parse_int=_integer)
+        found = DECODER.decode(line.decode("utf-8-sig"))
     except (ValueError, RecursionError):
         return None
     if not isinstance(found, dict) or type(found.get("step")) is not int:
         return None
     return {name: math.nan if value is None else value for name, value in found.items()
             if value is None or type(value) in (int, float)}  # fmt: skip
-
-
-def _integer(digits: str) -> float:
-    return int(digits) if len(digits) <= EXACT_DIGITS else float(digits)
 
 
 def _rows_up_to(step: int, file: Path) -> Iterator[bytes]:

@@ -21,6 +21,7 @@ from diffusers import AutoencoderKL
 from modules.arguments import Arguments
 from modules.errors import RunStopped
 from modules.hub import make_repository
+from modules.metrics_log import whole_validations
 from modules.model_card import Provenance, write_model_card
 from modules.run import Run
 from modules.run_files import COMPLETE_MIDWAY, SNAPSHOT
@@ -181,7 +182,7 @@ def _write_card(
         best = "best"
         with torch.device("meta"):  # the card tells of the configuration alone
             vae = AutoencoderKL.from_config(AutoencoderKL.load_config(snapshot / best))
-    seen = [row for row in rows if "val/psnr" in row and row["step"] <= run.best.get("step", 0)]
+    seen = [row for row in whole_validations(rows) if row["step"] <= run.best.get("step", 0)]
     write_model_card(snapshot, run.args, vae, steps=run.step, latents=None, validations=seen,
                      provenance=provenance, subfolder=best)  # fmt: skip
 

@@ -12,7 +12,7 @@ WRITTEN = (
 
 # Never uploaded. Checkpoints are several times the size of the weights, a repository keeps every
 # version for good, and only this trainer reads them; bad_images.txt names the user's own files.
-KEPT_AT_HOME = ("checkpoints", "logs", "metrics.damaged.jsonl", "bad_images.txt")
+KEPT_AT_HOME = ("checkpoints", "logs", "bad_images.txt", "metrics.damaged.jsonl")
 
 # What a push in the middle of training consists of: everything that is complete at that moment.
 COMPLETE_MIDWAY = ("best", "samples", "metrics.jsonl", "report.html", "train_config.yaml")

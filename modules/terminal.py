@@ -49,14 +49,16 @@ def outlive_the_terminal() -> None:
 def leave_when_interrupted(last_words: str) -> None:
     """Ctrl-C ends the script with one line and code 130, while there is nothing to save.
 
-    In training `StopRequest` takes over.
+    In training `StopRequest` takes over. Processes that load data leave without a word.
     """
+    main = os.getpid()
 
     def leave(number: int, frame: FrameType | None) -> None:
         del frame
         signal.signal(number, signal.SIG_DFL)  # at once, the next time
-        with suppress(OSError):  # not by print: what is interrupted may be another one
-            os.write(2, f"\n{last_words}\n".encode())
+        if os.getpid() == main:
+            with suppress(OSError):  # not by print: what is interrupted may be another one
+                os.write(2, f"\n{last_words}\n".encode())
         raise SystemExit(128 + number)
 
     signal.signal(signal.SIGINT, leave)

@@ -443,7 +443,7 @@ def test_a_row_without_an_image_is_skipped_and_named():
 
 
 @pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="signals do not name their sender")
-@pytest.mark.parametrize("name", ["TERM", "INT", "USR1"])
+@pytest.mark.parametrize("name", ["TERM", "INT", "HUP", "USR1"])
 def test_a_signal_to_the_whole_job_does_not_kill_the_workers(name):
     loader = iter(training_loader(mapped(9), batch_size=1, num_workers=1))
     next(loader)

@@ -290,7 +290,7 @@ def test_weights_that_are_not_finite_are_never_written(where: str) -> None:
     tensors = {"vae": list(run.raw_vae.parameters()), "average": run.ema.averages,
                "discriminator": list(run.raw_discriminator.parameters())}  # fmt: skip
     with torch.no_grad():
-        tensors[where][-1].view(-1)[0] = torch.inf
+        tensors[where][-1].fill_(torch.inf)
     script = training_script()
     script.save_checkpoint = None  # not reached
     with pytest.raises(RunStopped, match=rf"step 0 \({where}\..*--learning_rate"):
