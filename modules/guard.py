@@ -33,8 +33,8 @@ class FiniteGuard:
         self.max_skipped_steps = max_skipped_steps
         self.zero = torch.zeros((), device=accelerator.device)
         self.seen = torch.zeros(len(TERMS), device=accelerator.device)
-        # Updates skipped in a row (now, at most since the last check) and in all; how often each
-        # term was to blame since the last check.
+        # Updates skipped in a row (now, at most since the launch) and in all; how often each term
+        # was to blame since the last check.
         self.tally = torch.zeros(3 + len(TERMS), device=accelerator.device)
 
     def watch(self, **terms: Tensor) -> None:
@@ -59,11 +59,9 @@ class FiniteGuard:
     def check(self) -> dict[str, float]:
         """The number of skipped updates so far, if any; the host waits here.
 
-        Raises TrainingDiverged when `max_skipped_steps` in a row were skipped since the last check;
-        those before it count where the row had not ended there.
+        Raises TrainingDiverged when `max_skipped_steps` in a row were skipped.
         """
         _, most, skipped, *blamed = self.tally.tolist()
-        self.tally[1] = 0  # what is over and was let pass is forgotten
         self.tally[3:] = 0
         if most >= self.max_skipped_steps:
             names = [name for name, times in zip(TERMS, blamed, strict=True) if times]
