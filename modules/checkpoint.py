@@ -66,6 +66,8 @@ def verify(path: Path) -> None:
     """Compares every file with the manifest. Raises DamagedCheckpoint for the first to differ."""
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        if not isinstance(manifest, dict) or TRAINER_STATE not in manifest:
+            raise ValueError(f"it does not list {TRAINER_STATE}")
     except (OSError, ValueError) as error:
         raise DamagedCheckpoint(f"{path} has no readable {MANIFEST} ({error})") from None
     for name, expected in manifest.items():

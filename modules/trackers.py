@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -60,9 +61,11 @@ def _wandb_options(folder: Path, name: str, step: int) -> dict[str, Any]:
 
     folder.mkdir(parents=True, exist_ok=True)  # wandb would go elsewhere
     file = folder / "wandb_run_id.txt"
-    if step == 0 or not file.exists():
-        file.write_text(secrets.token_hex(4), encoding="utf-8")
-    chosen = {"dir": str(folder), "id": file.read_text(encoding="utf-8"), "name": name,
+    known = file.read_bytes() if step and file.exists() else b""
+    if not re.fullmatch(rb"[0-9a-f]{8}", known):  # a new run, or a damaged file
+        known = secrets.token_hex(4).encode()
+        file.write_bytes(known)
+    chosen = {"dir": str(folder), "id": known.decode(), "name": name,
               "resume": "allow", "settings": Settings(quiet=True)}  # fmt: skip
     return {key: value for key, value in chosen.items() if WANDB_VARIABLES[key] not in os.environ}
 

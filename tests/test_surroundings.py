@@ -18,7 +18,7 @@ from launching import TINY, launch
 from PIL import Image
 
 from modules import metrics_log
-from modules.checkpoint import checkpoint_steps, clear_debris, rotate
+from modules.checkpoint import checkpoint_steps, clear_debris, newest_checkpoint, rotate
 from modules.durable import flush, where_supported
 from modules.journal import Journal
 from modules.metrics_log import SET_ASIDE, MetricsLog, best_psnr, read_rows
@@ -150,6 +150,16 @@ def test_foreign_names_in_the_folders_of_a_run_are_left_alone(tmp_path):
     clear_debris(checkpoints)
     rotate(checkpoints, 5, 1)
     assert all(path.read_text() == "theirs" for path in foreign)
+
+
+@pytest.mark.parametrize(
+    "manifest", [b"{}", b"[]", b"null", b"\0\0", b"\xff", b'["trainer_state.json"]']
+)
+def test_a_foreign_manifest_is_a_damaged_checkpoint(manifest, tmp_path, caplog):
+    (tmp_path / "step-000003").mkdir()
+    (tmp_path / "step-000003" / "manifest.json").write_bytes(manifest)
+    assert newest_checkpoint(tmp_path) is None
+    assert "step-000003 has no readable manifest.json" in caplog.text
 
 
 def know_little() -> None:

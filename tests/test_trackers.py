@@ -232,6 +232,9 @@ def test_branches_and_new_starts_are_runs_of_their_own(tmp_path):
     assert here != there
     assert options_of(tmp_path / "here", 9)["wandb"]["id"] == here
     assert options_of(tmp_path / "here", 0)["wandb"]["id"] != here  # it starts anew
+    file = tmp_path / "there" / "logs" / "wandb_run_id.txt"
+    file.write_bytes(b"\0\xff")
+    assert options_of(tmp_path / "there", 9)["wandb"]["id"] == file.read_text()
 
 
 def test_errors_that_are_not_of_weights_and_biases_pass(tmp_path):
