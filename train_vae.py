@@ -23,6 +23,12 @@ from __future__ import annotations
 
 import os
 
+from modules.terminal import leave_when_interrupted, outlive_the_terminal
+
+if __name__ == "__main__":
+    outlive_the_terminal()
+    leave_when_interrupted("train_vae.py: interrupted before training; there was nothing to save")
+
 from modules.command_line import (
     exit_on_mistakes,
     for_trackers,
@@ -37,6 +43,7 @@ if __name__ == "__main__":
     undo_launchers_limit(os.environ)
 
 import logging
+import math
 import sys
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
@@ -46,6 +53,7 @@ from pathlib import Path
 import torch
 
 from eval.latent_pass import measure_latents
+from eval.loading import Interrupted
 from eval.protocol import Protocol, ProtocolImages
 from eval.training_report import write_training_report
 from eval.validation import Validation, ValidationResult
@@ -67,6 +75,7 @@ from modules.build_data import TrainingData, make_loader, open_data
 from modules.checkpoint import save_checkpoint
 from modules.compilation import compile_networks
 from modules.ema import ExponentialMovingAverage
+from modules.errors import ArgumentError, dispensable
 from modules.export import export_everything, export_vae, latent_config
 from modules.gan_guard import GanGuard
 from modules.guard import FiniteGuard
@@ -82,7 +91,7 @@ from modules.publisher import Publisher
 from modules.reduce import gather_from_processes
 from modules.run import Run
 from modules.signals import StopRequest
-from modules.trackers import start_trackers
+from modules.trackers import end_trackers, start_trackers
 
 logger = logging.getLogger("modules.train_vae")
 
@@ -108,14 +117,15 @@ class Watch:
 
     def write_report(self, output_dir: Path, result: ValidationResult) -> None:
         """Refreshes report.html: all curves so far, and the pictures of this validation."""
-        write_training_report(
-            output_dir / "report.html",
-            output_dir.name,
-            self.journal.metrics_log.rows(),
-            result.evaluation,
-            self.validation.protocol,
-            result.latent_grid,
-        )
+        with dispensable(str(output_dir / "report.html")):
+            write_training_report(
+                output_dir / "report.html",
+                output_dir.name,
+                self.journal.metrics_log.rows(),
+                result.evaluation,
+                self.validation.protocol,
+                result.latent_grid,
+            )
 
 
 def train(run: Run, watch: Watch) -> bool:
@@ -192,8 +202,7 @@ def log(run: Run, watch: Watch) -> None:
     means |= run.gan_guard.judge(means)
     if means["upscaled"]:
         warn_of_upscaling(max(run.args.data.training_resolutions))
-    watch.journal.write(run.step, {f"train/{name}": value for name, value in means.items()})
-    watch.journal.show(means)
+    watch.journal.write(run.step, "train", means)
 
 
 @cache
@@ -224,22 +233,26 @@ def validate(run: Run, watch: Watch) -> None:
         if result is None:
             return
         run.validation_due, metrics = False, result.metrics
-        watch.journal.write(run.step, {f"val/{name}": value for name, value in metrics.items()})
+        watch.journal.write(run.step, "val", metrics)
         if result.grid is not None:
             watch.journal.draw(run.step, result.grid)
             watch.journal.draw_latents(run.step, result.latent_grid, result.grid_latents)
         if run.accelerator.is_main_process:
             watch.write_report(run.output_dir, result)
         if watch.validation.improves(metrics, run.best, run.args.validation.best_metric):
-            run.best = {"step": run.step, **metrics}
+            run.require_finite_weights()
+            finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
+            run.best = {"step": run.step, **finite}
             if run.accelerator.is_main_process:
-                config = latent_config(run.args, result.latents)
-                export_vae(run.raw_vae.vae, run.output_dir / "best", **config)
+                with dispensable(str(run.output_dir / "best"), (OSError, ArgumentError)):
+                    config = latent_config(run.args, result.latents)
+                    export_vae(run.raw_vae.vae, run.output_dir / "best", **config)
     run.meter.restart_clock()
 
 
 def save(run: Run, watch: Watch) -> None:
     """Writes a checkpoint from which the run continues bit for bit."""
+    run.require_finite_weights()
     name_bad_images(run, watch)
     save_checkpoint(
         run.accelerator,
@@ -259,26 +272,35 @@ def push(run: Run, watch: Watch) -> None:
         watch.publisher.push(run, watch.journal.metrics_log.rows(), watch.provenance())
 
 
-def export(run: Run, watch: Watch) -> None:
-    """Writes what diffusers loads: the averaged weights, and a config with measured latents."""
+def export(run: Run, watch: Watch) -> bool:
+    """Writes what diffusers loads: the averaged weights, and a config with measured latents.
+
+    False if a signal asked to stop while the latents were measured: nothing is written then.
+    """
     args, latents = run.args, None
+    run.require_finite_weights()
     with run.averaged_weights():
         if not args.model.decoder_only:
             count = args.checkpoints.num_latent_images
             images = watch.data.finite(args, count)
-            latents = measure_latents(
-                run.raw_vae.vae,
-                ProtocolImages(images, Protocol(args.data.resolution), count),
-                batch_size=args.validation.validation_batch_size,
-                device=run.accelerator.device,
-                progress=False,
-            )
+            try:
+                latents = measure_latents(
+                    run.raw_vae.vae,
+                    ProtocolImages(images, Protocol(args.data.resolution), count),
+                    batch_size=args.validation.validation_batch_size,
+                    device=run.accelerator.device,
+                    progress=False,
+                    stop=watch.stop.agreed,
+                )
+            except Interrupted:
+                return False
         if run.accelerator.is_main_process:
             watch.journal.close()
             rows = watch.journal.metrics_log.rows()
             vae = export_everything(run, latents, rows, watch.provenance())
             print(summary(vae, run.output_dir, rows), file=sys.stderr)
     run.accelerator.wait_for_everyone()
+    return True
 
 
 def make_run(args: Arguments, vae: TrainableVAE, num_train_images: int | None) -> Run:
@@ -375,8 +397,8 @@ def main(args: Arguments) -> None:
     with closing(watch.journal), publisher or nullcontext():
         # Resume, or measure what training starts from.
         checkpoint = resume_path(args.checkpoints)
-        if checkpoint is not None:
-            resume(run, checkpoint, data.size, data.fingerprint)
+        if checkpoint is None or not resume(run, checkpoint, data.size, data.fingerprint):
+            watch.bad_images.forget()
         start_trackers(accelerator, args.logging.tracker_project_name, for_trackers(args), run.step)
         watch.journal.start_at(run.step)
         if run.validation_due:
@@ -388,16 +410,17 @@ def main(args: Arguments) -> None:
         shape = latent_shape(vae.vae, args.data.resolution)
         run.loader = make_loader(args, data, shape, accelerator, run.samples)
         run.meter.restart_clock()  # the loader may have looked at the sizes of all images
-        if not run.validation_due and train(run, watch):
-            export(run, watch)
+        if not run.validation_due and train(run, watch) and export(run, watch):
             if publisher is not None:
                 publisher.finish(run.step)
         else:
-            logger.info("stopped at step %d by a signal; --resume_from_checkpoint latest goes on "
-                        "from there", run.step)  # fmt: skip
+            logger.info("stopped at step %d of %d by a signal; the same command with "
+                        "--resume_from_checkpoint latest goes on from there", run.step,
+                        run.max_train_steps)  # fmt: skip
         # The networks first: where DDP is the last to let go of the processes' group, as when this
         # function returns, PyTorch waits for the group's threads while they wait for Python.
         run.vae, run.discriminator = accelerator.free_memory(run.vae, run.discriminator)
+        end_trackers(accelerator.trackers)
         accelerator.end_training()
 
 

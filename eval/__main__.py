@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from types import ModuleType
 
 from eval import commands
+from modules.terminal import leave_when_interrupted, outlive_the_terminal
 
 
 def command_modules() -> dict[str, ModuleType]:
@@ -66,4 +67,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    outlive_the_terminal()
+    leave_when_interrupted("python -m eval: interrupted")
     sys.exit(main())

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from modules.durable import where_supported
+
 
 def config_path(model: str) -> Path:
     """The config.json of the VAE in a folder, which may be a pipeline's.
@@ -45,6 +47,7 @@ def update_config(file: Path, entries: Mapping[str, Any]) -> dict[str, tuple[Any
     handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=".config-")
     with os.fdopen(handle, "w", encoding="utf-8") as stream:
         stream.write(json.dumps({**config, **entries}, indent=2) + "\n")
-    os.chmod(temporary, file.stat().st_mode & 0o777)
+    with where_supported():
+        os.chmod(temporary, file.stat().st_mode & 0o777)
     os.replace(temporary, file)
     return changed

@@ -13,9 +13,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from eval.codecs import Reconstruction, VAECodec
-from eval.evaluate import Interrupted, evaluate_reconstruction
+from eval.evaluate import evaluate_reconstruction
 from eval.grid import comparison_grid
 from eval.latent_picture import latent_picture
+from eval.loading import Interrupted
 from eval.protocol import Protocol, ProtocolImages
 from eval.results import Evaluation
 from modules.errors import ArgumentError
@@ -92,7 +93,7 @@ class Validation:
         """Whether `metrics` are finite and better than `best` in "psnr", "ssim" or "lpips"."""
         key = f"lpips_{next(iter(self.lpips))}" if name == "lpips" else name
         sign = -1.0 if name == "lpips" else 1.0
-        if metrics["nan_images"] or math.isnan(metrics[key]):
+        if metrics["nan_images"] or not math.isfinite(metrics[key]):
             return False
         return key not in best or sign * metrics[key] > sign * best[key]
 

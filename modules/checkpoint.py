@@ -25,6 +25,7 @@ from accelerate.utils import gather_object, load
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from modules.durable import flush
 from modules.ema import ExponentialMovingAverage
 from modules.errors import ArgumentError, RunStopped
 
@@ -39,7 +40,7 @@ class DamagedCheckpoint(ValueError):
 
 def checkpoint_steps(folder: Path) -> list[int]:
     """The steps that have a finished checkpoint in `folder`, ascending."""
-    names = (path.name for path in folder.glob("step-*"))
+    names = (path.name for path in folder.glob("step-*") if path.is_dir())
     return sorted(int(name[5:]) for name in names if re.fullmatch(r"step-\d+", name))
 
 
@@ -65,6 +66,8 @@ def verify(path: Path) -> None:
     """Compares every file with the manifest. Raises DamagedCheckpoint for the first to differ."""
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        if not isinstance(manifest, dict) or TRAINER_STATE not in manifest:
+            raise ValueError(f"it does not list {TRAINER_STATE}")
     except (OSError, ValueError) as error:
         raise DamagedCheckpoint(f"{path} has no readable {MANIFEST} ({error})") from None
     for name, expected in manifest.items():
@@ -80,7 +83,7 @@ def clear_debris(folder: Path) -> None:
     """Deletes what a process left that was killed while it wrote or removed a checkpoint."""
     for pattern in (".partial-step-*", ".deleted-step-*"):
         for path in folder.glob(pattern):
-            shutil.rmtree(path)
+            shutil.rmtree(path, ignore_errors=True)  # NFS keeps what is still open somewhere
 
 
 def rotate(folder: Path, step: int, keep: int | None) -> None:
@@ -116,12 +119,12 @@ def save_checkpoint(
         if accelerator.is_main_process:
             if ema is not None:
                 save_file(_contiguous(ema.state_dict()), partial / EMA_WEIGHTS)
-            state = json.dumps(trainer_state, indent=1)
+            state = json.dumps(trainer_state, indent=1, allow_nan=False)
             (partial / TRAINER_STATE).write_text(state, encoding="utf-8")
             _seal(partial)
             _remove(final)
             os.replace(partial, final)
-            _flush(folder)
+            flush(folder)
             rotate(folder, step, keep)
     return final
 
@@ -177,8 +180,8 @@ def _seal(folder: Path) -> None:
     checksums = {file.name: _sha256(file) for file in files}
     (folder / MANIFEST).write_text(json.dumps(checksums, indent=1), encoding="utf-8")
     for file in [*files, folder / MANIFEST]:
-        _flush(file)
-    _flush(folder)
+        flush(file)
+    flush(folder)
 
 
 def _remove(path: Path) -> None:
@@ -187,15 +190,7 @@ def _remove(path: Path) -> None:
         doomed = path.with_name(f".deleted-{path.name}")
         shutil.rmtree(doomed, ignore_errors=True)
         os.replace(path, doomed)
-        shutil.rmtree(doomed)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        shutil.rmtree(doomed, ignore_errors=True)
 
 
 def _sha256(file: Path) -> str:

@@ -103,7 +103,8 @@ def write_model_card(
     results = _eval_results(args, validations, provenance)
     header = card_data(args, name, results)
     partial = folder / ".README.partial"
-    partial.write_text(f"---\n{header.to_yaml()}\n---\n\n{text}", encoding="utf-8")
+    text = f"---\n{header.to_yaml()}\n---\n\n{text}"
+    partial.write_text(text, encoding="utf-8", errors="backslashreplace")  # names may be any bytes
     os.replace(partial, folder / "README.md")
 
 

@@ -39,8 +39,11 @@ def check_output_dir(args: CheckpointArguments, create: bool = True) -> None:
     try:
         if create:
             output_dir.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=output_dir):
-                pass
+            with tempfile.TemporaryDirectory(prefix=".probe-", dir=output_dir) as probe:
+                folder = Path(probe, "partial")
+                folder.mkdir()
+                (folder / "file").write_bytes(b"0")
+                os.replace(folder, Path(probe, "complete"))  # as checkpoints are; FUSE may not
         else:
             _check_permission(output_dir)
     except OSError as error:

@@ -35,8 +35,8 @@ def trainer_state(
 
 def resume(
     run: Run, path: Path, num_train_images: int | None, data_fingerprint: str | None = None
-) -> None:
-    """Puts `run` back to where the checkpoint at `path` was written.
+) -> bool:
+    """Puts `run` back to where the checkpoint at `path` was written; whether the data is the same.
 
     Raises ArgumentError when it belongs to other networks; warns of what makes it inexact.
     """
@@ -63,12 +63,15 @@ def resume(
             "%s was written by %d processes and is continued by %d: the position in the data is "
             "kept, but numbers will not be bit-identical", path, len(state["meters"]), processes,
         )  # fmt: skip
+    same_data = True
     if state["num_train_images"] != num_train_images:
+        same_data = False
         logger.warning(
             "the training set had %s images when %s was written and has %s now: the order of the "
             "data changes from here on", state["num_train_images"], path, num_train_images,
         )  # fmt: skip
     elif state.get("data_fingerprint", data_fingerprint) != data_fingerprint:
+        same_data = False
         logger.warning(
             "the files of the training set (names, sizes or versions) are not those that %s was "
             "trained on: what follows is not what that run would have seen", path,
@@ -77,6 +80,7 @@ def resume(
     if own and run.accelerator.is_main_process:  # the kill may have come before the rotation
         rotate(path.parent, run.step, run.args.checkpoints.checkpoints_total_limit)
     logger.info("Resumed from %s at step %d", path, run.step)
+    return same_data
 
 
 def _networks(run: Run) -> dict[str, Any]:

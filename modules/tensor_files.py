@@ -13,6 +13,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from modules.durable import let_others_read
+
 SAFETENSORS = (".safetensors", ".sft")
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 
@@ -59,7 +61,7 @@ def write_safetensors(
     try:
         contiguous = {key: tensor.cpu().contiguous() for key, tensor in tensors.items()}
         save_file(contiguous, temporary, metadata={"format": "pt", **(metadata or {})})
-        temporary.chmod(0o644)  # safetensors writes for the owner alone
+        let_others_read(temporary)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

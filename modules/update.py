@@ -54,6 +54,11 @@ def unscale(accelerator: Accelerator, optimizers: list[Any]) -> None:
 
 
 def adapt_loss_scale(accelerator: Accelerator) -> None:
-    """Lowers the loss scale after an overflow, raises it after many updates without one."""
+    """Lowers the loss scale after an overflow, raises it after many updates without one.
+
+    It stays at 1 or more: NaN, which no scale helps, must not leave one at which all gradients
+    vanish and that needs thousands of updates for each doubling.
+    """
     if accelerator.scaler is not None:
         accelerator.scaler.update()
+        accelerator.scaler.update(loss_scale(accelerator).clamp(min=1.0))

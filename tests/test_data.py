@@ -459,7 +459,7 @@ def test_a_row_without_an_image_is_skipped_and_named():
 
 
 @pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="signals do not name their sender")
-@pytest.mark.parametrize("name", ["TERM", "INT", "USR1"])
+@pytest.mark.parametrize("name", ["TERM", "INT", "HUP", "USR1"])
 def test_a_signal_to_the_whole_job_does_not_kill_the_workers(name):
     loader = iter(training_loader(mapped(9), batch_size=1, num_workers=1))
     next(loader)
@@ -572,6 +572,15 @@ def test_a_line_that_was_being_written_when_the_run_died_is_dropped(tmp_path):
         "c.png",
         "e.png",
     ]
+
+
+def test_pictures_that_were_repaired_count_no_more(tmp_path):
+    BadImages(tmp_path, max_bad_images=0.5, dataset_size=100).add(BAD)
+    repaired = BadImages(tmp_path, max_bad_images=0, dataset_size=100)
+    repaired.forget()
+    repaired.add([])
+    assert repaired.counts() == {}
+    assert not repaired.path.exists()
 
 
 def test_labels_that_are_not_unicode_are_recognised_again(tmp_path):

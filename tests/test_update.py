@@ -81,5 +81,10 @@ def test_loss_scale_cancels_for_both_optimizers_and_shrinks_after_an_overflow() 
                 assert torch.equal(model.weight.grad, torch.ones(2, 3))
         adapt_loss_scale(accelerator)
     assert scaler.get_scale() == 512.0
+    for _ in range(20):  # no number of overflows makes gradients vanish
+        networks[0][0].weight.grad.fill_(torch.nan)
+        unscale(accelerator, optimizers[:1])
+        adapt_loss_scale(accelerator)
+    assert scaler.get_scale() == 1.0
     plain = SimpleNamespace(scaler=None, device=torch.device("cpu"))
     assert loss_scale(plain) == 1
