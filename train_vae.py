@@ -23,13 +23,8 @@ from __future__ import annotations
 
 import os
 
-from modules.command_line import (
-    exit_on_mistakes,
-    for_trackers,
-    parse_arguments,
-    show_messages,
-    to_yaml,
-)
+from modules.answers import exit_on_mistakes
+from modules.command_line import for_trackers, parse_arguments, show_messages, to_yaml
 from modules.threads import undo_launchers_limit
 
 if __name__ == "__main__":

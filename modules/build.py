@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from modules.arguments import Arguments, ModelArguments, OptimizationArguments
 from modules.autoencoder import build_autoencoder, downsample_factor
+from modules.buckets import bucket_shapes
 from modules.discriminator import NLayerDiscriminator
 from modules.errors import ArgumentError
 from modules.lean_blocks import make_lean
@@ -52,6 +53,9 @@ def make_vae(args: Arguments) -> AutoencoderKL:
         start_as_resampler(vae)
     factor = downsample_factor(vae)
     args.data.require_divisible(factor, f"{factor}, the downsampling factor of the model")
+    if args.data.aspect_ratio_bucketing:
+        smallest = bucket_shapes(min(args.data.training_resolutions), factor)
+        args.require_sides(min(map(min, smallest)))
     wanted = args.model.latent_channels
     if wanted is not None and wanted != vae.config.latent_channels:
         raise ArgumentError(

@@ -2,6 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+# What libraries raise for bad files and bad values. Not MemoryError, and nothing that is no error.
+LIBRARY_ERRORS = (
+    OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError,
+    ImportError, EOFError, AssertionError,
+)  # fmt: skip
+
 
 class ArgumentError(ValueError):
     """Something the user asked for cannot be done; names the flag, its value and the fix."""
@@ -9,3 +18,26 @@ class ArgumentError(ValueError):
 
 class RunStopped(RuntimeError):
     """The run cannot go on; says why, and what of it is intact."""
+
+
+@contextmanager
+def blaming(what: str, fix: str, *more: type[Exception]) -> Iterator[None]:
+    """Turns what a library raises over a bad file or value into one ArgumentError.
+
+    what: flag and value, "--flag=value". more: errors of the library besides LIBRARY_ERRORS. For
+    the few calls that open what a flag names, never around training.
+    """
+    try:
+        yield
+    except (ArgumentError, RunStopped):
+        raise
+    except (*LIBRARY_ERRORS, *more) as error:
+        raise ArgumentError(f"{what}: {one_line(error)}; {fix}") from error
+
+
+def one_line(error: BaseException, width: int = 300) -> str:
+    """What an error says, on one line; its kind where it says little, as a KeyError does."""
+    text = " ".join(str(error).split())
+    if not text or isinstance(error, LookupError | AssertionError | AttributeError | TypeError):
+        text = f"{type(error).__name__} {text}".rstrip()
+    return text if len(text) <= width else f"{text[:width]}..."

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from modules.answers import exit_on_mistakes
 from modules.arguments import GROUPS, LAUNCH_ONLY
 from modules.command_line import (
     RECIPES,
-    exit_on_mistakes,
     for_trackers,
     recipe_names,
     resolve_arguments,
@@ -111,7 +111,7 @@ def test_the_written_configuration_gives_equal_arguments(tmp_path):
         ("--train_batch_size=1.5", "--train_batch_size: invalid int value: '1.5'"),
         ("--rec_loss=l3", "--rec_loss: invalid choice: 'l3' (choose from 'l1', 'l2')"),
         ("--adam_beta1=1", "--adam_beta1=1.0 must be at least 0 and below 1"),
-        ("--max_grad_norm=0", "--max_grad_norm=0.0 must be positive"),
+        ("--max_grad_norm=0", "--max_grad_norm=0.0 must be above 0"),
         ("--disc_start=-1", "--disc_start=-1 must be at least 0"),
         ("--resolution=100", "--resolution=100 must be divisible by --downsample_factor=8; try 96"),
         ("--resolution=100 --downsample_factor=16", "--downsample_factor=16; try 96"),
@@ -127,7 +127,7 @@ def test_the_written_configuration_gives_equal_arguments(tmp_path):
         ("--hub_token=x --report_to=wandb", "run `hf auth login` instead"),
         ("--recipe=none", "--recipe=none is not one of"),
         ("--config=/nowhere.yaml", "--config=/nowhere.yaml does not exist"),
-        ("--max_bad_images=2", "--max_bad_images=2.0 must be a fraction between 0 and 1"),
+        ("--max_bad_images=2", "--max_bad_images=2.0 must be at least 0 and at most 1"),
         ("--disc_num_groups=48", "--disc_num_groups=48 must divide twice --disc_hidden_channels"),
     ],
 )
