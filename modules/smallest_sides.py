@@ -23,6 +23,6 @@ def require_side(side: int, flag: str, needs: Iterable[tuple[str, int, str]]) ->
     for what, smallest, otherwise in needs:
         if side < smallest:
             raise ArgumentError(
-                f"{flag} gives images whose shorter side is {side} pixels; {what} needs {smallest}: "
-                f"raise it, or {otherwise}"
+                f"{flag} gives images whose shorter side is {side} pixels; {what} needs "
+                f"{smallest}: raise it, or {otherwise}"
             )
