@@ -32,7 +32,10 @@ def blaming(what: str, fix: str, *more: type[Exception]) -> Iterator[None]:
     except (ArgumentError, RunStopped):
         raise
     except (*LIBRARY_ERRORS, *more) as error:
-        raise ArgumentError(f"{what}: {one_line(error)}; {fix}") from error
+        cause = "" if error.__cause__ is None else f" ({one_line(error.__cause__)})"
+        if isinstance(error, ImportError):  # such as aiohttp for http://, s3fs for s3://
+            fix = "install that with pip"
+        raise ArgumentError(f"{what}: {one_line(error)}{cause}; {fix}") from error
 
 
 def one_line(error: BaseException, width: int = 300) -> str:

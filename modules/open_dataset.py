@@ -17,13 +17,13 @@ from datasets import (
     load_from_disk,
 )
 from datasets import Image as ImageFeature
-from datasets.exceptions import DatasetGenerationError
 from datasets.utils.file_utils import is_local_path
 
 from modules.data_files import READ_ERRORS, check_files, fingerprint
-from modules.errors import ArgumentError
+from modules.errors import ArgumentError, blaming
 
 IMAGE = "image"  # the only column of what is returned here: {"bytes", "path"}, not decoded
+FIX = "pass a Hub id, or a whole folder of parquet, webdataset shards or images"
 NUM_SAVED_SHARDS = 64  # what `save_to_disk` wrote is streamed as this many
 
 
@@ -58,12 +58,12 @@ def load_rows(
     where = f"--dataset_name={name}"
     if split_flag is not None:
         where = f"{split_flag}={split} with {where}"
-    if (saved := _load_saved(name, split, where)) is not None:
-        version = fingerprint([file["filename"] for file in saved.cache_files])
-        shards = max(1, min(len(saved), NUM_SAVED_SHARDS))
-        rows = saved.to_iterable_dataset(num_shards=shards) if streaming else saved
-        return LoadedRows(_one_column(rows, image_column, where), (), version)
-    try:
+    with blaming(where, FIX, *READ_ERRORS):
+        if (saved := _load_saved(name, split, where)) is not None:
+            version = fingerprint([file["filename"] for file in saved.cache_files])
+            shards = max(1, min(len(saved), NUM_SAVED_SHARDS))
+            rows = saved.to_iterable_dataset(num_shards=shards) if streaming else saved
+            return LoadedRows(_one_column(rows, image_column, where), (), version)
         builder = load_dataset_builder(
             name,
             config_name,
@@ -78,18 +78,7 @@ def load_rows(
         if not streaming:
             builder.download_and_prepare()
         rows = (builder.as_streaming_dataset if streaming else builder.as_dataset)(split=split)
-    except FileNotFoundError as error:
-        raise ArgumentError(
-            f"{where}: {error}; pass a Hub id, or a folder of parquet, webdataset shards or images"
-        ) from error
-    except ArgumentError:
-        raise
-    except ImportError as error:  # such as aiohttp for http://, s3fs for s3://
-        raise ArgumentError(f"{where}: {error}; install that with pip") from error
-    except READ_ERRORS as error:
-        cause = f" ({error.__cause__})" if isinstance(error, DatasetGenerationError) else ""
-        raise ArgumentError(f"{where}: {error}{cause}") from error
-    return LoadedRows(_one_column(rows, image_column, where), files, version)
+        return LoadedRows(_one_column(rows, image_column, where), files, version)
 
 
 def _files(builder: DatasetBuilder, split: str) -> tuple[Sequence[str], str]:

@@ -16,7 +16,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from modules.errors import ArgumentError
+from modules.errors import ArgumentError, blaming
 from modules.ldm_layout import (
     UnknownLayout,
     describe_names,
@@ -26,6 +26,7 @@ from modules.ldm_layout import (
     rename_to_diffusers,
     to_ldm,
 )
+from modules.model_config import network_of
 from modules.tensor_files import (
     PICKLES,
     SAFETENSORS,
@@ -70,6 +71,22 @@ def load_vae(
     scaling factor that a single file cannot state. Raises ArgumentError naming the flag, what was
     found and the fix for everything a user can get wrong.
     """
+    what = f"{FLAG}={path_or_id}"
+    with blaming(what, "give another file, or download or save it again"):
+        return _load(path_or_id, what, revision, variant, cache_dir, subfolder, token,
+                     config_overrides or {})  # fmt: skip
+
+
+def _load(
+    path_or_id: str | Path,
+    what: str,
+    revision: str | None,
+    variant: str | None,
+    cache_dir: str | Path | None,
+    subfolder: str | None,
+    token: str | None,
+    config_overrides: Mapping[str, Any],
+) -> AutoencoderKL:
     path = Path(path_or_id).expanduser()
     try:
         if path.is_file():
@@ -79,9 +96,9 @@ def load_vae(
         else:
             source = _open_source(path, str(path_or_id), revision, cache_dir, token)
             config, state_dict = _read_source(source, subfolder, variant)
-        return _build(config | dict(config_overrides or {}), state_dict)
+        return _build(network_of(config | dict(config_overrides), what), state_dict)
     except (UnusableModel, UnknownLayout, UnreadableTensors) as error:
-        raise ArgumentError(f"{FLAG}={path_or_id}: {error}") from error
+        raise ArgumentError(f"{what}: {error}") from error
 
 
 def save_ldm(vae: AutoencoderKL, path: str | Path, prefix: str = "") -> None:
@@ -217,17 +234,12 @@ def _is_autoencoder_kl(config: Config) -> bool:
     return "latent_channels" in config and "block_out_channels" in config
 
 
-def _build(config: Config, state_dict: StateDict) -> AutoencoderKL:
-    """An AutoencoderKL that holds exactly the given tensors, in float32.
+def _build(vae: AutoencoderKL, state_dict: StateDict) -> AutoencoderKL:
+    """`vae`, which has no weights yet, with exactly the given tensors, in float32.
 
     Raises UnusableModel naming the tensors that are missing, left over, misshapen or not numbers:
     diffusers itself would fill the gaps with random weights and a warning.
     """
-    try:
-        with torch.device("meta"):
-            vae = AutoencoderKL.from_config(config)
-    except ValueError as error:
-        raise UnusableModel(f"its configuration describes no AutoencoderKL: {error}") from error
     expected = vae.state_dict()
     # The copy detaches the network from its file, which the run may overwrite.
     weights = {
