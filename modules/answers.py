@@ -36,38 +36,42 @@ def exit_on_mistakes(program: str = "train_vae.py") -> Iterator[None]:
         raise SystemExit(answer.code) from None
 
 
-def answer_to(error: Exception) -> Answer | None:
-    """The one line that an error deserves; None for a bug, whose traceback is wanted."""
+def answer_to(error: Exception, then: str = CONTINUE) -> Answer | None:
+    """The one line that an error deserves; None for a bug, whose traceback is wanted.
+
+    then: how to go on once the cause is mended.
+    """
     if isinstance(error, ArgumentError | RunStopped):
         # A process that loads images hands over its traceback as well; the message comes last.
         message = str(error).rsplit(f"{type(error).__name__}: ", 1)[-1].strip()
         return Answer(2 if isinstance(error, ArgumentError) else 1, " ".join(message.split()))
     if _is_about_space(error):
         whole = "Files that were complete before are intact: make room, then"
-        return Answer(1, f"{error}. {whole} {CONTINUE}")
+        return Answer(1, f"{error}. {whole} {then}")
     if isinstance(error, OSError) and error.filename is not None:
-        return Answer(1, f"{one_line(error)}. Mend that, then {CONTINUE}")
+        return Answer(1, f"{one_line(error)}. Mend that, then {then}")
     if _is_about_memory(error):
         return Answer(
             1,
             f"out of memory ({one_line(error, 120)}). Lower --train_batch_size (and raise "
-            "--gradient_accumulation_steps), --validation_batch_size or --resolution, or add "
-            f"--recompute norm or full; `python -m eval memory` predicts the peak. Then {CONTINUE}",
+            "--gradient_accumulation_steps), --validation_batch_size, --resolution, or an "
+            "evaluation's --batch_size, or train with --recompute norm or full; `python -m eval "
+            f"memory` predicts a run's peak. Then {then}",
         )
     if _is_about_loading(error):
         return Answer(
             1,
-            f"a process that loads images has ended ({one_line(error, 160)}). If its own output "
+            f"a process that loads images has ended ({one_line(error, 90)}). If its own output "
             "does not say why: it ran out of shared memory (/dev/shm; in a container: docker run "
             "--shm-size=1g, or --ipc=host), memory or open files (`ulimit -n`); fewer "
-            f"--dataloader_num_workers need less. Then {CONTINUE}",
+            f"--dataloader_num_workers (--num_workers) need less. Then {then}",
         )
     if _is_about_processes(error):
         first = str(error).splitlines()[0]
         return Answer(
             1,
             "another process of the run has ended, or has not answered within --ddp_timeout; its "
-            f"own output says why. {CONTINUE.capitalize()} ({first})",
+            f"own output says why. {then.capitalize()} ({first})",
         )
     return None
 

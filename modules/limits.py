@@ -72,13 +72,14 @@ def check_limits(group: Any) -> None:
 def _wrong(f: Field, value: object) -> str | None:
     limits: Limits = f.metadata["limits"]
     if isinstance(value, str):
-        return _wrong_text(value, limits.path)
+        return wrong_text(value, limits.path)
     if isinstance(value, bool) or value is None or limits.allow(value):
         return None
     return f"must be {limits.rule()}"
 
 
-def _wrong_text(text: str, is_path: bool) -> str | None:
+def wrong_text(text: str, is_path: bool) -> str | None:
+    """What is wrong with a text from the command line, to follow "--flag=value "; or None."""
     if not text.strip():
         return "is empty; give a value, or leave the flag out"
     if any(0xD800 <= ord(character) <= 0xDFFF for character in text):
