@@ -15,6 +15,7 @@ import types
 import typing
 from collections.abc import Sequence
 from dataclasses import fields
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,7 @@ class _Switch(argparse.Action):
         setattr(namespace, self.dest, not (option or "").startswith("--no_"))
 
 
+@cache
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="train_vae.py",
@@ -154,6 +156,7 @@ class _ToTuple(argparse.Action):
         setattr(namespace, self.dest, tuple(values))
 
 
+@cache
 def _field_type(group: type, name: str) -> type:
     """The field's type without `| None`."""
     hint = typing.get_type_hints(group)[name]

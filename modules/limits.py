@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import unicodedata
 from dataclasses import Field, dataclass, fields
@@ -24,7 +23,7 @@ class Limits:
     """
 
     minimum: float | None = None
-    maximum: float | None = LARGEST
+    maximum: float = LARGEST
     above: float | None = None
     below: float | None = None
     path: bool = False
@@ -42,11 +41,10 @@ class Limits:
         )
 
     def allow(self, number: float) -> bool:
-        """Whether a number is finite and within the limits."""
+        """Whether a number is within the limits; NaN never is."""
         return (
-            math.isfinite(number)
+            number <= self.maximum
             and (self.minimum is None or number >= self.minimum)
-            and (self.maximum is None or number <= self.maximum)
             and (self.above is None or number > self.above)
             and (self.below is None or number < self.below)
         )
@@ -60,7 +58,7 @@ def check_limits(group: Any) -> None:
     """
     for f in fields(group):
         value = getattr(group, f.name)
-        if value == ():
+        if value in ((), []):  # argparse makes the latter of "--flag=--"
             raise ArgumentError(f"--{f.name} needs at least one value, or leave it out")
         for part in value if isinstance(value, tuple) else (value,):
             wrong = _wrong(f, part)

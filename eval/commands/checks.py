@@ -45,7 +45,7 @@ def check_texts(args: argparse.Namespace) -> None:
 
 
 def prepare_outputs(args: argparse.Namespace) -> None:
-    """Makes the folders that are written to, so that nothing is measured in vain.
+    """Makes the folders of files that are to be written, so that nothing is measured in vain.
 
     Raises ArgumentError for what cannot be written, and for two outputs in one file.
     """
@@ -54,10 +54,10 @@ def prepare_outputs(args: argparse.Namespace) -> None:
     folders = {name: Path(chosen[name]) for name in FOLDERS if chosen.get(name)}
     for name, path in [*files.items(), *folders.items()]:
         try:
-            _prepare(path, path.parent if name in files else path)
+            _prepare_file(path) if name in files else _check_folder(path)
         except OSError as error:
             raise ArgumentError(f"--{name}={path} cannot be written to ({error})") from error
-    real = [path.resolve() for path in files.values()]
+    real = [path.resolve() for path in files.values() if path.is_file() or not path.exists()]
     if len(set(real)) < len(real):
         flags = ", ".join(f"--{name}" for name in files)
         raise ArgumentError(f"{flags} name one file twice; give each a file of its own")
@@ -65,16 +65,26 @@ def prepare_outputs(args: argparse.Namespace) -> None:
         _require_picture_suffix(files["grid"])
 
 
-def _prepare(path: Path, folder: Path) -> None:
-    if path != folder and path.exists() and not path.is_file():
-        if path.is_dir():
-            raise IsADirectoryError(f"{path} is a folder; give a file")
-        return  # such as /dev/stdout
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=folder):
+def _prepare_file(path: Path) -> None:
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; give a file")
+    if path.exists():
+        if not os.access(path, os.W_OK):
+            raise PermissionError(f"no permission to write to {path}")
+        return  # it may be one such as /dev/stdout
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=path.parent):
         pass
-    if path.exists() and not os.access(path, os.W_OK):
-        raise PermissionError(f"no permission to write to {path}")
+
+
+def _check_folder(path: Path) -> None:
+    """Its writer makes it, once there is something to write."""
+    absolute = path.resolve()
+    nearest = next(parent for parent in (absolute, *absolute.parents) if parent.exists())
+    if not nearest.is_dir():
+        raise NotADirectoryError(f"{nearest} is a file; give a folder")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise PermissionError(f"no permission to write to {nearest}")
 
 
 def _require_picture_suffix(path: Path) -> None:
