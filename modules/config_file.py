@@ -61,7 +61,7 @@ def read_config(file: Path, flag: str) -> dict[str, Any]:
                 f"{name} has {found.st_size:,} bytes, a configuration at most {LARGEST_FILE:,}; "
                 "give a file of `flag: value` lines"
             )
-        content = yaml.load(file.read_bytes(), _Loader) or {}  # noqa: S506: a SafeLoader
+        content = yaml.load(file.read_bytes(), _Loader)
     except FileNotFoundError:
         raise ArgumentError(f"{name} does not exist") from None
     except ArgumentError:
@@ -70,6 +70,8 @@ def read_config(file: Path, flag: str) -> dict[str, Any]:
         raise ArgumentError(f"{name} is nested too deeply; write `flag: value` lines") from None
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise ArgumentError(f"{name} cannot be read as YAML: {one_line(error)}") from None
+    if content is None:  # nothing but comments
+        return {}
     if not isinstance(content, dict):
         raise ArgumentError(f"{name} must hold `flag: value` lines")
     return content

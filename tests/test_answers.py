@@ -65,7 +65,7 @@ def test_what_the_machine_lacks_is_said_in_one_line(error, words, capsys):
 def test_a_library_is_blamed_by_flag_value_and_fix_and_our_own_words_are_kept(error):
     with pytest.raises(ArgumentError, match=r"--x=1: .+; mend it"), blaming("--x=1", "mend it"):
         raise error
-    with pytest.raises(RunStopped, match="^stop$"), blaming("--x=1", "mend it"):
+    with pytest.raises(RunStopped, match=r"^stop$"), blaming("--x=1", "mend it"):
         raise RunStopped("stop")
     with pytest.raises(KeyboardInterrupt), blaming("--x=1", "mend it"):
         raise KeyboardInterrupt
@@ -96,12 +96,19 @@ def test_a_configuration_with_nonsense_in_it_is_one_line_or_works(tmp_path, entr
 
 def test_networks_beyond_the_machines_memory_are_refused_before_they_are_built():
     small = ["--perceptual_scale=0", "--resolution=64"]
-    with pytest.raises(ArgumentError, match="--block_out_channels=16384.* GB"):
+    with pytest.raises(ArgumentError, match=r"--block_out_channels=16384.* GB"):
         make_vae(resolve_arguments([*small, "--block_out_channels", *["16384"] * 4]))
     args = resolve_arguments([*small, "--disc_hidden_channels=4096", "--disc_num_layers=4"])
     if os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") < 100e9:
-        with pytest.raises(ArgumentError, match="--disc_hidden_channels=4096.* GB"):
+        with pytest.raises(ArgumentError, match=r"--disc_hidden_channels=4096.* GB"):
             make_discriminator(args, None)
+
+
+def test_the_narrowest_bucket_must_be_wide_enough_as_well():
+    argv = ["--resolution=32", "--lpips_backbone=alex", "--disc_factor=0"]
+    argv += ["--block_out_channels", "8", "8", "8", "8", "--aspect_ratio_bucketing"]
+    with pytest.raises(ArgumentError, match=r"--resolution=32 with --aspect.* 24 pixels; LPIPS"):
+        make_vae(resolve_arguments(argv))
 
 
 @settings(max_examples=60, deadline=None, derandomize=True,
@@ -120,11 +127,11 @@ def test_a_damaged_file_of_tensors_is_one_line(tmp_path, suffix, content, data):
     try:
         read_tensors(file)
     except UnreadableTensors:
-        with pytest.raises(ArgumentError, match="^--lpips_weights="):
+        with pytest.raises(ArgumentError, match=r"^--lpips_weights="):
             backbone_of(str(file))
-    with pytest.raises(ArgumentError, match="^--lpips_weights=[^\n]*$"):
+    with pytest.raises(ArgumentError, match=r"^--lpips_weights=[^\n]*$"):
         build_lpips("squeeze", str(file))
-    with pytest.raises(ArgumentError, match="^--pretrained_model_name_or_path=[^\n]*$"):
+    with pytest.raises(ArgumentError, match=r"^--pretrained_model_name_or_path=[^\n]*$"):
         load_vae(file)
 
 

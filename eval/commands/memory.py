@@ -58,6 +58,8 @@ def run(args: argparse.Namespace) -> int:
     training = measured_arguments(args.training_flags)
     precision, peaks = training.precision, []
     resolutions = args.resolutions or [training.data.resolution]
+    for resolution in resolutions:  # refused where the networks could not look at it
+        replace(training, data=replace(training.data, resolution=resolution))
     batches = args.batches or [training.optimization.train_batch_size]
     slices = [size or None for size in args.slices or [precision.perceptual_slice_size]]
     with with_random_lpips(training) as training:
