@@ -73,32 +73,18 @@ def load_vae(
     """
     what = f"{FLAG}={path_or_id}"
     with blaming(what, "give another file, or download or save it again"):
-        return _load(path_or_id, what, revision, variant, cache_dir, subfolder, token,
-                     config_overrides or {})  # fmt: skip
-
-
-def _load(
-    path_or_id: str | Path,
-    what: str,
-    revision: str | None,
-    variant: str | None,
-    cache_dir: str | Path | None,
-    subfolder: str | None,
-    token: str | None,
-    config_overrides: Mapping[str, Any],
-) -> AutoencoderKL:
-    path = Path(path_or_id).expanduser()
-    try:
-        if path.is_file():
-            if variant or subfolder:
-                raise UnusableModel("this is one file; a variant or subfolder needs a folder or id")
-            config, state_dict = _read_single_file(path)
-        else:
-            source = _open_source(path, str(path_or_id), revision, cache_dir, token)
-            config, state_dict = _read_source(source, subfolder, variant)
-        return _build(network_of(config | dict(config_overrides), what), state_dict)
-    except (UnusableModel, UnknownLayout, UnreadableTensors) as error:
-        raise ArgumentError(f"{what}: {error}") from error
+        try:
+            path = Path(path_or_id).expanduser()
+            if path.is_file():
+                if variant or subfolder:
+                    raise UnusableModel("this is one file; a variant or subfolder needs a folder")
+                config, state_dict = _read_single_file(path)
+            else:
+                source = _open_source(path, str(path_or_id), revision, cache_dir, token)
+                config, state_dict = _read_source(source, subfolder, variant)
+            return _build(network_of(config | dict(config_overrides or {}), what), state_dict)
+        except (UnusableModel, UnknownLayout, UnreadableTensors) as error:
+            raise ArgumentError(f"{what}: {error}") from error
 
 
 def save_ldm(vae: AutoencoderKL, path: str | Path, prefix: str = "") -> None:
