@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import pickle
+import struct
+import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 # What libraries raise for bad files and bad values. Not MemoryError, and nothing that is no error.
 LIBRARY_ERRORS = (
     OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError,
-    ImportError, EOFError, AssertionError,
+    ImportError, EOFError, AssertionError, struct.error, pickle.PickleError, zipfile.BadZipFile,
+    zlib.error,
 )  # fmt: skip
 
 

@@ -82,6 +82,8 @@ def check_config(config: Mapping[str, Any]) -> None:
             and all(map(_is_number, config[name]))
         )  # fmt: skip
         _require(right, config, name, f"null or {channels} numbers, as latent_channels says")
+    spread = config["latents_std"] or ()
+    _require(all(std > 0 for std in spread), config, "latents_std", "above 0 in every channel")
 
 
 def _require(right: bool, config: Mapping[str, Any], name: str, wanted: str) -> None:

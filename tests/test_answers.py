@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import tarfile
 
 import datasets
@@ -22,6 +23,7 @@ from modules.answers import exit_on_mistakes
 from modules.build import make_discriminator, make_vae
 from modules.command_line import resolve_arguments
 from modules.errors import ArgumentError, RunStopped, blaming
+from modules.model_config import network_of
 from modules.perceptual import build_lpips
 from modules.shared_memory import end_rather_than_drop, require_shared_memory
 from modules.sources import open_source
@@ -30,9 +32,9 @@ from modules.vae_files import load_vae
 
 NONSENSE = [None, [], {}, "", "x", -1, 0, 0.5, 10**9, 2**70, float("nan"), True, [0], [-1] * 4,
             ["x"] * 4, [10**9] * 4, [[8]] * 4, [8, 8, 8], {"a": 1}]  # fmt: skip
-HARMLESS = {  # diffusers takes anything for these, or it is right
-    "act_fn", "force_upcast", "use_quant_conv", "use_post_quant_conv", "mid_block_add_attention",
-}  # fmt: skip
+# Anything that the network still runs with, and numbers that only say how latents are scaled.
+ANY = ("act_fn", "force_upcast", "mid_block_add_attention", "sample_size", "scaling_factor",
+       "shift_factor", "latents_mean", "latents_std")  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -71,27 +73,18 @@ def test_a_library_is_blamed_by_flag_value_and_fix_and_our_own_words_are_kept(er
         raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("entry", ["in_channels", "out_channels", "latent_channels", "sample_size",
+@pytest.mark.parametrize("entry", ["in_channels", "out_channels", "latent_channels", "_class_name",
                                    "layers_per_block", "norm_num_groups", "block_out_channels",
-                                   "down_block_types", "up_block_types", "scaling_factor",
-                                   "shift_factor", "latents_mean", "latents_std", "_class_name",
-                                   *sorted(HARMLESS)])  # fmt: skip
-def test_a_configuration_with_nonsense_in_it_is_one_line_or_works(tmp_path, entry):
-    file = tmp_path / "config.json"
+                                   "down_block_types", "up_block_types", *ANY])  # fmt: skip
+def test_a_configuration_with_nonsense_in_it_is_one_line_or_works(entry):
     right = json.loads(tiny_vae().to_json_string())
-    args = ["--resolution=32", "--perceptual_scale=0", "--disc_factor=0"]
-    args = resolve_arguments([*args, f"--model_config_name_or_path={file}"])
-    for value in NONSENSE:
-        file.write_text(json.dumps(right | {entry: value}))
+    for value in NONSENSE[::2] if entry in ANY else NONSENSE:
         try:
-            make_vae(args)
+            network_of(right | {entry: value}, "--model=x")
         except ArgumentError as error:
-            message = str(error)
+            assert re.fullmatch(r"--model=x: [^\n]+; mend its config.json", str(error))  # noqa: PT017
         else:
-            assert entry in HARMLESS or value in (None, 0.5, -1, True, 10**9, 2**70, [8, 8, 8])
-            continue
-        assert message.startswith("--")
-        assert "\n" not in message
+            assert entry in ANY or value is None
 
 
 def test_networks_beyond_the_machines_memory_are_refused_before_they_are_built():
@@ -221,7 +214,7 @@ def test_shared_memory_is_compared_with_what_the_loader_may_fill(monkeypatch):
         ("--num_workers=-1", "--num_workers: -1 must be at least 0"),
         ("--seed=18446744073709551616", "--seed: 18446744073709551616 must be"),
         ("--num_images=nan", "--num_images: invalid int value: 'nan'"),
-        ("--resolution 8", "8 pixels; lpips_alex needs 31: raise it, or leave it out of"),
+        ("--resolution 8", "8 pixels; ssim needs 11: raise it, or leave it out of"),
         ("--metrics psnr --device nonsense", "--device=nonsense: "),
         ("--metrics psnr --device meta", "--device=meta: "),
         ("--metrics psnr --data_split=", "--data_split= is empty"),
