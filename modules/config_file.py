@@ -61,7 +61,8 @@ def read_config(file: Path, flag: str) -> dict[str, Any]:
                 f"{name} has {found.st_size:,} bytes, a configuration at most {LARGEST_FILE:,}; "
                 "give a file of `flag: value` lines"
             )
-        content = yaml.load(file.read_bytes(), _Loader)
+        with file.open("rb") as stream:
+            content = yaml.load(stream.read(LARGEST_FILE + 1), _Loader)
     except FileNotFoundError:
         raise ArgumentError(f"{name} does not exist") from None
     except ArgumentError:
