@@ -73,9 +73,11 @@ def test_a_library_is_blamed_by_flag_value_and_fix_and_our_own_words_are_kept(er
         raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("entry", ["in_channels", "out_channels", "latent_channels", "layers_per_block",
-                                   "norm_num_groups", "block_out_channels", "down_block_types",
-                                   "up_block_types", *ANY])  # fmt: skip
+@pytest.mark.parametrize(
+    "entry",
+    ["in_channels", "out_channels", "latent_channels", "layers_per_block", "norm_num_groups",
+     "block_out_channels", "down_block_types", "up_block_types", *ANY],
+)  # fmt: skip
 def test_a_configuration_with_nonsense_in_it_is_one_line_or_works(entry):
     right = json.loads(tiny_vae().to_json_string())
     for value in NONSENSE[::2] if entry in ANY else NONSENSE:
