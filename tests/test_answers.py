@@ -31,7 +31,7 @@ from modules.tensor_files import UnreadableTensors, read_tensors
 from modules.vae_files import load_vae
 
 NONSENSE = [None, [], {}, "", "x", -1, 0, 0.5, 10**9, 2**70, float("nan"), True, [0], [-1] * 4,
-            ["x"] * 4, [10**9] * 4, [[8]] * 4, [8, 8, 8], {"a": 1}]  # fmt: skip
+            ["x"] * 4, [10**9] * 4, [[8]] * 4, {"a": 1}]  # fmt: skip
 # Anything that the network still runs with, and numbers that only say how latents are scaled.
 ANY = ("_class_name", "act_fn", "force_upcast", "mid_block_add_attention", "sample_size",
        "scaling_factor", "shift_factor", "latents_mean", "latents_std")  # fmt: skip

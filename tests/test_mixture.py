@@ -249,9 +249,9 @@ def test_the_synthetic_set_may_be_one_of_several(two):
     ("argv", "message"),
     [
         ("--dataset_name a b --dataset_weights 1", "--dataset_weights=1 must be 2 numbers, one"),
-        ("--dataset_name a b --dataset_weights 1 0", "--dataset_weights=1 0 must be positive"),
-        ("--dataset_name a b --dataset_weights 1 nan", "must be positive"),
-        ("--dataset_name a b --dataset_weights 1 inf", "must be positive"),
+        ("--dataset_name a b --dataset_weights 1 0", "--dataset_weights=0.0 must be at least"),
+        ("--dataset_name a b --dataset_weights 1 nan", "must be at least"),
+        ("--dataset_name a b --dataset_weights 1 inf", "must be at least"),
         ("--dataset_weights 1", "--dataset_weights=1 must be 0 numbers"),
         ("--dataset_name a b --data_files c", "--data_files cannot be used with several"),
         ("--dataset_name a b --dataset_config_name c", "--dataset_config_name cannot be used with"),
