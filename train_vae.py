@@ -29,13 +29,8 @@ if __name__ == "__main__":
     outlive_the_terminal()
     leave_when_interrupted("train_vae.py: interrupted before training; there was nothing to save")
 
-from modules.command_line import (
-    exit_on_mistakes,
-    for_trackers,
-    parse_arguments,
-    show_messages,
-    to_yaml,
-)
+from modules.answers import exit_on_mistakes
+from modules.command_line import for_trackers, parse_arguments, show_messages, to_yaml
 from modules.threads import undo_launchers_limit
 
 if __name__ == "__main__":
@@ -71,7 +66,7 @@ from modules.build import (
     make_vae,
     training_length,
 )
-from modules.build_data import TrainingData, make_loader, open_data
+from modules.build_data import TrainingData, check_shared_memory, make_loader, open_data
 from modules.checkpoint import save_checkpoint
 from modules.compilation import compile_networks
 from modules.ema import ExponentialMovingAverage
@@ -367,6 +362,8 @@ def main(args: Arguments) -> None:
     if args.dry_run:
         print(to_yaml(args), banner(args, vae.vae), planned_push(args), sep="\n")
         return
+    shape = latent_shape(vae.vae, args.data.resolution)
+    check_shared_memory(args, shape)
     data = open_data(args)
 
     # Prepare.
@@ -407,7 +404,6 @@ def main(args: Arguments) -> None:
             (output_dir / "train_config.yaml").write_text(to_yaml(args), encoding="utf-8")
 
         # Train and export.
-        shape = latent_shape(vae.vae, args.data.resolution)
         run.loader = make_loader(args, data, shape, accelerator, run.samples)
         run.meter.restart_clock()  # the loader may have looked at the sizes of all images
         if not run.validation_due and train(run, watch) and export(run, watch):

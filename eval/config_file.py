@@ -20,6 +20,8 @@ def config_path(model: str) -> Path:
     for folder in (Path(model), Path(model) / "vae"):
         file = folder / "config.json"
         if file.is_file():
+            if not (os.access(file, os.W_OK) and os.access(folder, os.W_OK)):
+                raise ValueError(f"--write: no permission to write to {file}")
             return file
     raise ValueError(
         f"--write needs a local folder with a config.json, --model={model} has none; save the "

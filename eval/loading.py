@@ -13,6 +13,7 @@ from tqdm import tqdm
 from eval.digests import image_digest
 from modules.images import UnreadableImage
 from modules.reduce import process_index_and_count
+from modules.shared_memory import end_rather_than_drop
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,7 @@ class OwnBatches:
             batch_size=self.batch_size,
             num_workers=self.num_workers,
             collate_fn=self._collate,
+            worker_init_fn=end_rather_than_drop,
             generator=torch.Generator(),  # otherwise a seed is drawn from the global state
         )
         with tqdm(total=len(self.reader), unit="image", disable=self.no_bar) as bar:

@@ -158,10 +158,11 @@ def write_outputs(result: Result, outputs: Outputs) -> None:
         Path(outputs.json).write_text(text + "\n")
     if outputs.markdown:
         lines = [markdown_table(evaluations), "", *messages, *result.stamp]
-        text = "\n\n".join(["\n".join(lines[:1]), *lines[2:]]) + "\n"
-        Path(outputs.markdown).write_text(text, encoding="utf-8")
+        page = "\n\n".join(["\n".join(lines[:1]), *lines[2:]]) + "\n"
+        Path(outputs.markdown).write_text(page, encoding="utf-8", errors="backslashreplace")
     if outputs.report:
-        Path(outputs.report).write_text(reconstruction_page(result), encoding="utf-8")
+        page = reconstruction_page(result)
+        Path(outputs.report).write_text(page, encoding="utf-8", errors="backslashreplace")
     if outputs.grid:
         comparison_grid(evaluations).save(outputs.grid)
 

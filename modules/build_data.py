@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from modules.arguments import Arguments, DataArguments
 from modules.buckets import Buckets, num_batches
-from modules.data import TrainingImages, training_loader
+from modules.data import TrainingImages, prefetched_batches, training_loader
 from modules.errors import ArgumentError
 from modules.image_sizes import read_sizes
 from modules.mixture import Mixture
@@ -28,6 +28,7 @@ from modules.parts import (
 )
 from modules.rows import MixedRows, RowStream, ShardRows, SourceRows
 from modules.shards import Shards
+from modules.shared_memory import require_shared_memory
 from modules.sources import open_files, open_folder, open_source
 from modules.streaming import StreamedImages
 
@@ -208,6 +209,19 @@ def _make_order(args: Arguments, images: ImageSource) -> EpochOrder:
     if weights is None or len(sizes) == 1:
         return Permutations(len(images), seed)
     return Mixture(sizes, weights, seed)
+
+
+def check_shared_memory(args: Arguments, latent_shape: tuple[int, int, int]) -> None:
+    """Raises ArgumentError where the loader's batches of pixels and noise do not fit."""
+    side, batch_size = max(args.data.training_resolutions), args.optimization.train_batch_size
+    channels, height, _ = latent_shape
+    noise = 4 * channels * (height * side // args.data.resolution) ** 2
+    require_shared_memory(
+        "--dataloader_num_workers",
+        args.data.dataloader_num_workers,
+        prefetched_batches(batch_size),
+        batch_size * (3 * side**2 + noise),
+    )
 
 
 def make_loader(

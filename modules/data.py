@@ -23,6 +23,7 @@ from modules.errors import ArgumentError
 from modules.order import EpochOrder, Permutations
 from modules.samples import Candidate, Sample, SampleMaker, collate
 from modules.seeding import seed_for
+from modules.shared_memory import end_rather_than_drop
 from modules.signals import SIGNALS
 from modules.sources import ImageSource, reduced
 from modules.streaming import StreamedImages
@@ -109,10 +110,20 @@ def training_loader(
         collate_fn=collate,
         num_workers=num_workers,
         pin_memory=pin_memory,
-        prefetch_factor=max(2, -(-PREFETCHED_SAMPLES // batch_size)) if num_workers else None,
-        worker_init_fn=_leave_signals_to_parent,
+        prefetch_factor=prefetched_batches(batch_size) if num_workers else None,
+        worker_init_fn=_prepare_worker,
         generator=torch.Generator(),  # otherwise it draws its workers' seed from the global state
     )
+
+
+def prefetched_batches(batch_size: int) -> int:
+    """How many batches each worker works ahead."""
+    return max(2, -(-PREFETCHED_SAMPLES // batch_size))
+
+
+def _prepare_worker(worker: int) -> None:
+    end_rather_than_drop(worker)
+    _leave_signals_to_parent(worker)
 
 
 def _leave_signals_to_parent(worker: int) -> None:

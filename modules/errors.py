@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import logging
+import pickle
+import struct
+import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 
 logger = logging.getLogger(__name__)
+
+# What libraries raise for bad files and bad values. Not MemoryError, and nothing that is no error.
+LIBRARY_ERRORS = (
+    OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError,
+    ImportError, EOFError, AssertionError, struct.error, pickle.PickleError, zipfile.BadZipFile,
+    zlib.error,
+)  # fmt: skip
 
 
 class ArgumentError(ValueError):
@@ -37,3 +48,29 @@ def dispensable(
 @lru_cache(maxsize=256)
 def _say(what: str, reason: str) -> None:
     logger.warning("%s could not be written (%s); the run goes on without", what, reason)
+
+
+@contextmanager
+def blaming(what: str, fix: str, *more: type[Exception]) -> Iterator[None]:
+    """Turns what a library raises over a bad file or value into one ArgumentError.
+
+    what: flag and value, "--flag=value". more: errors of the library besides LIBRARY_ERRORS. For
+    the few calls that open what a flag names, never around training.
+    """
+    try:
+        yield
+    except (ArgumentError, RunStopped):
+        raise
+    except (*LIBRARY_ERRORS, *more) as error:
+        cause = "" if error.__cause__ is None else f" ({one_line(error.__cause__)})"
+        if isinstance(error, ImportError):  # such as aiohttp for http://, s3fs for s3://
+            fix = "install that with pip"
+        raise ArgumentError(f"{what}: {one_line(error)}{cause}; {fix}") from error
+
+
+def one_line(error: BaseException, width: int = 300) -> str:
+    """What an error says, on one line; its kind where it says little, as a KeyError does."""
+    text = " ".join(str(error).split())
+    if not text or isinstance(error, LookupError | AssertionError | AttributeError | TypeError):
+        text = f"{type(error).__name__} {text}".rstrip()
+    return text if len(text) <= width else f"{text[:width]}..."

@@ -18,19 +18,19 @@ from datasets import (
     load_from_disk,
 )
 from datasets import Image as ImageFeature
-from datasets.exceptions import DatasetGenerationError
 from datasets.packaged_modules.folder_based_builder.folder_based_builder import FolderBasedBuilder
 from datasets.packaged_modules.webdataset.webdataset import WebDataset
 from datasets.utils.file_utils import is_local_path
 
 from modules.data_files import READ_ERRORS, check_files, files_below, fingerprint
-from modules.errors import ArgumentError
+from modules.errors import ArgumentError, blaming
 from modules.left_out import left_out
 from modules.picture_tars import COLUMN as IMAGE
 from modules.picture_tars import PictureTars
 
 logger = logging.getLogger(__name__)
 
+FIX = "pass a Hub id, or a whole folder of parquet, webdataset shards or images"
 NUM_SAVED_SHARDS = 64  # what `save_to_disk` wrote is streamed as this many
 
 
@@ -66,21 +66,26 @@ def load_rows(
     flag for a dataset, split, file or column that is not there.
     """
     where, chosen = f"--dataset_name={name}", f"{split_flag}={split}"
-    if (saved := _load_saved(name, split, f"{chosen} with {where}")) is not None:
-        version = fingerprint([file["filename"] for file in saved.cache_files])
-        shards = max(1, min(len(saved), NUM_SAVED_SHARDS))
-        rows = saved.to_iterable_dataset(num_shards=shards) if streaming else saved
-        return LoadedRows(_one_column(rows, image_column, where), (), version)
-    try:
-        builder = load_dataset_builder(
-            name,
-            config_name,
-            data_files=list(data_files) if data_files else None,
-            data_dir=data_dir,
-            cache_dir=cache_dir,
-            revision=revision,
-            token=token,
-        )
+    with blaming(where, FIX, *READ_ERRORS):
+        if (saved := _load_saved(name, split, f"{chosen} with {where}")) is not None:
+            version = fingerprint([file["filename"] for file in saved.cache_files])
+            shards = max(1, min(len(saved), NUM_SAVED_SHARDS))
+            rows = saved.to_iterable_dataset(num_shards=shards) if streaming else saved
+            return LoadedRows(_one_column(rows, image_column, where), (), version)
+        try:
+            builder = load_dataset_builder(
+                name,
+                config_name,
+                data_files=list(data_files) if data_files else None,
+                data_dir=data_dir,
+                cache_dir=cache_dir,
+                revision=revision,
+                token=token,
+            )
+        except FileNotFoundError as error:
+            if not (missed := left_out(files_below(name)) if Path(name).is_dir() else ""):
+                raise
+            raise ArgumentError(f"{where}: it holds {missed}; {FIX}") from error
         if isinstance(builder, WebDataset):
             builder, image_column = _pictures_of(builder, image_column, cache_dir), IMAGE
         files, version = _files(builder, split, streaming, f"{chosen} with {where}")
@@ -90,20 +95,7 @@ def load_rows(
         if not streaming:
             builder.download_and_prepare()
         rows = (builder.as_streaming_dataset if streaming else builder.as_dataset)(split=split)
-    except FileNotFoundError as error:
-        missed = left_out(files_below(name)) if Path(name).is_dir() else ""
-        reason = f"it holds {missed}" if missed else error
-        raise ArgumentError(
-            f"{where}: {reason}; pass a Hub id, or a folder of parquet, webdataset shards or images"
-        ) from error
-    except ArgumentError:
-        raise
-    except ImportError as error:  # such as aiohttp for http://, s3fs for s3://
-        raise ArgumentError(f"{where}: {error}; install that with pip") from error
-    except READ_ERRORS as error:
-        cause = f" ({error.__cause__})" if isinstance(error, DatasetGenerationError) else ""
-        raise ArgumentError(f"{where}: {error}{cause}") from error
-    return LoadedRows(_one_column(rows, image_column, where), files, version)
+        return LoadedRows(_one_column(rows, image_column, where), files, version)
 
 
 def _pictures_of(builder: WebDataset, image_column: str, cache_dir: str | None) -> PictureTars:

@@ -15,7 +15,7 @@ from datasets.utils.file_utils import is_local_path, xopen
 from PIL import Image
 
 from modules.data_files import NETWORK_ERRORS, files_below, fingerprint, wait_to_retry
-from modules.errors import ArgumentError
+from modules.errors import ArgumentError, one_line
 from modules.image_kinds import remedy, suffixes
 from modules.images import UnreadableImage, decode_rgb, upright_shape
 from modules.left_out import left_out
@@ -75,11 +75,20 @@ class RowSource:
 
     def open(self, index: int) -> Image.Image:
         """The picture in mode RGB, upright. Raises UnreadableImage."""
-        return decode_rgb(encoded_image(self.rows[index][IMAGE], self.token), self.target)
+        return decode_rgb(encoded_image(self._cell(index), self.token), self.target)
+
+    def _cell(self, index: int) -> Mapping[str, Any] | None:
+        try:
+            return self.rows[index][IMAGE]
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise UnreadableImage(f"row {index} cannot be read: {one_line(error)}") from error
 
     def label(self, index: int) -> str:
         """The path of a picture in a file of its own, otherwise the row's number and path."""
-        value = self.rows[index][IMAGE] or {}
+        try:
+            value = self._cell(index) or {}
+        except UnreadableImage:
+            value = {}
         path = value.get("path")
         if path and value.get("bytes") is None:
             return path
@@ -87,7 +96,7 @@ class RowSource:
 
     def shape(self, index: int) -> tuple[int, int]:
         """(height, width) of the picture, upright, from its header. Raises UnreadableImage."""
-        return upright_shape(encoded_image(self.rows[index][IMAGE], self.token))
+        return upright_shape(encoded_image(self._cell(index), self.token))
 
     def fingerprint(self) -> str:
         """That of the dataset's files."""

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from modules.durable import let_others_read
+from modules.errors import LIBRARY_ERRORS, one_line
 
 SAFETENSORS = (".safetensors", ".sft")
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")
@@ -42,12 +43,12 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise UnreadableTensors(
             f"{path.name} is refused: it is damaged, or holds Python objects besides tensors, "
             "which could run code when read; use a .safetensors version, or save its tensors alone "
-            f"({_first_line(error)})"
+            f"({one_line(error)})"
         ) from error
-    except Exception as error:  # a damaged pickle can make its reader fail in any way
+    except (SafetensorError, *LIBRARY_ERRORS) as error:
         raise UnreadableTensors(
             f"{path.name} is damaged or incomplete ({path.stat().st_size} bytes); download or save "
-            f"it again ({_first_line(error)})"
+            f"it again ({one_line(error)})"
         ) from error
     raise UnreadableTensors(f"{path.name} is {_what_else(start)}")
 
@@ -99,7 +100,3 @@ def _flatten(content: Any, prefix: str = "") -> list[tuple[str, Tensor]]:
         return []
     inner = [(f"{prefix}.{key}" if prefix else str(key), value) for key, value in content.items()]
     return [pair for name, value in inner for pair in _flatten(value, name)]
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -16,7 +16,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from modules.errors import ArgumentError
+from modules.errors import ArgumentError, blaming
 from modules.ldm_layout import (
     guess_family,
     infer_config,
@@ -24,6 +24,7 @@ from modules.ldm_layout import (
     to_ldm,
     unlike_stable_diffusion,
 )
+from modules.model_config import network_of
 from modules.tensor_files import (
     PICKLES,
     SAFETENSORS,
@@ -33,7 +34,6 @@ from modules.tensor_files import (
 )
 from modules.vae_config import (
     Config,
-    build_from_config,
     is_autoencoder_kl,
     parse_config,
     read_config,
@@ -75,18 +75,20 @@ def load_vae(
     average where a checkpoint holds one. Raises ArgumentError naming the flag, what was found and
     the fix for everything a user can get wrong.
     """
-    path = Path(path_or_id).expanduser()
-    try:
-        if path.is_file():
-            if variant or subfolder:
-                raise UnusableModel("this is one file; a variant or subfolder needs a folder or id")
-            config, state_dict = _read_single_file(path, weights)
-        else:
-            source = _open_source(path, str(path_or_id), revision, cache_dir, token)
-            config, state_dict = _read_source(source, subfolder, variant, weights)
-        return _build(config | dict(config_overrides or {}), state_dict)
-    except (UnusableModel, UnknownLayout, UnreadableTensors) as error:
-        raise ArgumentError(f"{FLAG}={path_or_id}: {error}") from error
+    what = f"{FLAG}={path_or_id}"
+    with blaming(what, "give another file, or download or save it again"):
+        try:
+            path = Path(path_or_id).expanduser()
+            if path.is_file():
+                if variant or subfolder:
+                    raise UnusableModel("this is one file; a variant or subfolder needs a folder")
+                config, state_dict = _read_single_file(path, weights)
+            else:
+                source = _open_source(path, str(path_or_id), revision, cache_dir, token)
+                config, state_dict = _read_source(source, subfolder, variant, weights)
+            return _build(network_of(config | dict(config_overrides or {}), what), state_dict)
+        except (UnusableModel, UnknownLayout, UnreadableTensors) as error:
+            raise ArgumentError(f"{what}: {error}") from error
 
 
 def warn_of_other_programs(config: Mapping[str, Any]) -> None:
@@ -171,14 +173,12 @@ def _read_source(
     return config, rename_to_diffusers(select_vae(tensors, weights))
 
 
-def _build(config: Config, state_dict: StateDict) -> AutoencoderKL:
-    """An AutoencoderKL that holds exactly the given tensors, in float32.
+def _build(vae: AutoencoderKL, state_dict: StateDict) -> AutoencoderKL:
+    """`vae`, which has no weights yet, with exactly the given tensors, in float32.
 
     Raises UnusableModel naming the tensors that are missing, left over, misshapen or not numbers:
     diffusers itself would fill the gaps with random weights and a warning.
     """
-    with torch.device("meta"):
-        vae = build_from_config(config)
     expected = vae.state_dict()
     _refuse({
         "missing tensors": [key for key in expected if key not in state_dict],

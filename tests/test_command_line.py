@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from modules.answers import exit_on_mistakes
 from modules.arguments import GROUPS, LAUNCH_ONLY
 from modules.command_line import (
     RECIPES,
-    exit_on_mistakes,
     for_trackers,
     recipe_names,
     resolve_arguments,
@@ -146,7 +146,7 @@ def test_the_written_configuration_gives_equal_arguments(tmp_path):
         ("--hub_token=x --report_to=wandb", "run `hf auth login` instead"),
         ("--recipe=none", "--recipe=none is not one of"),
         ("--config=/nowhere.yaml", "--config=/nowhere.yaml does not exist"),
-        ("--max_bad_images=2", "--max_bad_images=2.0 must be a fraction between 0 and 1"),
+        ("--max_bad_images=2", "--max_bad_images=2.0 must be at least 0 and at most 1"),
         ("--disc_num_groups=48", "--disc_num_groups=48 must divide twice --disc_hidden_channels"),
     ],
 )

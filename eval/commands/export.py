@@ -40,8 +40,6 @@ def run(args: argparse.Namespace) -> int:
     from modules.vae_files import FP16_WEIGHTS, LDM_FILE, save_fp16_variant, save_ldm
 
     folder = Path(args.output)
-    if folder.is_file():
-        raise ValueError(f"--output={folder} is a file; give a folder")
     if "onnx" in args.format:
         require_onnx()
     vae = open_vae(args.model, args.pretrained_weights)

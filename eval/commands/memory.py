@@ -13,14 +13,20 @@ import json
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from eval.commands.checks import integer
+
 HELP = "predicts the peak GPU memory by resolution, batch and recomputation"
 CARDS = (8, 12, 16, 24)  # GB
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's flags; all others are the training script's."""
-    parser.add_argument("--resolutions", type=int, nargs="+", help="sides of the crops, pixels")
-    parser.add_argument("--batches", type=int, nargs="+", help="images per micro-batch")
+    parser.add_argument(
+        "--resolutions", type=integer(8, 16384), nargs="+", help="sides of the crops, pixels"
+    )
+    parser.add_argument(
+        "--batches", type=integer(1, 65536), nargs="+", help="images per micro-batch"
+    )
     parser.add_argument(
         "--recomputes",
         nargs="+",
@@ -28,7 +34,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="what the backward pass computes again",
     )
     parser.add_argument(
-        "--slices", type=int, nargs="+", help="images that LPIPS looks at together; 0 is all"
+        "--slices",
+        type=integer(0, 65536),
+        nargs="+",
+        help="images that LPIPS looks at together; 0 is all",
     )
     parser.add_argument(
         "--compare",
@@ -49,6 +58,8 @@ def run(args: argparse.Namespace) -> int:
     training = measured_arguments(args.training_flags)
     precision, peaks = training.precision, []
     resolutions = args.resolutions or [training.data.resolution]
+    for resolution in resolutions:  # refused where the networks could not look at it
+        replace(training, data=replace(training.data, resolution=resolution))
     batches = args.batches or [training.optimization.train_batch_size]
     slices = [size or None for size in args.slices or [precision.perceptual_slice_size]]
     with with_random_lpips(training) as training:
