@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +24,7 @@ from datasets.utils.file_utils import is_local_path
 
 from modules.data_files import READ_ERRORS, check_files, fingerprint
 from modules.errors import ArgumentError
+from modules.folder_walk import RunFolders
 
 IMAGE = "image"  # the only column of what is returned here: {"bytes", "path"}, not decoded
 NUM_SAVED_SHARDS = 64  # what `save_to_disk` wrote is streamed as this many
@@ -75,6 +78,7 @@ def load_rows(
         )
         files, version = _files(builder, split)
         check_files(files, where)
+        _check_that_no_run_wrote(files, where)
         if not streaming:
             builder.download_and_prepare()
         rows = (builder.as_streaming_dataset if streaming else builder.as_dataset)(split=split)
@@ -97,6 +101,19 @@ def _files(builder: DatasetBuilder, split: str) -> tuple[Sequence[str], str]:
     files = (builder.config.data_files or {}).get(split, [])
     remote = any(not is_local_path(file) for file in files)
     return files, fingerprint(files, files.origin_metadata if remote else ())
+
+
+def _check_that_no_run_wrote(files: Sequence[str], where: str) -> None:
+    """Raises ArgumentError for files of a run of this trainer, which `load_dataset` cannot skip."""
+    runs, real = RunFolders(), cache(os.path.realpath)
+    places = ((file, *os.path.split(file)) for file in files if is_local_path(file))
+    own = [file for file, folder, name in places if runs.wrote(os.path.join(real(folder), name))]
+    if own:
+        raise ArgumentError(
+            f"{where}: {own[0]}{f' and {len(own) - 1} more' if len(own) > 1 else ''} is what a run "
+            "of this trainer wrote, not data: move that run elsewhere, or use --train_data_dir, "
+            "which leaves it out"
+        )
 
 
 def _load_saved(name: str, split: str, where: str) -> Dataset | None:

@@ -23,7 +23,7 @@ from modules.errors import RunStopped
 from modules.hub import make_repository
 from modules.model_card import Provenance, write_model_card
 from modules.run import Run
-from modules.run_files import COMPLETE_MIDWAY, SNAPSHOT
+from modules.run_files import COMPLETE_MIDWAY, SNAPSHOT, find
 
 logger = logging.getLogger(__name__)
 
@@ -164,12 +164,11 @@ def _take_snapshot(output_dir: Path, snapshot: Path) -> None:
     """
     shutil.rmtree(snapshot, ignore_errors=True)
     snapshot.mkdir()
-    for source in (output_dir / name for name in COMPLETE_MIDWAY):
-        if source.is_dir():
-            hidden = shutil.ignore_patterns(".*")
-            shutil.copytree(source, snapshot / source.name, ignore=hidden, copy_function=_link)
-        elif source.is_file():
-            shutil.copy2(source, snapshot / source.name)
+    for source in find(output_dir, COMPLETE_MIDWAY):
+        target = snapshot / source.relative_to(output_dir)
+        target.parent.mkdir(exist_ok=True)
+        whole = source.suffix in (".png", ".safetensors")
+        (_link if whole else shutil.copy2)(source, target)
 
 
 def _write_card(
@@ -186,7 +185,7 @@ def _write_card(
                      provenance=provenance, subfolder=best)  # fmt: skip
 
 
-def _link(source: str, target: str) -> None:
+def _link(source: Path, target: Path) -> None:
     try:
         os.link(source, target)
     except OSError:  # some file systems know no links

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 from datasets import Dataset, DownloadConfig
 from datasets.utils.file_utils import is_local_path, xopen
@@ -15,6 +16,7 @@ from PIL import Image
 
 from modules.data_files import NETWORK_ERRORS, fingerprint, wait_to_retry
 from modules.errors import ArgumentError
+from modules.folder_walk import files_below
 from modules.images import UnreadableImage, decode_rgb, upright_shape
 from modules.open_dataset import IMAGE, load_rows
 from modules.parts import Concatenation, ImageSource, Subset, random_subset
@@ -28,13 +30,22 @@ PACKED_SUFFIXES = {".arrow", ".parquet", ".tar", ".zip"}
 
 
 class FileSource:
-    """Image files, in the order given; nothing is checked before a file is opened."""
+    """Image files, in the order given; nothing is checked before a file is opened.
 
-    def __init__(self, paths: Iterable[str | Path], name: str = "files") -> None:
+    inodes: the numbers by which the file system knows them, where they were come by at no cost.
+    """
+
+    def __init__(
+        self,
+        paths: Iterable[str | Path],
+        name: str = "files",
+        inodes: Sequence[int] | None = None,
+    ) -> None:
         # One buffer for all paths: a list would be copied into every worker, object by object, as
         # its reference counts are written. Bytes, because a path need not be valid Unicode.
         self.paths = pa.array([os.fsencode(path) for path in paths], pa.large_binary())
         self.name = name
+        self.inodes = None if inodes is None else np.array(inodes, np.uint64)
         self.target: int | None = None
 
     def __len__(self) -> int:
@@ -147,32 +158,22 @@ def open_files(paths: Sequence[str | Path], flag: str = "--validation_image") ->
 
 
 def open_folder(folder: str | Path, flag: str = "--train_data_dir") -> FileSource:
-    """Every image file below a folder, sorted by path; hidden files are left out, links followed.
+    """Every image file below a folder, sorted by path, as `modules.folder_walk` finds them.
 
     Raises ArgumentError, naming `flag`, where there is no such folder or no image in it.
     """
     if not Path(folder).is_dir():
         raise ArgumentError(f"{flag}={folder} is not a folder; check the path")
-    files = list(_files_below(folder))
-    images = sorted(path for path in files if Path(path).suffix.lower() in SUFFIXES)
+    files = list(files_below(folder))
+    images = sorted(file for file in files if Path(file.path).suffix.lower() in SUFFIXES)
     if images:
-        return FileSource(images, name=str(folder))
-    packed = sorted({Path(path).suffix for path in files} & PACKED_SUFFIXES)
+        paths, inodes = zip(*images, strict=True)
+        return FileSource(paths, str(folder), inodes)
+    packed = sorted({Path(file.path).suffix for file in files} & PACKED_SUFFIXES)
     fix = f"it holds {', '.join(packed)} files: pass it as --dataset_name" if packed else (
-        f"files must end in {' '.join(sorted(SUFFIXES))}"
+        f"files must end in {' '.join(sorted(SUFFIXES))}, and what a run wrote is left out"
     )  # fmt: skip
     raise ArgumentError(f"{flag}={folder} holds no images; {fix}")
-
-
-def _files_below(folder: str | Path) -> Iterable[str]:
-    visited = set()  # a link to a folder above would lead round in circles
-    for parent, folders, names in os.walk(folder, followlinks=True):
-        if (real := os.path.realpath(parent)) in visited:
-            folders.clear()
-            continue
-        visited.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (os.path.join(parent, name) for name in names if not name.startswith("."))
 
 
 def open_source(
