@@ -295,9 +295,10 @@ def export(run: Run, watch: Watch) -> None:
             )
         if run.accelerator.is_main_process:
             watch.journal.close()
-            owned_files(args).claim(AT_THE_END)
-            rows = watch.journal.metrics_log.rows()
+            owned, rows = owned_files(args), watch.journal.metrics_log.rows()
+            owned.claim(AT_THE_END)
             vae = export_everything(run, latents, rows, watch.provenance())
+            owned.sign("README.md")  # people write on in it
             print(summary(vae, run.output_dir, rows), file=sys.stderr)
     run.accelerator.wait_for_everyone()
 

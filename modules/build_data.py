@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 from accelerate import Accelerator
@@ -19,7 +21,7 @@ from modules.image_sizes import read_sizes
 from modules.mixture import Mixture
 from modules.open_dataset import load_rows
 from modules.order import EpochOrder, Permutations
-from modules.overlap import lies_in
+from modules.overlap import searched_by_datasets, would_match
 from modules.parts import Concatenation, ImageSource, Subset, hold_back, part_sizes, random_subset
 from modules.rows import MixedRows, RowStream, ShardRows, SourceRows
 from modules.same_files import files_in_both
@@ -123,14 +125,17 @@ def _without(images: ImageSource, validation: ImageSource) -> ImageSource:
 
 
 def _check_streamed(data: DataArguments, validation: ImageSource) -> None:
-    """Raises ArgumentError for validation images in a folder that is streamed, from all of it."""
-    folders = [*(data.dataset_name or ()), *([data.train_data_dir] if data.train_data_dir else [])]
-    for folder in folders:
-        for index in range(len(validation)) if isinstance(validation, FileSource) else ():
-            if lies_in(validation.label(index), folder):
+    """Raises ArgumentError for validation images that a stream of local files will hold too."""
+    labels = map(validation.label, range(len(validation)))
+    # One of a kind stands for the others: there may be many.
+    examples = {os.path.split(label)[0] + Path(label).suffix: label for label in labels}
+    for flag, pattern in searched_by_datasets(data) if isinstance(validation, FileSource) else ():
+        for label in examples.values():
+            if would_match(label, pattern):
                 raise ArgumentError(
-                    f"the validation image {validation.label(index)} lies in {folder}, which "
-                    "--streaming trains on: move it elsewhere, or drop --streaming"
+                    f"the validation image {label} lies where --{flag} looks for images "
+                    f"({pattern}), and a stream cannot leave it out: move it elsewhere, or drop "
+                    "--streaming"
                 )
 
 

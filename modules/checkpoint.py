@@ -199,8 +199,7 @@ def _empty(doomed: Path) -> None:
         for path in find(doomed, IN_A_CHECKPOINT):
             remove(path)
         if doomed.is_file() or any(doomed.iterdir()):
-            step = doomed.name.rpartition("-")[2]
-            kept = free_name(doomed.with_name(f"kept-from-step-{step}"))
+            kept = free_name(doomed.with_name(doomed.name.removeprefix(".deleted-")))
             os.replace(doomed, kept)
             logger.warning("files that are not of the run were in a checkpoint: kept in %s", kept)
             return

@@ -9,6 +9,7 @@ import logging
 import os
 import socket
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -67,7 +68,8 @@ class FolderLock:
         traceback: TracebackType | None,
     ) -> None:
         if self.descriptor is not None:
-            self.path.unlink(missing_ok=True)  # before the lock is gone: it may be another's then
+            with suppress(OSError):  # the disk may be read-only by now, or the folder moved away
+                self.path.unlink()  # while the lock is held: afterwards it may be another's
             os.close(self.descriptor)
 
     def _wait(self, patience: float) -> str | None:

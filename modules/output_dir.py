@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import os
 import tempfile
 from pathlib import Path
@@ -18,7 +17,7 @@ from modules.checkpoint import (
 )
 from modules.errors import ArgumentError
 from modules.folder_lock import FolderLock
-from modules.overlap import lies_in, would_match
+from modules.overlap import lies_in, searched_by_datasets, would_match
 from modules.owned_files import OwnedFiles, remove
 from modules.reduce import gather_from_processes
 from modules.run_files import AT_THE_END, SNAPSHOT, WHILE_TRAINING, top_names, tracker_files
@@ -88,7 +87,8 @@ def _check_collisions(args: Arguments, owned: OwnedFiles) -> None:
         more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
         raise ArgumentError(
             f"--output_dir={owned.folder} holds {', '.join(names[:SHOWN])}{more}, which no run of "
-            "this trainer wrote and a run would replace: choose another folder, or move them away"
+            "this trainer wrote, or not as it is now, and which a run would replace: choose "
+            "another folder, or move them away"
         )
 
 
@@ -99,22 +99,12 @@ def _check_data(args: Arguments) -> None:
     what a run wrote.
     """
     data, output_dir, cache_dir = args.data, args.checkpoints.output_dir, args.model.cache_dir
-    names = [name for name in data.dataset_name or () if os.path.isdir(name)]
-    folders = [("dataset_name", name) for name in names]
-    if data.dataset_name and data.train_data_dir:
-        folders.append(("train_data_dir", data.train_data_dir))
-    if data.data_files:
-        starts = ("", *map(glob.escape, names))
-        patterns = [os.path.join(start, name) for name in data.data_files for start in starts]
-        found = [("data_files", pattern) for pattern in patterns if any(
-            would_match(os.path.join(output_dir, name), pattern) for name in EXAMPLES)]  # fmt: skip
-    else:
-        found = [(flag, folder) for flag, folder in folders if lies_in(output_dir, folder)]
-    for flag, place in found:
-        raise ArgumentError(
-            f"--output_dir={output_dir} lies where --{flag} looks for images ({place}): the run's "
-            "own pictures would be trained on; choose a folder outside"
-        )
+    for flag, pattern in searched_by_datasets(data):
+        if any(would_match(os.path.join(output_dir, name), pattern) for name in EXAMPLES):
+            raise ArgumentError(
+                f"--output_dir={output_dir} lies where --{flag} looks for images ({pattern}): the "
+                "run's own pictures would be trained on; choose a folder outside"
+            )
     if cache_dir and data.train_data_dir and lies_in(cache_dir, data.train_data_dir):
         raise ArgumentError(
             f"--cache_dir={cache_dir} lies in --train_data_dir={data.train_data_dir}: pictures "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -31,12 +32,14 @@ class OwnedFiles:
     """The names in a folder that are ours, as the hidden file RECORD there lists them.
 
     A name is recorded before its first file is written, and only where nothing bore it: whatever
-    bears it later is ours, whenever a run is killed. A folder without a record, of an earlier
-    version or copied without hidden files, is judged by what is unmistakable in it.
+    bears it later is ours, whenever a run is killed. A signed file is ours as long as it is not
+    changed. A folder without a record, of an earlier version or copied without hidden files, is
+    judged by what is unmistakable in it.
     """
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
+        self.signed: dict[str, str] = {}
         self.names = self._recorded()
 
     def existing(self) -> Iterator[Path]:
@@ -49,14 +52,19 @@ class OwnedFiles:
 
     def claim(self, names: Iterable[str]) -> None:
         """Records `names` as ours; what others have put there is set aside first, and named."""
-        new = [name for name in names if name not in self.names]
-        for path in find(self.folder, new):
+        names = tuple(names)
+        for path in self.foreign(names):
             aside = free_name(path)
             os.replace(path, aside)
-            logger.warning("%s is not of this run, which is about to write a file of that name: "
-                           "it is now %s", path, aside.name)  # fmt: skip
-        if new:
-            self._record((*self.names, *new))
+            logger.warning("%s is not what a run wrote, and this one is about to write a file of "
+                           "that name: it is now %s", path, aside.name)  # fmt: skip
+        self.signed = {name: sign for name, sign in self.signed.items() if name not in names}
+        self._record(dict.fromkeys((*self.names, *names)))
+
+    def sign(self, name: str) -> None:
+        """Remembers how a file of ours is now: the user's changes to it would be the user's."""
+        self.signed[name] = _digest(self.folder / name)
+        self._record(self.names)
 
     def delete(self) -> None:
         """Deletes all that is ours, and the folders that are empty then; links to folders stay."""
@@ -66,20 +74,25 @@ class OwnedFiles:
                 if parent == self.folder or parent.is_symlink() or any(parent.iterdir()):
                     break
                 parent.rmdir()
+        self.signed = {}
         self._record(())
 
-    def _record(self, names: tuple[str, ...]) -> None:
-        self.names = names
+    def _record(self, names: Iterable[str]) -> None:
+        self.names = tuple(names)
+        content = {"files": self.names, "signed": self.signed}
         partial = self.folder / f"{RECORD}.partial"
-        partial.write_text(json.dumps({"written_by_train_vae": names}, indent=1), encoding="utf-8")
+        partial.write_text(json.dumps(content, indent=1), encoding="utf-8")
         os.replace(partial, self.folder / RECORD)
 
     def _recorded(self) -> tuple[str, ...]:
         try:
             content = json.loads((self.folder / RECORD).read_text(encoding="utf-8"))
-            return tuple(map(str, content["written_by_train_vae"]))
+            names, signed = map(str, content["files"]), dict(content["signed"])
         except (OSError, ValueError, KeyError, TypeError):
             return tuple(self._unmistakable())
+        changed = {name for name, sign in signed.items() if _digest(self.folder / name) != sign}
+        self.signed = {name: sign for name, sign in signed.items() if name not in changed}
+        return tuple(name for name in names if name not in changed)
 
     def _unmistakable(self) -> Iterator[str]:
         """The names that are ours in a folder without a record."""
@@ -106,6 +119,13 @@ def free_name(path: Path) -> Path:
     """Such as notes.txt.kept, that nothing bears yet."""
     names = (path.with_name(f"{path.name}.kept{number or ''}") for number in range(10**6))
     return next(name for name in names if not os.path.lexists(name))
+
+
+def _digest(file: Path) -> str:
+    try:
+        return hashlib.sha256(file.read_bytes()).hexdigest()
+    except OSError:  # it has been deleted
+        return ""
 
 
 def _begins(file: Path, start: str) -> bool:

@@ -64,14 +64,14 @@ def find(folder: Path, patterns: Iterable[str]) -> Iterator[Path]:
     """What lies in `folder` under these names; a link that leads nowhere lies there as well."""
     for pattern in patterns:
         if not glob.has_magic(pattern) and STEP not in pattern:
-            if os.path.lexists(folder / pattern):
-                yield folder / pattern
-            continue
-        exact = re.compile(fnmatch.translate(pattern.replace(STEP, "STEP")).replace(
-            "STEP", r"\d{6,}"))  # fmt: skip
-        for path in sorted(folder.glob(pattern.replace(STEP, "[0-9]*"))):
-            if exact.match(path.relative_to(folder).as_posix()):
-                yield path
+            found = [folder / pattern] if os.path.lexists(folder / pattern) else []
+        else:
+            found = sorted(folder.glob(pattern.replace(STEP, "[0-9]*")))
+        if STEP in pattern:
+            exact = fnmatch.translate(pattern.replace(STEP, "STEP")).replace("STEP", r"\d{6,}")
+            names = ((path, path.relative_to(folder).as_posix()) for path in found)
+            found = [path for path, name in names if re.match(exact, name)]
+        yield from found
 
 
 def uploaded_files(folder: Path) -> list[str]:

@@ -25,7 +25,7 @@ from modules.command_line import resolve_arguments
 from modules.errors import ArgumentError
 from modules.model_card import Provenance, write_model_card
 from modules.output_dir import check_output_dir
-from modules.run_files import AT_THE_END, KEPT_AT_HOME, UPLOADED, WHILE_TRAINING, top_names
+from modules.run_files import AT_THE_END, KEPT_AT_HOME, RECORD, UPLOADED, WHILE_TRAINING, top_names
 
 PROTOCOL = "a protocol: with a colon"
 COUNTS = {"val/num_images": 4, "val/nan_images": 0}
@@ -56,7 +56,8 @@ def local_files(folder: Path) -> dict[str, bytes]:
     return {
         path.relative_to(folder).as_posix(): path.read_bytes()
         for path in folder.rglob("*")
-        if path.is_file() and path.relative_to(folder).parts[0] not in (*KEPT_AT_HOME, "diary.txt")
+        if path.is_file()
+        and path.relative_to(folder).parts[0] not in (*KEPT_AT_HOME, "diary.txt", RECORD)
     }
 
 
