@@ -30,13 +30,16 @@ from modules.command_line import (
     show_messages,
     to_yaml,
 )
-from modules.folder_lock import FolderLock, lock_output_dir
+from modules.folder_lock import PATIENCE, FolderLock
 from modules.threads import undo_launchers_limit
 
 if __name__ == "__main__":  # before the slow imports: some mistakes are answered at once
     arguments = parse_arguments()
     with exit_on_mistakes():
-        output_lock = lock_output_dir(arguments)
+        output_lock = None
+        if not arguments.dry_run:
+            patience = PATIENCE if arguments.checkpoints.resume_from_checkpoint else 0.0
+            output_lock = FolderLock(arguments.checkpoints.output_dir, patience)
     undo_launchers_limit(os.environ)
 
 import logging

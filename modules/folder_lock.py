@@ -13,13 +13,12 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
-from modules.arguments import Arguments
 from modules.errors import ArgumentError
 
 logger = logging.getLogger(__name__)
 
 LOCK = ".train_vae.lock"
-PATIENCE = 30.0  # seconds that a run which resumes waits for the one before it to end
+PATIENCE = 30.0  # seconds for a run that was requeued while the one before it still saves
 HELD = (errno.EACCES, errno.EAGAIN)
 UNKNOWN_HERE = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)
 # The launchers' names, as accelerate reads them.
@@ -114,18 +113,6 @@ class FolderLock:
             return os.path.samestat(os.fstat(descriptor), os.stat(self.path))
         except FileNotFoundError:
             return False
-
-
-def lock_output_dir(args: Arguments) -> FolderLock | None:
-    """The lock of --output_dir; None for a dry run, which writes nothing.
-
-    A run that resumes may have been requeued while the one before it still saves: it waits.
-    """
-    if args.dry_run:
-        return None
-    checkpoints = args.checkpoints
-    patience = PATIENCE if checkpoints.resume_from_checkpoint else 0.0
-    return FolderLock(checkpoints.output_dir, patience)
 
 
 def _describe(content: bytes) -> str:

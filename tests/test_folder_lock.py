@@ -18,9 +18,8 @@ from launching import TINY, launch, launch_together
 
 from eval.__main__ import main as evaluate
 from modules.autoencoder import build_autoencoder
-from modules.command_line import resolve_arguments
 from modules.errors import ArgumentError
-from modules.folder_lock import LOCK, FolderLock, lock_output_dir
+from modules.folder_lock import LOCK, FolderLock
 
 FORK = multiprocessing.get_context("fork")
 
@@ -100,12 +99,6 @@ def test_a_file_system_without_locks_is_told_once_and_costs_nothing_else(
     monkeypatch.setattr(fcntl, "lockf", refuse)
     with caplog.at_level(logging.WARNING), FolderLock(tmp_path):
         assert caplog.text.count("knows no locks") == 1
-
-
-def test_a_dry_run_takes_no_lock(tmp_path):
-    args = resolve_arguments(["--output_dir", str(tmp_path / "run"), "--dry_run"])
-    assert lock_output_dir(args) is None
-    assert not (tmp_path / "run").exists()
 
 
 def test_a_launch_into_a_locked_folder_ends_with_2_on_every_process(tmp_path):
