@@ -115,15 +115,14 @@ def test_a_training_set_that_is_all_validated_on_is_refused(photos, validation):
 
 
 def test_what_load_dataset_finds_is_compared_as_far_as_it_is_files(photos, tmp_path):
+    folder, one = photos / "train", ("--validation_image", photos / "train" / "0.png")
     flags = ("--dataset_name", "imagefolder", "--cache_dir", tmp_path / "cache")
-    found = data(photos, *flags, "--validation_data_dir", photos / "val")
-    assert len(found.images) == 10
-    stream = (*flags, "--streaming", "--max_train_steps", 1, "--validation_data_dir")
+    assert len(data(folder, *flags, *one).images) == 9
     with pytest.raises(ArgumentError, match="a stream cannot leave it out"):
-        data(photos, *stream, photos / "val")
-    leave_a_run(photos / "run")
+        data(folder, *flags, *one, "--streaming", "--max_train_steps", 1)
+    leave_a_run(folder / "run")
     with pytest.raises(ArgumentError, match="is what a run of this trainer wrote"):
-        data(photos, *flags, *NONE)
+        data(folder, *flags, *NONE)
 
 
 @pytest.mark.parametrize(
