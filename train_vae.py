@@ -31,10 +31,16 @@ if __name__ == "__main__":
 
 from modules.answers import exit_on_mistakes
 from modules.command_line import for_trackers, parse_arguments, show_messages, to_yaml
+from modules.folder_lock import PATIENCE, FolderLock
 from modules.threads import undo_launchers_limit
 
-if __name__ == "__main__":
-    arguments = parse_arguments()  # before the slow imports: a mistyped flag is answered at once
+if __name__ == "__main__":  # before the slow imports: some mistakes are answered at once
+    arguments = parse_arguments()
+    with exit_on_mistakes():
+        output_lock = None
+        if not arguments.dry_run:
+            patience = PATIENCE if arguments.checkpoints.resume_from_checkpoint else 0.0
+            output_lock = FolderLock(arguments.checkpoints.output_dir, patience)
     undo_launchers_limit(os.environ)
 
 import logging
@@ -80,11 +86,18 @@ from modules.journal import Journal
 from modules.losses import batch_psnr, discriminator_loss, kl_loss, rec_loss
 from modules.meter import Meter
 from modules.model_card import Provenance
-from modules.output_dir import check_output_dir, clear_output_dir, resume_path
+from modules.output_dir import (
+    check_output_dir,
+    clear_output_dir,
+    owned_files,
+    refuse_together,
+    resume_path,
+)
 from modules.progress import resume, trainer_state
 from modules.publisher import Publisher
 from modules.reduce import gather_from_processes
 from modules.run import Run
+from modules.run_files import AT_THE_END
 from modules.signals import StopRequest
 from modules.trackers import end_trackers, start_trackers
 
@@ -291,8 +304,10 @@ def export(run: Run, watch: Watch) -> bool:
                 return False
         if run.accelerator.is_main_process:
             watch.journal.close()
-            rows = watch.journal.metrics_log.rows()
+            owned, rows = owned_files(args), watch.journal.metrics_log.rows()
+            owned.claim(AT_THE_END)
             vae = export_everything(run, latents, rows, watch.provenance())
+            owned.sign("README.md")  # people write on in it
             print(summary(vae, run.output_dir, rows), file=sys.stderr)
     run.accelerator.wait_for_everyone()
     return True
@@ -353,11 +368,11 @@ def make_validation(run: Run, data: TrainingData) -> Validation | None:
     )
 
 
-def main(args: Arguments) -> None:
-    """Build, prepare, resume, train, export."""
+def main(args: Arguments, lock: FolderLock | None) -> None:
+    """Build, prepare, resume, train, export. lock: of output_dir; None for a dry run."""
     show_messages()
     # Build what can be wrong first: nothing has touched a GPU or been written to yet.
-    check_output_dir(args.checkpoints, create=not args.dry_run)
+    check_output_dir(args, create=not args.dry_run)
     vae = TrainableVAE(make_vae(args), args.model.decoder_only)
     if args.dry_run:
         print(to_yaml(args), banner(args, vae.vae), planned_push(args), sep="\n")
@@ -368,11 +383,12 @@ def main(args: Arguments) -> None:
 
     # Prepare.
     run = make_run(args, vae, data.size)
+    refuse_together(lock)
     accelerator, output_dir, publisher = run.accelerator, run.output_dir, None
     if accelerator.is_main_process:
         if args.logging.push_to_hub:  # first: a refusal must not cost what an old run left
             publisher = Publisher(args)
-        clear_output_dir(args.checkpoints)
+        clear_output_dir(args)
         situation = f"{accelerator.num_processes} x {device_name(accelerator.device)}, "
         situation += f"precision {accelerator.mixed_precision}"
         text = banner(args, vae.vae, data.describe(args), situation, run.max_train_steps)
@@ -421,5 +437,5 @@ def main(args: Arguments) -> None:
 
 
 if __name__ == "__main__":
-    with exit_on_mistakes():
-        main(arguments)
+    with exit_on_mistakes(), output_lock or nullcontext():
+        main(arguments, output_lock)

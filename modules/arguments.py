@@ -682,6 +682,11 @@ class Arguments:
                 f"--validation_split={self.validation.validation_split} needs --dataset_name; for "
                 "a folder use --validation_data_dir"
             )
+        if (self.validation.validation_split or "").split("[")[0] == "train":
+            raise ArgumentError(
+                f"--validation_split={self.validation.validation_split} is what is trained on; "
+                "name another split, or drop the flag to hold images back"
+            )
         if self.validation.validation_split and len(self.data.dataset_name) > 1:
             raise ArgumentError(
                 f"--validation_split={self.validation.validation_split} cannot be used with "

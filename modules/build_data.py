@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
+import numpy as np
 from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
@@ -18,18 +21,13 @@ from modules.image_sizes import read_sizes
 from modules.mixture import Mixture
 from modules.open_dataset import load_rows, split_names
 from modules.order import EpochOrder, Permutations
-from modules.parts import (
-    Concatenation,
-    ImageSource,
-    Subset,
-    hold_back,
-    part_sizes,
-    random_subset,
-)
+from modules.overlap import searched_by_datasets, would_match
+from modules.parts import Concatenation, ImageSource, Subset, hold_back, part_sizes, random_subset
 from modules.rows import MixedRows, RowStream, ShardRows, SourceRows
+from modules.same_files import files_in_both
 from modules.shards import Shards
 from modules.shared_memory import require_shared_memory
-from modules.sources import open_files, open_folder, open_source
+from modules.sources import FileSource, open_files, open_folder, open_source
 from modules.streaming import StreamedImages
 
 logger = logging.getLogger(__name__)
@@ -98,20 +96,56 @@ def open_data(args: Arguments) -> TrainingData:
     images = _open_streams(args) if data.streaming else _open_images(args, names)
     if validation.num_validation_images == 0:
         return TrainingData(name, images, None)
+    held: ImageSource
     if validation.validation_image:
-        return TrainingData(name, images, open_files(validation.validation_image))
-    if validation.validation_data_dir:
-        folder = open_folder(validation.validation_data_dir, "--validation_data_dir")
-        return TrainingData(name, images, folder)
-    if validation.validation_split:
-        return TrainingData(name, images, _open_validation_split(args))
-    count = validation.num_validation_images or NUM_HELD_BACK
+        held = open_files(validation.validation_image)
+    elif validation.validation_data_dir:
+        held = open_folder(validation.validation_data_dir, "--validation_data_dir")
+    elif validation.validation_split:
+        held = _open_validation_split(args)
+    elif isinstance(images, RowStream):
+        held, images = images.hold_back(validation.num_validation_images or NUM_HELD_BACK)
+    else:
+        count = validation.num_validation_images or NUM_HELD_BACK
+        images, held = hold_back(images, count, args.optimization.seed)
     if isinstance(images, RowStream):
-        held, rest = images.hold_back(count)
-        return TrainingData(name, rest, held)
-    training, validation = hold_back(images, count, args.optimization.seed)
-    _require_some_of_each(data, training)
-    return TrainingData(name, training, validation)
+        _check_streamed(data, held)
+    else:
+        images = _without(images, held)
+        _require_some_of_each(data, images)
+    return TrainingData(name, images, held)
+
+
+def _without(images: ImageSource, validation: ImageSource) -> ImageSource:
+    """`images` but those that are the same files as validation images; says how many are not."""
+    same = files_in_both(images, validation)
+    if same.size == len(images):
+        raise ArgumentError(
+            f"every training image of {images.name} is a validation image as well: validate on "
+            "others, with --validation_data_dir or --num_validation_images"
+        )
+    if same.size:
+        logger.warning(
+            "%s of the training images are validation images as well, such as %s: they are left "
+            "out of training", f"{same.size:,}", images.label(int(same[0])),
+        )  # fmt: skip
+        return Subset(images, np.delete(np.arange(len(images)), same))
+    return images
+
+
+def _check_streamed(data: DataArguments, validation: ImageSource) -> None:
+    """Raises ArgumentError for validation images that a stream of local files will hold too."""
+    labels = map(validation.label, range(len(validation)))
+    # One of a kind stands for the others: there may be many.
+    examples = {os.path.split(label)[0] + Path(label).suffix: label for label in labels}
+    for flag, pattern in searched_by_datasets(data) if isinstance(validation, FileSource) else ():
+        for label in examples.values():
+            if would_match(label, pattern):
+                raise ArgumentError(
+                    f"the validation image {label} lies where --{flag} looks for images "
+                    f"({pattern}), and a stream cannot leave it out: move it elsewhere, or drop "
+                    "--streaming"
+                )
 
 
 def _require_some_of_each(data: DataArguments, images: ImageSource) -> None:

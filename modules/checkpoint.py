@@ -14,7 +14,6 @@ import logging
 import os
 import pickle
 import re
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +27,8 @@ from safetensors.torch import load_file, save_file
 from modules.durable import flush
 from modules.ema import ExponentialMovingAverage
 from modules.errors import ArgumentError, RunStopped
+from modules.owned_files import free_name, remove
+from modules.run_files import IN_A_CHECKPOINT, STEP, find
 
 logger = logging.getLogger(__name__)
 
@@ -40,8 +41,8 @@ class DamagedCheckpoint(ValueError):
 
 def checkpoint_steps(folder: Path) -> list[int]:
     """The steps that have a finished checkpoint in `folder`, ascending."""
-    names = (path.name for path in folder.glob("step-*") if path.is_dir())
-    return sorted(int(name[5:]) for name in names if re.fullmatch(r"step-\d+", name))
+    found = (path for path in folder.glob("step-*") if re.fullmatch(r"step-\d{6,}", path.name))
+    return sorted(int(path.name[5:]) for path in found if path.is_dir())
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
@@ -81,9 +82,10 @@ def verify(path: Path) -> None:
 
 def clear_debris(folder: Path) -> None:
     """Deletes what a process left that was killed while it wrote or removed a checkpoint."""
-    for pattern in (".partial-step-*", ".deleted-step-*"):
-        for path in folder.glob(pattern):
-            shutil.rmtree(path, ignore_errors=True)  # NFS keeps what is still open somewhere
+    for path in find(folder, [f".partial-step-{STEP}"]):
+        remove(path)
+    for path in find(folder, [f".deleted-step-{STEP}"]):
+        _empty(path)
 
 
 def rotate(folder: Path, step: int, keep: int | None) -> None:
@@ -186,11 +188,25 @@ def _seal(folder: Path) -> None:
 
 def _remove(path: Path) -> None:
     """Deletes a checkpoint; its name goes first, so that no half of it is ever taken for one."""
-    if path.exists():
+    if os.path.lexists(path):
         doomed = path.with_name(f".deleted-{path.name}")
-        shutil.rmtree(doomed, ignore_errors=True)
+        if os.path.lexists(doomed):
+            _empty(doomed)
         os.replace(path, doomed)
-        shutil.rmtree(doomed, ignore_errors=True)
+        _empty(doomed)
+
+
+def _empty(doomed: Path) -> None:
+    """Deletes a folder or a link to one; what others have put into it stays, under another name."""
+    if not doomed.is_symlink():
+        for path in find(doomed, IN_A_CHECKPOINT):
+            remove(path)
+        if doomed.is_file() or any(doomed.iterdir()):
+            kept = free_name(doomed.with_name(doomed.name.removeprefix(".deleted-")))
+            os.replace(doomed, kept)
+            logger.warning("files that are not of the run were in a checkpoint: kept in %s", kept)
+            return
+    remove(doomed)
 
 
 def _sha256(file: Path) -> str:

@@ -10,8 +10,7 @@ import os
 import tarfile
 import time
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 
 import pyarrow as pa
 from datasets.exceptions import DatasetsError
@@ -70,22 +69,6 @@ def _size(path: bytes) -> int | None:
         return os.stat(path).st_size
     except OSError:
         return None
-
-
-def files_below(folder: str | Path, refused: list[OSError] | None = None) -> Iterator[str]:
-    """Every file below a folder that is not hidden; links are followed, but not round in circles.
-
-    refused: takes what folders raise that cannot be listed.
-    """
-    visited = set()
-    onerror = None if refused is None else refused.append
-    for parent, folders, names in os.walk(folder, onerror=onerror, followlinks=True):
-        if (real := os.path.realpath(parent)) in visited:
-            folders.clear()
-            continue
-        visited.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (os.path.join(parent, name) for name in names if not name.startswith("."))
 
 
 def check_files(files: Sequence[str], where: str) -> None:

@@ -10,6 +10,8 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from modules.run_files import DAMAGED_METRICS
+
 logger = logging.getLogger(__name__)
 
 Row = dict[str, float]
@@ -20,7 +22,6 @@ EXACT_DIGITS = 18  # longer integers are none of ours, and Python takes its time
 DECODER = json.JSONDecoder(
     parse_int=lambda digits: int(digits) if len(digits) <= EXACT_DIGITS else float(digits)
 )
-SET_ASIDE = "metrics.damaged.jsonl"
 
 
 class MetricsLog:
@@ -74,7 +75,7 @@ class MetricsLog:
                 self._remember(row)
                 end = position
         if foreign:
-            aside, partial = self.file.with_name(SET_ASIDE), self.file.with_suffix(".partial")
+            aside, partial = self.file.with_name(DAMAGED_METRICS), self.file.with_suffix(".partial")
             shutil.copyfile(self.file, aside)
             with partial.open("wb") as stream:
                 stream.writelines(_rows_up_to(step, aside))

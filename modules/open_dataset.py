@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -22,8 +24,9 @@ from datasets.packaged_modules.folder_based_builder.folder_based_builder import 
 from datasets.packaged_modules.webdataset.webdataset import WebDataset
 from datasets.utils.file_utils import is_local_path
 
-from modules.data_files import READ_ERRORS, check_files, files_below, fingerprint
+from modules.data_files import READ_ERRORS, check_files, fingerprint
 from modules.errors import ArgumentError, blaming
+from modules.folder_walk import RunFolders, files_below
 from modules.left_out import left_out
 from modules.picture_tars import COLUMN as IMAGE
 from modules.picture_tars import PictureTars
@@ -83,7 +86,7 @@ def load_rows(
                 token=token,
             )
         except FileNotFoundError as error:
-            if not (missed := left_out(files_below(name)) if Path(name).is_dir() else ""):
+            if not (missed := left_out(_paths(name)) if Path(name).is_dir() else ""):
                 raise
             raise ArgumentError(f"{where}: it holds {missed}; {FIX}") from error
         if isinstance(builder, WebDataset):
@@ -92,6 +95,7 @@ def load_rows(
         check_files(files, where)
         if Path(name).is_dir() and not data_files:
             _warn_of_left_out(builder, Path(name, data_dir or ""), where)
+        _check_that_no_run_wrote(files, where)
         if not streaming:
             builder.download_and_prepare()
         rows = (builder.as_streaming_dataset if streaming else builder.as_dataset)(split=split)
@@ -145,8 +149,25 @@ def _refuse_split(where: str, known: Iterable[str]) -> NoReturn:
 def _warn_of_left_out(builder: DatasetBuilder, folder: Path, where: str) -> None:
     """Of a folder, `load_dataset` takes the files of one builder and is silent about the rest."""
     read = builder.EXTENSIONS if isinstance(builder, FolderBasedBuilder) else ()
-    if missed := left_out(files_below(folder), read):
+    if missed := left_out(_paths(folder), read):
         logger.warning("%s: these are left out: %s", where, missed)
+
+
+def _paths(folder: str | Path) -> Iterator[str]:
+    return (file.path for file in files_below(folder))
+
+
+def _check_that_no_run_wrote(files: Sequence[str], where: str) -> None:
+    """Raises ArgumentError for files of a run of this trainer, which `load_dataset` cannot skip."""
+    runs, real = RunFolders(), cache(os.path.realpath)
+    places = ((file, *os.path.split(file)) for file in files if is_local_path(file))
+    own = [file for file, folder, name in places if runs.wrote(os.path.join(real(folder), name))]
+    if own:
+        raise ArgumentError(
+            f"{where}: {own[0]}{f' and {len(own) - 1} more' if len(own) > 1 else ''} is what a run "
+            "of this trainer wrote, not data: move that run elsewhere, or use --train_data_dir, "
+            "which leaves it out"
+        )
 
 
 def _load_saved(name: str, split: str, where: str) -> Dataset | None:

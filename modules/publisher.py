@@ -24,7 +24,7 @@ from modules.hub import make_repository
 from modules.metrics_log import whole_validations
 from modules.model_card import Provenance, write_model_card
 from modules.run import Run
-from modules.run_files import COMPLETE_MIDWAY, SNAPSHOT
+from modules.run_files import COMPLETE_MIDWAY, SNAPSHOT, find
 
 logger = logging.getLogger(__name__)
 
@@ -165,12 +165,11 @@ def _take_snapshot(output_dir: Path, snapshot: Path) -> None:
     """
     shutil.rmtree(snapshot, ignore_errors=True)
     snapshot.mkdir()
-    for source in (output_dir / name for name in COMPLETE_MIDWAY):
-        if source.is_file():
-            shutil.copyfile(source, snapshot / source.name)
-        for file in filter(Path.is_file, source.glob("[!.]*")):
-            (snapshot / source.name).mkdir(exist_ok=True)
-            _link(file, snapshot / source.name / file.name)
+    for source in filter(Path.is_file, find(output_dir, COMPLETE_MIDWAY)):
+        target = snapshot / source.relative_to(output_dir)
+        target.parent.mkdir(exist_ok=True)
+        whole = source.suffix in (".png", ".safetensors")
+        (_link if whole else shutil.copyfile)(source, target)
 
 
 def _write_card(

@@ -9,13 +9,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 from datasets import Dataset, DownloadConfig
 from datasets.utils.file_utils import is_local_path, xopen
 from PIL import Image
 
-from modules.data_files import NETWORK_ERRORS, files_below, fingerprint, wait_to_retry
+from modules.data_files import NETWORK_ERRORS, fingerprint, wait_to_retry
 from modules.errors import ArgumentError, one_line
+from modules.folder_walk import files_below
 from modules.image_kinds import remedy, suffixes
 from modules.images import UnreadableImage, decode_rgb, upright_shape
 from modules.left_out import left_out
@@ -29,13 +31,22 @@ PACKED_SUFFIXES = {".arrow", ".parquet", ".tar", ".zip"}
 
 
 class FileSource:
-    """Image files, in the order given; nothing is checked before a file is opened."""
+    """Image files, in the order given; nothing is checked before a file is opened.
 
-    def __init__(self, paths: Iterable[str | Path], name: str = "files") -> None:
+    inodes: the numbers by which the file system knows them, where they were come by at no cost.
+    """
+
+    def __init__(
+        self,
+        paths: Iterable[str | Path],
+        name: str = "files",
+        inodes: Sequence[int] | None = None,
+    ) -> None:
         # One buffer for all paths: a list would be copied into every worker, object by object, as
         # its reference counts are written. Bytes, because a path need not be valid Unicode.
         self.paths = pa.array([os.fsencode(path) for path in paths], pa.large_binary())
         self.name = name
+        self.inodes = None if inodes is None else np.array(inodes, np.uint64)
         self.target: int | None = None
 
     def __len__(self) -> int:
@@ -162,7 +173,7 @@ def open_files(paths: Sequence[str | Path], flag: str = "--validation_image") ->
 
 
 def open_folder(folder: str | Path, flag: str = "--train_data_dir") -> FileSource:
-    """Every image file below a folder, sorted by path; hidden files are left out, links followed.
+    """Every image file below a folder, sorted by path, as `modules.folder_walk` finds them.
 
     Warns of pictures of a kind that is not read and of folders that cannot be. Raises
     ArgumentError, naming `flag`, where there is no such folder or no image in it.
@@ -171,18 +182,19 @@ def open_folder(folder: str | Path, flag: str = "--train_data_dir") -> FileSourc
         raise ArgumentError(f"{flag}={folder} is not a folder; check the path")
     refused: list[OSError] = []
     files = list(files_below(folder, refused))
-    images = sorted(path for path in files if Path(path).suffix.lower() in suffixes())
-    missed = left_out(files)
+    images = sorted(file for file in files if Path(file.path).suffix.lower() in suffixes())
+    missed = left_out(file.path for file in files)
     if refused:
         closed = f"{len(refused)} folders that cannot be read, such as {refused[0].filename!r}"
         missed = ", ".join(filter(None, [missed, f"{closed} ({refused[0].strerror})"]))
     if images:
         if missed:
             logger.warning("%s=%s: these are left out: %s", flag, folder, missed)
-        return FileSource(images, name=str(folder))
-    packed = sorted({Path(path).suffix for path in files} & PACKED_SUFFIXES)
+        paths, inodes = zip(*images, strict=True)
+        return FileSource(paths, str(folder), inodes)
+    packed = sorted({Path(file.path).suffix for file in files} & PACKED_SUFFIXES)
     fix = f"it holds {', '.join(packed)} files: pass it as --dataset_name" if packed else (
-        f"files must end in {' '.join(sorted(suffixes()))}"
+        f"files must end in {' '.join(sorted(suffixes()))}, and what a run wrote is left out"
     )  # fmt: skip
     found = f" that is read, but {missed}" if missed else ""
     raise ArgumentError(f"{flag}={folder} holds no images{found}; {fix}")

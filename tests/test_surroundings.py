@@ -21,7 +21,8 @@ from modules import metrics_log
 from modules.checkpoint import checkpoint_steps, clear_debris, newest_checkpoint, rotate
 from modules.durable import flush, where_supported
 from modules.journal import Journal
-from modules.metrics_log import SET_ASIDE, MetricsLog, best_psnr, read_rows
+from modules.metrics_log import MetricsLog, best_psnr, read_rows
+from modules.run_files import DAMAGED_METRICS
 
 FOREIGN = [
     b"\0" * 20, b'{"note": "x"}', b"lowered the rate here", b"[1, 2]", b"7", b"null", b"",
@@ -55,7 +56,7 @@ def test_what_is_no_row_is_set_aside_and_the_rows_are_kept(foreign, place, cut):
         assert len(said) == bool(foreign)
         if foreign:
             assert said[0][1] == len(foreign)
-            assert file.with_name(SET_ASIDE).read_bytes() == whole
+            assert file.with_name(DAMAGED_METRICS).read_bytes() == whole
 
 
 def test_rows_of_other_editors_and_of_earlier_versions_are_read(tmp_path):

@@ -10,6 +10,7 @@ names; the scaling factor is not applied. They are compared with torch if onnxru
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,21 +38,33 @@ def run(args: argparse.Namespace) -> int:
     """Writes each format; 1 if an ONNX file does not compute what torch computes."""
     from eval.codecs import open_vae
     from eval.onnx_export import require_onnx
-    from modules.vae_files import FP16_WEIGHTS, LDM_FILE, save_fp16_variant, save_ldm
+    from modules.folder_lock import FolderLock
 
     folder = Path(args.output)
     if "onnx" in args.format:
         require_onnx()
     vae = open_vae(args.model, args.pretrained_weights)
-    if "diffusers" in args.format or "fp16" in args.format:
+    with FolderLock(folder, flag="output"):  # a run may be at work in there
+        return _write(vae, folder, args.format)
+
+
+def _write(vae: AutoencoderKL, folder: Path, formats: Sequence[str]) -> int:
+    from modules.owned_files import OwnedFiles
+    from modules.run_files import RECORD
+    from modules.vae_files import FP16_WEIGHTS, LDM_FILE, save_fp16_variant, save_ldm
+
+    if (folder / RECORD).exists():  # a run's folder: one that continues there makes its own anew
+        forms = (("fp16", FP16_WEIGHTS), ("ldm", LDM_FILE))
+        OwnedFiles(folder).claim(name for kind, name in forms if kind in formats)
+    if "diffusers" in formats or "fp16" in formats:
         _write_diffusers(vae, folder)
-    if "fp16" in args.format:
+    if "fp16" in formats:
         save_fp16_variant(vae, folder)
         print(f"Wrote {folder / FP16_WEIGHTS}")
-    if "ldm" in args.format:
+    if "ldm" in formats:
         save_ldm(vae, folder / LDM_FILE)
         print(f"Wrote {folder / LDM_FILE}")
-    return _write_onnx(vae, folder) if "onnx" in args.format else 0
+    return _write_onnx(vae, folder) if "onnx" in formats else 0
 
 
 def _write_diffusers(vae: AutoencoderKL, folder: Path) -> None:
