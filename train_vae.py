@@ -41,7 +41,6 @@ import sys
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
 import torch
 
@@ -73,15 +72,18 @@ from modules.guard import FiniteGuard
 from modules.hardware import convolution_layout, device_name
 from modules.hub import planned_push
 from modules.journal import Journal
+from modules.launch_environment import check_environment
 from modules.losses import batch_psnr, discriminator_loss, generator_loss, kl_loss, rec_loss
 from modules.meter import Meter
+from modules.metrics_log import comparable
 from modules.model_card import Provenance
 from modules.modes import frozen
 from modules.output_dir import check_output_dir, clear_output_dir, resume_path
-from modules.progress import resume, trainer_state
+from modules.progress import reached_by, resume, trainer_state
 from modules.publisher import Publisher
 from modules.reduce import gather_from_processes
 from modules.run import Run
+from modules.schedule import BEGINNING, Reached
 from modules.signals import StopRequest
 from modules.trackers import start_trackers
 from modules.update import backward_through, loss_scale
@@ -108,12 +110,16 @@ class Watch:
         protocol = self.validation.protocol
         return Provenance(protocol.describe(), protocol.stamp(), repository)
 
-    def write_report(self, output_dir: Path, result: ValidationResult) -> None:
+    def rows(self, run: Run) -> list[dict[str, float]]:
+        """Those of metrics.jsonl, with validations of the images that are validated on now."""
+        return comparable(self.journal.metrics_log.rows(), run.measured_since)
+
+    def write_report(self, run: Run, result: ValidationResult) -> None:
         """Refreshes report.html: all curves so far, and the pictures of this validation."""
         write_training_report(
-            output_dir / "report.html",
-            output_dir.name,
-            self.journal.metrics_log.rows(),
+            run.output_dir / "report.html",
+            run.output_dir.name,
+            self.rows(run),
             result.evaluation,
             self.validation.protocol,
             result.latent_grid,
@@ -240,7 +246,7 @@ def validate(run: Run, watch: Watch) -> None:
             watch.journal.draw(run.step, result.grid)
             watch.journal.draw_latents(run.step, result.latent_grid, result.grid_latents)
         if run.accelerator.is_main_process:
-            watch.write_report(run.output_dir, result)
+            watch.write_report(run, result)
         if watch.validation.improves(metrics, run.best, run.args.validation.best_metric):
             run.best = {"step": run.step, **metrics}
             if run.accelerator.is_main_process:
@@ -257,7 +263,7 @@ def save(run: Run, watch: Watch) -> None:
         run.output_dir / "checkpoints",
         run.step,
         run.ema,
-        trainer_state(run, watch.data.size, watch.data.fingerprint),
+        trainer_state(run, watch.data.identity()),
         run.args.checkpoints.checkpoints_total_limit,
     )
     run.meter.restart_clock()
@@ -267,7 +273,7 @@ def push(run: Run, watch: Watch) -> None:
     """Sends the best weights so far to the Hub when due; training does not wait for it."""
     watch.publisher.report()
     if watch.publisher.is_due(run.step):
-        watch.publisher.push(run, watch.journal.metrics_log.rows(), watch.provenance())
+        watch.publisher.push(run, watch.rows(run), watch.provenance())
 
 
 def export(run: Run, watch: Watch) -> None:
@@ -285,13 +291,15 @@ def export(run: Run, watch: Watch) -> None:
             )
         if run.accelerator.is_main_process:
             watch.journal.close()
-            rows = watch.journal.metrics_log.rows()
+            rows = watch.rows(run)
             vae = export_everything(run, latents, rows, watch.provenance())
             print(summary(vae, run.output_dir, rows), file=sys.stderr)
     run.accelerator.wait_for_everyone()
 
 
-def make_run(args: Arguments, vae: TrainableVAE, num_train_images: int | None) -> Run:
+def make_run(
+    args: Arguments, vae: TrainableVAE, num_train_images: int | None, reached: Reached = BEGINNING
+) -> Run:
     """Builds what trains and lets accelerate prepare it, all of it with weights on the device."""
     accelerator = make_accelerator(args)
     discriminator = make_discriminator(args, accelerator)
@@ -300,9 +308,9 @@ def make_run(args: Arguments, vae: TrainableVAE, num_train_images: int | None) -
         network.to(memory_format=layout)
     perceptual = make_perceptual(args)
     schedule = make_gan_schedule(args)
-    steps = training_length(args, num_train_images, accelerator.num_processes)
+    steps = training_length(args, num_train_images, accelerator.num_processes, reached)
     optimizers = make_optimizers(args, vae, discriminator, accelerator.num_processes)
-    schedulers = make_schedulers(args, *optimizers, schedule, steps)
+    schedulers = make_schedulers(args, *optimizers, schedule, steps, reached)
     if args.precision.compile:
         compile_networks(vae.vae, discriminator, perceptual, args.data.several_shapes)
     prepared = accelerator.prepare(vae, discriminator, *optimizers, *schedulers)
@@ -346,16 +354,21 @@ def make_validation(run: Run, data: TrainingData) -> Validation | None:
 def main(args: Arguments) -> None:
     """Build, prepare, resume, train, export."""
     show_messages()
+    check_environment(
+        os.environ, args.optimization.gradient_accumulation_steps, args.precision.compile
+    )
     # Build what can be wrong first: nothing has touched a GPU or been written to yet.
     check_output_dir(args.checkpoints, create=not args.dry_run)
     vae = TrainableVAE(make_vae(args), args.model.decoder_only)
     if args.dry_run:
         print(to_yaml(args), banner(args, vae.vae), planned_push(args), sep="\n")
         return
+    checkpoint = resume_path(args.checkpoints)
+    reached = reached_by(checkpoint, args, vae.vae)
     data = open_data(args)
 
     # Prepare.
-    run = make_run(args, vae, data.size)
+    run = make_run(args, vae, data.size, reached)
     accelerator, output_dir, publisher = run.accelerator, run.output_dir, None
     if accelerator.is_main_process:
         if args.logging.push_to_hub:  # first: a refusal must not cost what an old run left
@@ -381,15 +394,16 @@ def main(args: Arguments) -> None:
 
     with closing(watch.journal), publisher or nullcontext():
         # Resume, or measure what training starts from.
-        checkpoint = resume_path(args.checkpoints)
         if checkpoint is not None:
-            resume(run, checkpoint, data.size, data.fingerprint)
+            resume(run, checkpoint, data.identity())
         start_trackers(accelerator, args.logging.tracker_project_name, for_trackers(args), run.step)
         watch.journal.start_at(run.step)
         if run.validation_due:
             validate(run, watch)
         if accelerator.is_main_process:  # not before: a refused resume leaves the old one as it was
-            (output_dir / "train_config.yaml").write_text(to_yaml(args), encoding="utf-8")
+            (output_dir / "train_config.yaml").write_text(
+                to_yaml(args, run.history), encoding="utf-8"
+            )
 
         # Train and export.
         shape = latent_shape(vae.vae, args.data.resolution)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
+import numpy as np
 from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
@@ -18,8 +21,15 @@ from modules.image_sizes import read_sizes
 from modules.mixture import Mixture
 from modules.open_dataset import load_rows
 from modules.order import EpochOrder, Permutations
-from modules.parts import Concatenation, ImageSource, hold_back, part_sizes, random_subset
-from modules.rows import MixedRows, RowStream, ShardRows, SourceRows
+from modules.parts import (
+    Concatenation,
+    ImageSource,
+    Subset,
+    hold_back,
+    part_sizes,
+    random_subset,
+)
+from modules.rows import MixedRows, ReadRows, RowStream, ShardRows, SourceRows
 from modules.shards import Shards
 from modules.sources import open_files, open_folder, open_source
 from modules.streaming import StreamedImages
@@ -47,6 +57,25 @@ class TrainingData:
     def fingerprint(self) -> str:
         """Changes with the files that are trained on."""
         return self.images.fingerprint()
+
+    @cached_property
+    def validation_fingerprint(self) -> str | None:
+        """Changes with the files that are validated on, and with which of them; None for none."""
+        images = self.validation
+        if images is None:
+            return None
+        held_back = isinstance(images, Subset | ReadRows)
+        files = self.fingerprint if held_back else images.fingerprint()
+        which = images.indices if isinstance(images, Subset) else np.arange(len(images))
+        return f"{files} {hashlib.sha256(which.tobytes()).hexdigest()}"
+
+    def identity(self) -> dict[str, Any]:
+        """What checkpoints say of the images, to notice others on resume."""
+        return {
+            "num_train_images": self.size,
+            "data_fingerprint": self.fingerprint,
+            "validation_fingerprint": self.validation_fingerprint,
+        }
 
     def finite(self, num_images: int) -> ImageSource:
         """A source to measure on: the training images, or the first `num_images` of a stream."""

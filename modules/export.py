@@ -89,8 +89,8 @@ def export_everything(
     export_discriminator(run.raw_discriminator, folder / "discriminator")
     _export_other_forms(vae, folder, args.checkpoints.export_ldm, args.checkpoints.export_fp16)
     validations = [row for row in rows if "val/psnr" in row]
-    write_model_card(folder, args, vae, steps=run.step, latents=latents,
-                     validations=validations, provenance=provenance)  # fmt: skip
+    write_model_card(folder, args, vae, steps=run.step, latents=latents, validations=validations,
+                     provenance=provenance, history=run.history)  # fmt: skip
     return vae
 
 

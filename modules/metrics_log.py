@@ -31,3 +31,14 @@ class MetricsLog:
         partial = self.file.with_suffix(".partial")
         partial.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         os.replace(partial, self.file)
+
+
+def comparable(rows: list[dict[str, float]], since: int) -> list[dict[str, float]]:
+    """`rows` without the validations before the last one up to step `since`.
+
+    Those were of other images; that one measured the weights of step `since` anew.
+    """
+    validated = [i for i, row in enumerate(rows) if row["step"] <= since and "val/psnr" in row]
+    first = validated[-1] if validated else 0
+    older = ({k: v for k, v in row.items() if not k.startswith("val/")} for row in rows[:first])
+    return [*older, *rows[first:]]
