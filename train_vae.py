@@ -360,11 +360,11 @@ def main(args: Arguments) -> None:
     # Build what can be wrong first: nothing has touched a GPU or been written to yet.
     check_output_dir(args.checkpoints, create=not args.dry_run)
     vae = TrainableVAE(make_vae(args), args.model.decoder_only)
+    checkpoint = resume_path(args.checkpoints)
+    reached = reached_by(checkpoint, args, vae.vae)
     if args.dry_run:
         print(to_yaml(args), banner(args, vae.vae), planned_push(args), sep="\n")
         return
-    checkpoint = resume_path(args.checkpoints)
-    reached = reached_by(checkpoint, args, vae.vae)
     data = open_data(args)
 
     # Prepare.

@@ -186,8 +186,10 @@ def _compare_flags(
     others = state.get("validation_fingerprint", images) != images
     measured_anew = images is not None and (others or any(name in warned for name in MEASURE))
     if measured_anew:
-        logger.warning("validation is not that of %s: the best so far and the numbers to compare "
-                       "with begin anew at step %d", path, run.step)  # fmt: skip
+        logger.warning(
+            "validation is not that of %s, and images that were trained on may be part of it: the "
+            "best so far and the numbers to compare with begin anew at step %d", path, run.step,
+        )  # fmt: skip
         run.best, run.validation_due = {}, True
     run.history = state.get("history", [])
     if taken or warned or measured_anew:
