@@ -14,6 +14,7 @@ from diffusers import AutoencoderKL
 from torch.optim.lr_scheduler import LRScheduler
 
 from modules.arguments import Arguments
+from modules.autoencoder import downsample_factor
 from modules.checkpoint import load_checkpoint, read_trainer_state, rotate
 from modules.errors import ArgumentError
 from modules.fates import (
@@ -59,9 +60,9 @@ def trainer_state(run: Run, data: Mapping[str, Any]) -> dict[str, Any]:
 def flags_in_force(args: Arguments, vae: AutoencoderKL) -> dict[str, Any]:
     """Every flag but secrets, as plain JSON; as the network and the launcher have settled it."""
     precision = chosen_precision(args.precision.mixed_precision, os.environ)
-    architecture = {key: vae.config[key] for key in ARCHITECTURE}
-    flags = args.as_dict() | architecture | {"mixed_precision": precision}
-    return json.loads(json.dumps(flags))
+    settled = {key: vae.config[key] for key in ARCHITECTURE}
+    settled |= {"downsample_factor": downsample_factor(vae), "mixed_precision": precision}
+    return json.loads(json.dumps(args.as_dict() | settled))
 
 
 def reached_by(path: Path | None, args: Arguments, vae: AutoencoderKL) -> Reached:
