@@ -73,11 +73,10 @@ from modules.hardware import convolution_layout, device_name
 from modules.hub import planned_push
 from modules.journal import Journal
 from modules.launch_environment import check_environment
-from modules.losses import batch_psnr, discriminator_loss, generator_loss, kl_loss, rec_loss
+from modules.losses import batch_psnr, discriminator_loss, kl_loss, rec_loss
 from modules.meter import Meter
 from modules.metrics_log import comparable
 from modules.model_card import Provenance
-from modules.modes import frozen
 from modules.output_dir import check_output_dir, clear_output_dir, resume_path
 from modules.progress import reached_by, resume, trainer_state
 from modules.publisher import Publisher
@@ -86,7 +85,6 @@ from modules.run import Run
 from modules.schedule import BEGINNING, Reached
 from modules.signals import StopRequest
 from modules.trackers import start_trackers
-from modules.update import backward_through, loss_scale
 
 logger = logging.getLogger("modules.train_vae")
 
@@ -134,57 +132,48 @@ def train(run: Run, watch: Watch) -> bool:
             return True
         vae_turn = run.schedule.trains_vae(run.step)
         disc_turn = run.schedule.trains_discriminator(run.step)
-        share = run.adversarial_share()
         images, noise = run.to_device(batch)
+        elements, terms = images[0].numel(), {}
+        share = run.adversarial_share(elements)
 
         with accelerator.accumulate(run.vae, run.discriminator):
-            # Generator: reconstruct through the prepared module. The losses act on a leaf copy, so
-            # that each of their networks is run backward once, and freed before the VAE's own.
+            # Generator: reconstruct through the prepared module, and let the frozen discriminator
+            # judge; one backward carries every term through the VAE.
             with torch.set_grad_enabled(vae_turn):
                 reconstructions, posterior = run.vae(images, noise)
-            output = reconstructions.detach().requires_grad_()
+            fakes = reconstructions.detach()
             if vae_turn:
-                nll = rec = rec_loss(losses.rec_loss, images, output)
+                nll = terms["rec_loss"] = rec_loss(losses.rec_loss, images, reconstructions)
                 if run.perceptual is not None:
-                    p_loss = run.perceptual(images, output).mean()
-                    nll = rec + losses.perceptual_scale * p_loss
-                    run.record(p_loss=p_loss)
-                kl, scale = kl_loss(posterior.kl(), images[0].numel()), loss_scale(accelerator)
-                (gradient,) = torch.autograd.grad(scale * nll, output)
-                run.record(rec_loss=rec, kl_loss=kl, psnr=batch_psnr(images, output))
-
-                # The discriminator judges, frozen; both gradients are balanced at the last layer.
+                    p_loss = terms["p_loss"] = run.perceptual(images, reconstructions).mean()
+                    nll = nll + losses.perceptual_scale * p_loss
+                kl = terms["kl_loss"] = kl_loss(posterior.kl(), elements)
+                loss = nll + losses.kl_scale * kl
                 if share:
-                    with frozen(run.raw_discriminator):
-                        g_loss = generator_loss(run.raw_discriminator(output))
-                    (g_gradient,) = torch.autograd.grad(scale * g_loss, output)
-                    weight = run.adversarial_weight(reconstructions, gradient, g_gradient, scale)
-                    gradient = gradient + share * weight * g_gradient
-                    run.record(g_loss=g_loss)
+                    g_loss = terms["g_loss"] = run.judge(reconstructions)
+                    d_weight = terms["d_weight"] = run.d_weight(nll, g_loss, elements)
+                    loss = loss + share * d_weight * g_loss
+                accelerator.backward(loss)
+                terms["psnr"] = batch_psnr(images, fakes)
 
-                # One backward through the VAE carries every term.
-                backward_through(
-                    accelerator, [reconstructions, losses.kl_scale * kl], [gradient, scale]
-                )
-
-            # Discriminator: both halves in one forward, so that DDP sees one graph.
+            # Discriminator: real and fake in one forward, so that DDP sees one graph.
             if disc_turn:
-                both = torch.cat([images, output.detach()])
-                logits_real, logits_fake = run.discriminator(both).chunk(2)
+                logits_real, logits_fake = run.discriminator(images, fakes)
                 d_loss = discriminator_loss(disc.disc_loss, logits_real, logits_fake)
                 accelerator.backward(d_loss)
-                run.record(d_loss=d_loss, logits_real=logits_real.mean(),
-                           logits_fake=logits_fake.mean())  # fmt: skip
+                terms |= {"d_loss": d_loss, "logits_real": logits_real.mean(),
+                          "logits_fake": logits_fake.mean()}  # fmt: skip
+            run.record(**terms)
 
         # One optimizer step is complete: update the VAE, then the discriminator; then look around.
         if accelerator.sync_gradients:
             run.update(vae_turn, disc_turn)
-            if not look_around(run, watch):
+            if not after_step(run, watch):
                 return False
     return True
 
 
-def look_around(run: Run, watch: Watch) -> bool:
+def after_step(run: Run, watch: Watch) -> bool:
     """Between two optimizer steps: logs, validates and saves when due; False if asked to stop."""
     args, last = run.args, run.step == run.max_train_steps
     watch.journal.advance()
@@ -330,7 +319,10 @@ def make_run(
         layout=layout,
         meter=Meter(accelerator),
         guard=FiniteGuard(accelerator, args.optimization.max_skipped_steps),
-        gan_guard=GanGuard(args.discriminator.gan_guard, args.discriminator.disc_weight_max),
+        gan_guard=GanGuard(
+            args.discriminator.gan_guard,
+            args.discriminator.disc_weight_max if args.discriminator.disc_adaptive_weight else 0.0,
+        ),
     )
 
 

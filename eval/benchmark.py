@@ -181,7 +181,7 @@ class Bench:
     def _phases(self, steps: int) -> dict[str, list[float]]:
         clock, ours = PhaseClock(self.stopwatch), self.contestants[OURS]
         times: dict[str, list[float]] = {phase: [] for phase in PHASES}
-        with watched(self.script, self.run, clock):
+        with watched(self.run, clock):
             for _ in range(steps):
                 clock.begin(PHASES[0])
                 ours.step()

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
 from eval.choices import DEFAULT_BATCH_SIZE
 from eval.codecs import Codec
@@ -16,9 +15,9 @@ from eval.columns import keys_of
 from eval.digests import combined_digest
 from eval.loading import Batch, OwnBatches
 from eval.precise import full_precision
-from eval.protocol import Protocol
+from eval.protocol import Protocol, ProtocolImages
 from eval.results import Evaluation
-from eval.rfid import StreamedFID
+from eval.rfid import CHANGED, StreamedFID
 from eval.tally import Tally
 from modules.reduce import gather_from_processes, sum_over_processes
 
@@ -30,7 +29,7 @@ class Interrupted(Exception):
 @torch.no_grad()
 def evaluate_reconstruction(
     models: Mapping[str, Codec],
-    images: Dataset[Tensor],
+    images: ProtocolImages,
     metrics: Sequence[str],
     *,
     protocol: Protocol | None = None,
@@ -48,10 +47,11 @@ def evaluate_reconstruction(
 ) -> dict[str, Evaluation]:
     """Reconstructs every image with every model, in one pass, and measures what `metrics` names.
 
-    images: uint8 [3, H, W] by position; under torch.distributed every rank of P takes each P-th and
-    all ranks return the same numbers. metrics: names of `eval.columns.METRICS`. lpips: networks by
-    backbone, ([B, 3, H, W] in [-1, 1], same) to [B]; inception: `build_inception()`; a metric whose
-    network is not given is reported as missing, with the reason in `unavailable` if it has one.
+    images: uint8 [3, H, W] by position, with a fingerprint where rFID is wanted; under
+    torch.distributed every rank of P takes each P-th and all ranks return the same numbers.
+    metrics: names of `eval.columns.METRICS`. lpips: networks by backbone, ([B, 3, H, W] in [-1, 1],
+    same) to [B]; inception: `build_inception()`; a metric whose network is not given is reported as
+    missing, with the reason in `unavailable` if it has one.
     `fid_cache`: folder of reference statistics. `latents`: also LatentStatistics of the models that
     have a posterior. `num_samples`: the first so many (index, original, reconstruction).
     `stop`: asked between batches, by all processes together; where it says so, Interrupted is
@@ -64,7 +64,7 @@ def evaluate_reconstruction(
     keys, missing = _available(keys_of(metrics), lpips, inception, unavailable or {})
     fid = None
     if "rfid" in keys:
-        fid = StreamedFID(inception.to(device), list(models), images, fid_cache)
+        fid = StreamedFID(inception.to(device), list(models), images.fingerprint(), fid_cache)
     networks = {name: network.to(device) for name, network in lpips.items()}
     tallies = {
         label: Tally(codec, keys, len(images), latents, num_samples)
@@ -84,7 +84,9 @@ def evaluate_reconstruction(
             if batch.count:
                 _add(batch, batch.images.to(device), tallies, networks, protocol, fid)
         unreadable, content = record.finish()
-        distances = fid.finish(content, batches) if fid else {}
+        distances = fid.finish(content) if fid else {}
+        if distances is None:
+            distances, missing = {}, missing | {"rfid": CHANGED}
     return {
         label: tally.finish(unreadable, content, missing, distances.get(label))
         for label, tally in tallies.items()

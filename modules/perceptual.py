@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import Any
 from urllib.error import URLError
 
 import lpips
 import torch
 from torch import Tensor, nn
 
+from modules.at_once import at_once
 from modules.errors import ArgumentError
 from modules.tensor_files import UnreadableTensors, read_tensors
 
@@ -45,33 +45,12 @@ class LPIPS(nn.Module):
             pairs = zip(
                 images.float().split(size), reconstructions.float().split(size), strict=True
             )
-            return torch.cat([_Distance.apply(self.network, *pair) for pair in pairs])
+            return torch.cat([self._distances(*pair) for pair in pairs])
 
-
-class _Distance(torch.autograd.Function):
-    """Distances whose gradient is taken at once, so that no slice keeps its activations.
-
-    The distance of an image depends on that image alone: one backward of the sum gives every
-    image's own gradient, which is as small as the image. The backward pass only scales it.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, network: nn.Module, images: Tensor, reconstructions: Tensor) -> Tensor:
-        """Distances [B] between images and reconstructions, [B, 3, H, W] each."""
-        if not ctx.needs_input_grad[2]:
-            return network(images, reconstructions).flatten()
-        with torch.enable_grad():
-            leaf = reconstructions.detach().requires_grad_()
-            distances = network(images.detach(), leaf).flatten()
-            (gradient,) = torch.autograd.grad(distances.sum(), leaf)
-        ctx.save_for_backward(gradient)
-        return distances.detach()
-
-    @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[None, None, Tensor]:
-        """upstream: [B]."""
-        (gradient,) = ctx.saved_tensors
-        return None, None, upstream[:, None, None, None] * gradient
+    def _distances(self, images: Tensor, reconstructions: Tensor) -> Tensor:
+        # At once, so that no slice keeps its activations.
+        images = images.detach()
+        return at_once(lambda fakes: self.network(images, fakes).flatten(), reconstructions)
 
 
 def build_lpips(backbone: str, weights: str | None = None, slice_size: int | None = None) -> LPIPS:

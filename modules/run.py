@@ -13,17 +13,19 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from modules.arguments import Arguments
+from modules.at_once import at_once
 from modules.autoencoder import TrainableVAE
 from modules.ema import ExponentialMovingAverage
 from modules.gan_guard import GanGuard
 from modules.guard import FiniteGuard
 from modules.images import normalize
-from modules.losses import adaptive_d_weight
+from modules.losses import adaptive_d_weight, generator_loss
 from modules.meter import Meter
+from modules.modes import frozen
 from modules.perceptual import LPIPS
 from modules.samples import Rejection
 from modules.schedule import GanSchedule
-from modules.update import adapt_loss_scale, clip_gradients, step_unless, unscale
+from modules.update import adapt_loss_scale, clip_gradients, loss_scale, step_unless, unscale
 
 
 @dataclass
@@ -92,34 +94,41 @@ class Run:
         self.meter.add(**terms)
         self.guard.watch(**terms)
 
-    def adversarial_share(self) -> float:
-        """How much of the adversarial term the VAE feels at this step, from 0 to 1."""
-        return self.schedule.adversarial_share(self.step) * self.gan_guard.share
+    def adversarial_share(self, elements: int) -> float:
+        """The factor on d_weight x g_loss at this step; 0 while the VAE does not feel the GAN.
 
-    def adversarial_weight(
-        self, reconstructions: Tensor, gradient: Tensor, g_gradient: Tensor, scale: Tensor
-    ) -> Tensor | float:
-        """What multiplies the generator's loss, beside `adversarial_share`.
-
-        gradient, g_gradient: [B, 3, H, W], `scale` times the derivatives of nll and g_loss at the
-        reconstructions. Only conv_out is run backward for its two weight gradients; they are
-        averaged over processes first, so that all weigh alike, and as one process would.
+        elements: of an image. The adaptive weight is latent-diffusion's, made for losses that are
+        summed over them; ours are means.
         """
         disc = self.args.discriminator
         static = disc.disc_factor * disc.disc_scale
+        static /= elements if disc.disc_adaptive_weight else 1
+        return self.schedule.adversarial_share(self.step) * self.gan_guard.share * static
+
+    def judge(self, reconstructions: Tensor) -> Tensor:
+        """The generator's loss: what the discriminator, frozen meanwhile, says of [B, 3, H, W]."""
+        with frozen(self.raw_discriminator):
+            return at_once(
+                lambda fakes: generator_loss(self.raw_discriminator(fakes)),
+                reconstructions,
+                loss_scale(self.accelerator),
+            )
+
+    def d_weight(self, nll: Tensor, g_loss: Tensor, elements: int) -> Tensor:
+        """The adaptive weight that balances two losses at the decoder's last layer; 1 without one.
+
+        Only conv_out is run backward for its two weight gradients; they are averaged over processes
+        first, so that all weigh alike, and as one process would.
+        """
+        disc, scale = self.args.discriminator, loss_scale(self.accelerator)
         if not disc.disc_adaptive_weight:
-            return static
-        at_last_layer = torch.stack([
-            torch.autograd.grad(
-                reconstructions, self.raw_vae.last_layer, upstream, retain_graph=True
-            )[0]
-            for upstream in (gradient, g_gradient)
+            return torch.ones_like(g_loss)
+        gradients = torch.stack([
+            torch.autograd.grad(scale * loss, self.raw_vae.last_layer, retain_graph=True)[0]
+            for loss in (nll, g_loss)
         ])  # fmt: skip
-        averaged = self.accelerator.reduce(at_last_layer, "mean") / scale
-        elements = reconstructions[0].numel()
-        d_weight = adaptive_d_weight(*averaged, elements, disc.disc_weight_max)
-        self.record(d_weight=d_weight)
-        return static * d_weight / elements
+        nll_gradient, g_gradient = self.accelerator.reduce(gradients, "mean") / scale
+        return adaptive_d_weight(nll_gradient, g_gradient, elements, disc.disc_weight_max)
 
     def update(self, vae_turn: bool, disc_turn: bool) -> None:
         """One optimizer step: clip the gradients, then update the VAE, then the discriminator.

@@ -35,23 +35,11 @@ def step_unless(skip: Tensor, optimizer: Any) -> None:
         optimizer.step()
 
 
-def loss_scale(accelerator: Accelerator) -> Tensor:
+def loss_scale(accelerator: Accelerator) -> Tensor | float:
     """The factor on losses that keeps float16 gradients from vanishing; 1 for other precisions."""
-    one = torch.ones((), device=accelerator.device)
-    return one if accelerator.scaler is None else accelerator.scaler.scale(one)
-
-
-def backward_through(
-    accelerator: Accelerator, outputs: list[Tensor], gradients: list[Tensor]
-) -> None:
-    """One backward from `outputs`, given the (loss-scaled) gradients of the objective there.
-
-    Divides by the accumulation steps, as `accelerator.backward` does for a loss. Outputs that need
-    no gradient (the KL of a frozen encoder) are left out.
-    """
-    steps = accelerator.gradient_accumulation_steps
-    wanted = [(o, g / steps) for o, g in zip(outputs, gradients, strict=True) if o.requires_grad]
-    torch.autograd.backward(*map(list, zip(*wanted, strict=True)))
+    if accelerator.scaler is None:
+        return 1.0
+    return accelerator.scaler.scale(torch.ones((), device=accelerator.device))
 
 
 def unscale(accelerator: Accelerator, optimizers: list[Any]) -> None:

@@ -57,7 +57,7 @@ STARTED = time.monotonic()
 SMALL = FLAGS.split()
 FULL = ["--recipe", "8gb", "--gradient_accumulation_steps", "1"]
 SCRIPT = training_script()
-SCRIPT.look_around = lambda run, watch: True
+SCRIPT.after_step = lambda run, watch: True
 
 
 class NeedsGPU(Exception):

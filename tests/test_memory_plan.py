@@ -48,7 +48,7 @@ def test_states_are_those_of_real_tensors_to_the_byte() -> None:
     flags = "--use_ema --mixed_precision no"
     run = tiny_run(flags)
     script, clear, left = training_script(), run.update, {}
-    script.look_around = lambda run, watch: True
+    script.after_step = lambda run, watch: True
 
     def update(vae_turn: bool, disc_turn: bool) -> None:
         left["VAE"] = bytes_of(*(p.grad for p in run.raw_vae.parameters()))

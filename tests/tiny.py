@@ -56,7 +56,7 @@ def tiny_run(
 def train(run: Run, batches: Sequence[dict[str, Any]]) -> Run:
     """The script's loop over `batches`, with nothing between its steps."""
     script = training_script()
-    script.look_around = lambda run, watch: True
+    script.after_step = lambda run, watch: True
     run.loader = batches
     script.train(run, Nobody())
     return run
