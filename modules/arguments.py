@@ -478,7 +478,9 @@ class CheckpointArguments:
     checkpointing_steps: int = flag(500, "optimizer steps between checkpoints")
     checkpoints_total_limit: int | None = flag(None, "keep only this many newest checkpoints")
     resume_from_checkpoint: str | None = flag(
-        None, 'a checkpoint folder, or "latest" (a new run if there is none yet)'
+        None,
+        'a checkpoint folder, or "latest" (a new run if there is none yet); flags with other values '
+        "than before count from there on, are warned of, or are refused",
     )
     latent_normalization: str = flag(
         "scale",

@@ -30,7 +30,7 @@ from modules.fates import (
 )
 from modules.launch_environment import chosen_precision
 from modules.run import Run
-from modules.schedule import Reached
+from modules.schedule import BEGINNING, Reached
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ def reached_by(path: Path | None, args: Arguments, vae: AutoencoderKL) -> Reache
     Raises ArgumentError where a flag has a value that its tensors do not fit.
     """
     if path is None:
-        return Reached()
+        return BEGINNING
     state = read_trainer_state(path)
     refused = changed_flags(_flags_of(state), flags_in_force(args, vae), REFUSED)
     for name, (before, now) in refused.items():
