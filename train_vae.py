@@ -49,7 +49,6 @@ import sys
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
 import torch
 
@@ -83,8 +82,10 @@ from modules.guard import FiniteGuard
 from modules.hardware import convolution_layout, device_name
 from modules.hub import planned_push
 from modules.journal import Journal
+from modules.launch_environment import check_environment
 from modules.losses import batch_psnr, discriminator_loss, kl_loss, rec_loss
 from modules.meter import Meter
+from modules.metrics_log import comparable
 from modules.model_card import Provenance
 from modules.output_dir import (
     check_output_dir,
@@ -93,11 +94,12 @@ from modules.output_dir import (
     refuse_together,
     resume_path,
 )
-from modules.progress import resume, trainer_state
+from modules.progress import reached_by, resume, trainer_state
 from modules.publisher import Publisher
 from modules.reduce import gather_from_processes
 from modules.run import Run
 from modules.run_files import AT_THE_END
+from modules.schedule import BEGINNING, Reached
 from modules.signals import StopRequest
 from modules.trackers import end_trackers, start_trackers
 
@@ -123,13 +125,17 @@ class Watch:
         protocol = self.validation.protocol
         return Provenance(protocol.describe(), protocol.stamp(), repository)
 
-    def write_report(self, output_dir: Path, result: ValidationResult) -> None:
+    def rows(self, run: Run) -> list[dict[str, float]]:
+        """Those of metrics.jsonl, with validations of the images that are validated on now."""
+        return comparable(self.journal.metrics_log.rows(), run.measured_since)
+
+    def write_report(self, run: Run, result: ValidationResult) -> None:
         """Refreshes report.html: all curves so far, and the pictures of this validation."""
-        with dispensable(str(output_dir / "report.html")):
+        with dispensable(str(run.output_dir / "report.html")):
             write_training_report(
-                output_dir / "report.html",
-                output_dir.name,
-                self.journal.metrics_log.rows(),
+                run.output_dir / "report.html",
+                run.output_dir.name,
+                self.rows(run),
                 result.evaluation,
                 self.validation.protocol,
                 result.latent_grid,
@@ -246,7 +252,7 @@ def validate(run: Run, watch: Watch) -> None:
             watch.journal.draw(run.step, result.grid)
             watch.journal.draw_latents(run.step, result.latent_grid, result.grid_latents)
         if run.accelerator.is_main_process:
-            watch.write_report(run.output_dir, result)
+            watch.write_report(run, result)
         if watch.validation.improves(metrics, run.best, run.args.validation.best_metric):
             run.require_finite_weights()
             finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
@@ -267,7 +273,7 @@ def save(run: Run, watch: Watch) -> None:
         run.output_dir / "checkpoints",
         run.step,
         run.ema,
-        trainer_state(run, watch.data.size, watch.data.fingerprint),
+        trainer_state(run, watch.data.identity()),
         run.args.checkpoints.checkpoints_total_limit,
     )
     run.meter.restart_clock()
@@ -277,7 +283,7 @@ def push(run: Run, watch: Watch) -> None:
     """Sends the best weights so far to the Hub when due; training does not wait for it."""
     watch.publisher.report()
     if watch.publisher.is_due(run.step):
-        watch.publisher.push(run, watch.journal.metrics_log.rows(), watch.provenance())
+        watch.publisher.push(run, watch.rows(run), watch.provenance())
 
 
 def export(run: Run, watch: Watch) -> bool:
@@ -304,7 +310,7 @@ def export(run: Run, watch: Watch) -> bool:
                 return False
         if run.accelerator.is_main_process:
             watch.journal.close()
-            owned, rows = owned_files(args), watch.journal.metrics_log.rows()
+            owned, rows = owned_files(args), watch.rows(run)
             owned.claim(AT_THE_END)
             vae = export_everything(run, latents, rows, watch.provenance())
             owned.sign("README.md")  # people write on in it
@@ -313,7 +319,9 @@ def export(run: Run, watch: Watch) -> bool:
     return True
 
 
-def make_run(args: Arguments, vae: TrainableVAE, num_train_images: int | None) -> Run:
+def make_run(
+    args: Arguments, vae: TrainableVAE, num_train_images: int | None, reached: Reached = BEGINNING
+) -> Run:
     """Builds what trains and lets accelerate prepare it, all of it with weights on the device."""
     accelerator = make_accelerator(args)
     discriminator = make_discriminator(args, accelerator)
@@ -322,9 +330,9 @@ def make_run(args: Arguments, vae: TrainableVAE, num_train_images: int | None) -
         network.to(memory_format=layout)
     perceptual = make_perceptual(args)
     schedule = make_gan_schedule(args)
-    steps = training_length(args, num_train_images, accelerator.num_processes)
+    steps = training_length(args, num_train_images, accelerator.num_processes, reached)
     optimizers = make_optimizers(args, vae, discriminator, accelerator.num_processes)
-    schedulers = make_schedulers(args, *optimizers, schedule, steps)
+    schedulers = make_schedulers(args, *optimizers, schedule, steps, reached)
     if args.precision.compile:
         compile_networks(vae.vae, discriminator, perceptual, args.data.several_shapes)
     prepared = accelerator.prepare(vae, discriminator, *optimizers, *schedulers)
@@ -371,9 +379,14 @@ def make_validation(run: Run, data: TrainingData) -> Validation | None:
 def main(args: Arguments, lock: FolderLock | None) -> None:
     """Build, prepare, resume, train, export. lock: of output_dir; None for a dry run."""
     show_messages()
+    check_environment(
+        os.environ, args.optimization.gradient_accumulation_steps, args.precision.compile
+    )
     # Build what can be wrong first: nothing has touched a GPU or been written to yet.
     check_output_dir(args, create=not args.dry_run)
     vae = TrainableVAE(make_vae(args), args.model.decoder_only)
+    checkpoint = resume_path(args.checkpoints)
+    reached = reached_by(checkpoint, args, vae.vae)
     if args.dry_run:
         print(to_yaml(args), banner(args, vae.vae), planned_push(args), sep="\n")
         return
@@ -382,7 +395,7 @@ def main(args: Arguments, lock: FolderLock | None) -> None:
     data = open_data(args)
 
     # Prepare.
-    run = make_run(args, vae, data.size)
+    run = make_run(args, vae, data.size, reached)
     refuse_together(lock)
     accelerator, output_dir, publisher = run.accelerator, run.output_dir, None
     if accelerator.is_main_process:
@@ -409,15 +422,16 @@ def main(args: Arguments, lock: FolderLock | None) -> None:
 
     with closing(watch.journal), publisher or nullcontext():
         # Resume, or measure what training starts from.
-        checkpoint = resume_path(args.checkpoints)
-        if checkpoint is None or not resume(run, checkpoint, data.size, data.fingerprint):
+        if checkpoint is None or not resume(run, checkpoint, data.identity()):
             watch.bad_images.forget()
         start_trackers(accelerator, args.logging.tracker_project_name, for_trackers(args), run.step)
         watch.journal.start_at(run.step)
         if run.validation_due:
             validate(run, watch)
         if accelerator.is_main_process:  # not before: a refused resume leaves the old one as it was
-            (output_dir / "train_config.yaml").write_text(to_yaml(args), encoding="utf-8")
+            (output_dir / "train_config.yaml").write_text(
+                to_yaml(args, run.history), encoding="utf-8"
+            )
 
         # Train and export.
         run.loader = make_loader(args, data, shape, accelerator, run.samples)

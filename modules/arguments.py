@@ -246,6 +246,14 @@ class DataArguments:
 
     def _check_mixture(self) -> None:
         names, weights = self.dataset_name or (), self.dataset_weights
+        if set(names) <= {"synthetic"}:
+            for option, value in (
+                ("dataset_config_name", self.dataset_config_name),
+                ("data_files", " ".join(self.data_files or ())),
+            ):
+                require(not value, option, value, "needs the --dataset_name that it belongs to")
+            require(not (names and self.train_data_dir), "train_data_dir", self.train_data_dir,
+                    "is not read with --dataset_name=synthetic; drop one of the two")  # fmt: skip
         for option in ("dataset_config_name", "data_files", "train_data_dir"):
             if len(names) > 1 and getattr(self, option):
                 raise ArgumentError(
@@ -572,7 +580,8 @@ class CheckpointArguments:
     )
     resume_from_checkpoint: str | None = flag(
         None,
-        'a checkpoint folder, or "latest" (a new run if there is none yet)',
+        'a checkpoint folder, or "latest" (a new run if there is none yet); flags with other '
+        "values than before count from there on, are warned of, or are refused",
         path=True,
     )
     latent_normalization: str = flag(

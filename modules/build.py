@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from accelerate import Accelerator
@@ -21,16 +22,19 @@ from modules.lean_blocks import make_lean
 from modules.model_config import network_of, require_room
 from modules.perceptual import LPIPS, build_lpips
 from modules.resampler_start import start_as_resampler
-from modules.schedule import GanSchedule
+from modules.schedule import GanSchedule, Reached
 from modules.vae_files import load_vae, warn_of_other_programs
 
 
-def training_length(args: Arguments, num_train_images: int | None, num_processes: int) -> int:
+def training_length(
+    args: Arguments, num_train_images: int | None, num_processes: int, reached: Reached
+) -> int:
     """Optimizer steps of the run. An epoch's last step is filled from the next epoch."""
     opt = args.optimization
     if opt.max_train_steps is not None:
         return opt.max_train_steps
-    return math.ceil(opt.num_train_epochs * num_train_images / opt.images_per_step(num_processes))
+    left = opt.num_train_epochs * num_train_images - reached.samples
+    return reached.step + max(0, math.ceil(left / opt.images_per_step(num_processes)))
 
 
 def make_perceptual(args: Arguments) -> LPIPS | None:
@@ -213,8 +217,12 @@ def make_schedulers(
     optimizer_disc: Optimizer,
     schedule: GanSchedule,
     max_train_steps: int,
+    reached: Reached,
 ) -> tuple[LRScheduler, LRScheduler]:
-    """Learning-rate schedules, each exactly as long as the updates that its network gets."""
+    """Learning-rate schedules, each as long as the updates that its network has had and will get.
+
+    They begin at 0: a checkpoint puts them where it was.
+    """
     opt = args.optimization
 
     def scheduler(name: str, optimizer: Optimizer, updates: int) -> LRScheduler:
@@ -227,8 +235,12 @@ def make_schedulers(
             power=opt.lr_power,
         )
 
-    vae_updates = schedule.vae_updates(max_train_steps)
-    disc_updates = schedule.discriminator_updates(max_train_steps)
+    def length(updates: Callable[[int], int], had: int | None) -> int:
+        scheduled = updates(reached.step)
+        return (scheduled if had is None else had) + updates(max_train_steps) - scheduled
+
+    vae_updates = length(schedule.vae_updates, reached.vae_updates)
+    disc_updates = length(schedule.discriminator_updates, reached.disc_updates)
     return (
         scheduler(opt.lr_scheduler, optimizer_vae, vae_updates),
         scheduler(opt.disc_lr_scheduler, optimizer_disc, disc_updates),

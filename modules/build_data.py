@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from accelerate import Accelerator
@@ -23,7 +25,7 @@ from modules.open_dataset import load_rows, split_names
 from modules.order import EpochOrder, Permutations
 from modules.overlap import searched_by_datasets, would_match
 from modules.parts import Concatenation, ImageSource, Subset, hold_back, part_sizes, random_subset
-from modules.rows import MixedRows, RowStream, ShardRows, SourceRows
+from modules.rows import MixedRows, ReadRows, RowStream, ShardRows, SourceRows
 from modules.same_files import files_in_both
 from modules.shards import Shards
 from modules.shared_memory import require_shared_memory
@@ -53,6 +55,25 @@ class TrainingData:
     def fingerprint(self) -> str:
         """Changes with the files that are trained on."""
         return self.images.fingerprint()
+
+    @cached_property
+    def validation_fingerprint(self) -> str | None:
+        """Changes with the files that are validated on, and with which of them; None for none."""
+        images = self.validation
+        if images is None:
+            return None
+        held_back = isinstance(images, Subset | ReadRows)
+        files = self.fingerprint if held_back else images.fingerprint()
+        which = images.indices if isinstance(images, Subset) else np.arange(len(images))
+        return f"{files} {hashlib.sha256(which.tobytes()).hexdigest()}"
+
+    def identity(self) -> dict[str, Any]:
+        """What checkpoints say of the images, to notice others on resume."""
+        return {
+            "num_train_images": self.size,
+            "data_fingerprint": self.fingerprint,
+            "validation_fingerprint": self.validation_fingerprint,
+        }
 
     def finite(self, args: Arguments, num_images: int) -> ImageSource:
         """A source to measure on, in training's shares.

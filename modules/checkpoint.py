@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from accelerate.utils import gather_object, load
+from accelerate.utils import SCALER_NAME, gather_object, load
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -153,7 +153,8 @@ def load_checkpoint(
             ema.load_state_dict(load_file(path / EMA_WEIGHTS))
         for file in sorted(path.glob("random_states_*.pkl")):
             load(file)  # accelerate itself passes over one that it cannot read
-        accelerator.load_state(str(path), load_kwargs={"weights_only": True})
+        with _loss_scale_if_kept(accelerator, path):
+            accelerator.load_state(str(path), load_kwargs={"weights_only": True})
     except (pickle.UnpicklingError, EOFError, SafetensorError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ArgumentError(
@@ -161,6 +162,18 @@ def load_checkpoint(
             f"writes, and could run code when read; give another checkpoint ({reason})"
         ) from error
     accelerator.step = 0  # a checkpoint lies between two accumulation windows
+
+
+@contextmanager
+def _loss_scale_if_kept(accelerator: Accelerator, path: Path) -> Iterator[None]:
+    """A run that turns to float16 has a loss scale that the checkpoint does not know."""
+    scaler = accelerator.scaler
+    if not (path / SCALER_NAME).exists():
+        accelerator.scaler = None
+    try:
+        yield
+    finally:
+        accelerator.scaler = scaler
 
 
 @contextmanager

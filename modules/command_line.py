@@ -1,6 +1,7 @@
 """Flags from the command line, a recipe and a YAML file, checked before anything slow is imported.
 
-Precedence: a field's default < `--recipe` < `--config` < flags. Nothing here imports torch.
+Precedence: a field's default < `--recipe` < `--config` < flags, also across flags that answer the
+same question. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -8,12 +9,13 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import json
 import logging
 import os
 import sys
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from functools import cache
 from pathlib import Path
@@ -26,6 +28,7 @@ from modules.arguments import GROUPS, Arguments, require
 from modules.config_file import from_yaml, read_config
 from modules.errors import ArgumentError
 from modules.limits import expanded, shown
+from modules.precedence import overlay
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -50,10 +53,10 @@ def resolve_arguments(argv: Sequence[str]) -> Arguments:
     dry_run = given.pop("dry_run", False)
     values: dict[str, Any] = {}
     if recipe is not None:
-        values |= _read_yaml(_recipe_file(recipe), "--recipe")
+        values = _read_yaml(_recipe_file(recipe), "--recipe")
     if config is not None:
-        values |= _read_yaml(Path(os.path.expanduser(config)), "--config")
-    values |= given
+        values = overlay(values, _read_yaml(Path(os.path.expanduser(config)), "--config"))
+    values = overlay(values, given)
     groups = {
         name: group(**{f.name: expanded(f, values[f.name])
                        for f in fields(group) if f.name in values})
@@ -62,11 +65,20 @@ def resolve_arguments(argv: Sequence[str]) -> Arguments:
     return Arguments(**groups, dry_run=dry_run)
 
 
-def to_yaml(arguments: Arguments) -> str:
-    """The resolved configuration, which `--config` reads back to an equal object."""
+def to_yaml(arguments: Arguments, history: Sequence[Mapping[str, Any]] = ()) -> str:
+    """The resolved configuration, which `--config` reads back to an equal object.
+
+    history: at which steps the run was resumed with other flags, as in a checkpoint; comments.
+    """
+    comments = [
+        f"# From step {change['step']} on: {name}: {json.dumps(now)} (before: {json.dumps(before)})"
+        for change in history
+        for name, (before, now) in change["flags"].items()
+    ]
     values = arguments.as_dict().items()
     plain = {name: list(value) if isinstance(value, tuple) else value for name, value in values}
-    return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
+    text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
+    return "".join(f"{line}\n" for line in comments) + text
 
 
 def for_trackers(arguments: Arguments) -> dict[str, Any]:

@@ -90,7 +90,7 @@ def export_everything(
     vae = export_vae(run.raw_vae.vae, folder, **latent_config(args, latents))
     export_discriminator(run.raw_discriminator, folder / "discriminator")
     _export_other_forms(vae, folder, args.checkpoints.export_ldm, args.checkpoints.export_fp16)
-    write_model_card(folder, args, vae, steps=run.step, latents=latents,
+    write_model_card(folder, args, vae, steps=run.step, latents=latents, history=run.history,
                      validations=whole_validations(rows), provenance=provenance)  # fmt: skip
     return vae
 

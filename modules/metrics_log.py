@@ -144,3 +144,14 @@ def _rows_up_to(step: int, file: Path) -> Iterator[bytes]:
         row = _parsed(line)
         if row is not None and row["step"] <= step:
             yield line
+
+
+def comparable(rows: list[Row], since: int) -> list[Row]:
+    """`rows` without the validations before the last one up to step `since`.
+
+    Those were of other images; that one measured the weights of step `since` anew.
+    """
+    validated = [i for i, row in enumerate(rows) if row["step"] <= since and "val/psnr" in row]
+    first = validated[-1] if validated else 0
+    older = ({k: v for k, v in row.items() if not k.startswith("val/")} for row in rows[:first])
+    return [*older, *rows[first:]]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import html
 import math
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,17 @@ from huggingface_hub import EvalResult, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from modules.arguments import Arguments, DataArguments
+from modules.arguments import GROUPS, Arguments, DataArguments
 from modules.autoencoder import describe
+from modules.fates import shown
 from modules.latents import LatentStatistics
 from modules.loading_code import loading_code
 
 TAGS = ["diffusers", "autoencoder", "vae", "latent-diffusion"]
 TASK = "image-to-image"  # of the metrics; as the model's own task it would promise a demo
+
+# What the weights come from; the other flags say what was written and where.
+OF_THE_WEIGHTS = [group for name, group in GROUPS.items() if name not in ("checkpoints", "logging")]
 
 # Metrics that compare between models, by their names in metrics.jsonl.
 COMPARABLE = {
@@ -49,7 +53,7 @@ BODY = """# {title}
 ## Training
 
 Every flag of the run is in `train_config.yaml`, every number it logged in `metrics.jsonl`{report}.
-"""
+{changes}"""
 
 SAMPLES = """Original, reconstruction, and eight times the error between them:
 
@@ -80,11 +84,13 @@ def write_model_card(
     latents: LatentStatistics | None,
     validations: list[dict[str, float]],
     provenance: Provenance,
+    history: Sequence[Mapping[str, Any]] = (),
     subfolder: str | None = None,
 ) -> None:
     """Writes README.md into `folder`, where the weights and pictures of which it speaks lie.
 
     validations: the rows of metrics.jsonl with val/ numbers, the last of them of these weights.
+    history: at which steps the run was resumed with other flags, as in a checkpoint.
     subfolder: where in `folder` the weights lie, if not in itself: training is under way then.
     """
     name = provenance.repository or args.logging.hub_model_id or folder.resolve().name
@@ -98,6 +104,7 @@ def write_model_card(
         metrics=_metrics(validations, provenance),
         latents=_latents(args, vae, latents),
         report=", its curves are in `report.html`" if (folder / "report.html").exists() else "",
+        changes="".join(map(_change, history)),
         samples=SAMPLES.format(picture=picture) if (folder / picture).exists() else "",
     )
     results = _eval_results(args, validations, provenance)
@@ -162,6 +169,21 @@ def _history(args: Arguments, steps: int, best_step: int | None) -> str:
     if best_step is None:
         return text
     return f"{text}. Training is under way; these are the best weights so far, of step {best_step}"
+
+
+def _change(change: Mapping[str, Any]) -> str:
+    """A paragraph on one resume with other flags; of those that name something, only which."""
+    flags = {f.name: f for group in OF_THE_WEIGHTS for f in fields(group)}
+    parts = []
+    for name, (before, now) in change["flags"].items():
+        if name not in flags:
+            continue
+        free_text = "str" in flags[name].type and not flags[name].metadata["choices"]
+        values = f"`{name}` {shown(now)} (before: {shown(before)})"
+        parts.append(f"another `{name}`" if free_text else values)
+    if change["measured_anew"]:
+        parts.append("other validation images or sizes, so that metrics begin there")
+    return f"\nFrom step {change['step']} on: {', '.join(parts)}.\n" if parts else ""
 
 
 def _metrics(validations: list[dict[str, float]], provenance: Provenance) -> str:

@@ -183,7 +183,7 @@ def _write_card(
             vae = AutoencoderKL.from_config(AutoencoderKL.load_config(snapshot / best))
     seen = [row for row in whole_validations(rows) if row["step"] <= run.best.get("step", 0)]
     write_model_card(snapshot, run.args, vae, steps=run.step, latents=None, validations=seen,
-                     provenance=provenance, subfolder=best)  # fmt: skip
+                     provenance=provenance, history=run.history, subfolder=best)  # fmt: skip
 
 
 def _link(source: Path, target: Path) -> None:

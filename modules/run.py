@@ -53,6 +53,7 @@ class Run:
     samples: int = 0  # training images that all processes have used: the position in the data
     best: dict[str, float] = field(default_factory=dict)  # step and metrics of best/
     validation_due: bool = True  # at step 0, and at others until it is complete
+    history: list[dict[str, Any]] = field(default_factory=list)  # resumed with which other flags
     rejected: list[Rejection] = field(default_factory=list)  # images since the last log point
 
     @property
@@ -69,6 +70,13 @@ class Run:
     def raw_discriminator(self) -> nn.Module:
         """The discriminator without DDP, for judging: frozen, it has nothing to synchronise."""
         return self.accelerator.unwrap_model(self.discriminator)
+
+    @property
+    def measured_since(self) -> int:
+        """The step from which on validation measures what it measures now."""
+        return max(
+            (change["step"] for change in self.history if change["measured_anew"]), default=0
+        )
 
     def to_device(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """The batch's images [B, 3, H, W] in [-1, 1] and noise [B, C, h, w], on the device."""

@@ -15,8 +15,9 @@ FILES = [ROOT / "train_vae.py", *ROOT.glob("modules/**/*.py"), *ROOT.glob("eval/
 LEAVES = ["modules.losses", "modules.discriminator", "modules.modes", "eval.metrics"]
 WITHOUT_TORCH = [
     f"modules.{name}"
-    for name in ("answers", "arguments", "command_line", "config_file", "errors", "folder_lock",
-                 "limits", "smallest_sides", "threads")
+    for name in ("answers", "arguments", "command_line", "config_file", "errors", "fates",
+                 "folder_lock", "launch_environment", "limits", "precedence", "smallest_sides",
+                 "threads")
 ]  # fmt: skip
 STANDARD = sys.stdlib_module_names
 
