@@ -40,13 +40,14 @@ import logging
 import sys
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import torch
 
 from eval.latent_pass import measure_latents
 from eval.protocol import Protocol, ProtocolImages
+from eval.rehearsal import explained, rehearse
 from eval.training_report import write_training_report
 from eval.validation import Validation, ValidationResult
 from modules.accelerator import make_accelerator
@@ -268,7 +269,7 @@ def export(run: Run, watch: Watch) -> None:
             latents = measure_latents(
                 run.raw_vae.vae,
                 ProtocolImages(watch.data.finite(count), Protocol(args.data.resolution), count),
-                batch_size=args.validation.validation_batch_size,
+                batch_size=args.validation_batch_size,
                 device=run.accelerator.device,
                 progress=False,
             )
@@ -329,7 +330,7 @@ def make_validation(run: Run, data: TrainingData) -> Validation | None:
         num_images=args.num_validation_images,
         lpips=run.perceptual,
         lpips_backbone=run.args.losses.lpips_backbone,
-        batch_size=args.validation_batch_size,
+        batch_size=run.args.validation_batch_size,
         num_grid_images=args.num_grid_images,
         device=run.accelerator.device,
     )
@@ -348,6 +349,7 @@ def main(args: Arguments) -> None:
 
     # Prepare.
     run = make_run(args, vae, data.size)
+    rehearse(run, partial(train, watch=None), len(data.validation or ()))
     accelerator, output_dir, publisher = run.accelerator, run.output_dir, None
     if accelerator.is_main_process:
         if args.logging.push_to_hub:  # first: a refusal must not cost what an old run left
@@ -401,5 +403,5 @@ def main(args: Arguments) -> None:
 
 
 if __name__ == "__main__":
-    with exit_on_mistakes():
+    with exit_on_mistakes(), explained(arguments):
         main(arguments)

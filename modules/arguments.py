@@ -441,7 +441,11 @@ class ValidationArguments:
         "of those given (all); 0 validates nothing",
     )
     validation_steps: int = flag(100, "optimizer steps between validations")
-    validation_batch_size: int = flag(8, "images per device and batch in validation")
+    validation_batch_size: int | None = flag(
+        None,
+        "images per device and batch in validation; by default as many as have the pixels of a "
+        "training micro-batch, up to 8, which then needs more memory than they",
+    )
     num_grid_images: int = flag(
         8, "validation images drawn into each picture of samples/, which keeps about 100 pictures"
     )
@@ -585,6 +589,14 @@ class Arguments:
                 "--best_metric=lpips needs LPIPS, which --perceptual_scale=0 never builds; use "
                 "--best_metric=psnr"
             )
+
+    @property
+    def validation_batch_size(self) -> int:
+        """Images of a batch in validation and in the measurement of latents."""
+        if self.validation.validation_batch_size is not None:
+            return self.validation.validation_batch_size
+        trained = self.optimization.train_batch_size * max(self.data.training_resolutions) ** 2
+        return min(8, max(1, trained // self.data.resolution**2))
 
     def as_dict(self) -> dict[str, Any]:
         """Every flag and its value, flat, in the order of `--help`; without LAUNCH_ONLY."""
