@@ -48,13 +48,14 @@ import math
 import sys
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 
 import torch
 
 from eval.latent_pass import measure_latents
 from eval.loading import Interrupted
 from eval.protocol import Protocol, ProtocolImages
+from eval.rehearsal import explained, rehearse
 from eval.training_report import write_training_report
 from eval.validation import Validation, ValidationResult
 from modules.accelerator import make_accelerator
@@ -301,7 +302,7 @@ def export(run: Run, watch: Watch) -> bool:
                 latents = measure_latents(
                     run.raw_vae.vae,
                     ProtocolImages(images, Protocol(args.data.resolution), count),
-                    batch_size=args.validation.validation_batch_size,
+                    batch_size=args.validation_batch_size,
                     device=run.accelerator.device,
                     progress=False,
                     stop=watch.stop.agreed,
@@ -370,7 +371,7 @@ def make_validation(run: Run, data: TrainingData) -> Validation | None:
         num_images=args.num_validation_images,
         lpips=run.perceptual,
         lpips_backbone=run.args.losses.lpips_backbone,
-        batch_size=args.validation_batch_size,
+        batch_size=run.args.validation_batch_size,
         num_grid_images=args.num_grid_images,
         device=run.accelerator.device,
     )
@@ -397,6 +398,7 @@ def main(args: Arguments, lock: FolderLock | None) -> None:
     # Prepare.
     run = make_run(args, vae, data.size, reached)
     refuse_together(lock)
+    rehearse(run, partial(train, watch=None), len(data.validation or ()))
     accelerator, output_dir, publisher = run.accelerator, run.output_dir, None
     if accelerator.is_main_process:
         if args.logging.push_to_hub:  # first: a refusal must not cost what an old run left
@@ -451,5 +453,5 @@ def main(args: Arguments, lock: FolderLock | None) -> None:
 
 
 if __name__ == "__main__":
-    with exit_on_mistakes(), output_lock or nullcontext():
+    with exit_on_mistakes(), explained(arguments), output_lock or nullcontext():
         main(arguments, output_lock)

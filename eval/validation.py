@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -24,6 +24,11 @@ from modules.images import UnreadableImage
 from modules.latents import LatentStatistics
 from modules.reduce import gather_from_processes
 from modules.sources import ImageSource
+
+
+def metrics(lpips: Iterable[str]) -> list[str]:
+    """What a validation measures, with LPIPS over these backbones."""
+    return ["psnr", "ssim", "rec", "kl", *(f"lpips_{name}" for name in lpips)]
 
 
 @dataclass(frozen=True)
@@ -109,7 +114,7 @@ class Validation:
             evaluation = evaluate_reconstruction(
                 {"vae": codec},
                 self.images,
-                ["psnr", "ssim", "rec", "kl", *(f"lpips_{name}" for name in self.lpips)],
+                metrics(self.lpips),
                 protocol=self.protocol,
                 batch_size=self.batch_size,
                 device=self.device,

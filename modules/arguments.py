@@ -544,8 +544,12 @@ class ValidationArguments:
         minimum=0,
     )
     validation_steps: int = flag(100, "optimizer steps between validations", minimum=1)
-    validation_batch_size: int = flag(
-        8, "images per device and batch in validation", minimum=1, maximum=65536
+    validation_batch_size: int | None = flag(
+        None,
+        "images per device and batch in validation; by default as many as have the pixels of a "
+        "training micro-batch, up to 8, which then needs more memory than they",
+        minimum=1,
+        maximum=65536,
     )
     num_grid_images: int = flag(
         8,
@@ -735,6 +739,14 @@ class Arguments:
         if self.validation.num_validation_images != 0:
             resolution = self.data.resolution
             require_side(resolution, f"--resolution={resolution}", validation)
+
+    @property
+    def validation_batch_size(self) -> int:
+        """Images of a batch in validation and in the measurement of latents."""
+        if self.validation.validation_batch_size is not None:
+            return self.validation.validation_batch_size
+        trained = self.optimization.train_batch_size * max(self.data.training_resolutions) ** 2
+        return min(8, max(1, trained // self.data.resolution**2))
 
     def as_dict(self) -> dict[str, Any]:
         """Every flag and its value, flat, in the order of `--help`; without LAUNCH_ONLY."""

@@ -36,7 +36,8 @@ logger = logging.getLogger(__name__)
 
 # What decides the shapes of the VAE's tensors, by configuration key.
 ARCHITECTURE = ("block_out_channels", "layers_per_block", "latent_channels", "norm_num_groups",
-                "mid_block_add_attention", "use_quant_conv")  # fmt: skip
+                "mid_block_add_attention", "use_quant_conv", "use_post_quant_conv",
+                "down_block_types", "up_block_types", "act_fn")  # fmt: skip
 
 
 def trainer_state(run: Run, data: Mapping[str, Any]) -> dict[str, Any]:
