@@ -479,8 +479,8 @@ class CheckpointArguments:
     checkpoints_total_limit: int | None = flag(None, "keep only this many newest checkpoints")
     resume_from_checkpoint: str | None = flag(
         None,
-        'a checkpoint folder, or "latest" (a new run if there is none yet); flags with other values '
-        "than before count from there on, are warned of, or are refused",
+        'a checkpoint folder, or "latest" (a new run if there is none yet); flags with other '
+        "values than before count from there on, are warned of, or are refused",
     )
     latent_normalization: str = flag(
         "scale",
