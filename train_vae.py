@@ -23,29 +23,39 @@ from __future__ import annotations
 
 import os
 
-from modules.command_line import (
-    exit_on_mistakes,
-    for_trackers,
-    parse_arguments,
-    show_messages,
-    to_yaml,
-)
-from modules.threads import undo_launchers_limit
+from modules.terminal import leave_when_interrupted, outlive_the_terminal
 
 if __name__ == "__main__":
-    arguments = parse_arguments()  # before the slow imports: a mistyped flag is answered at once
+    outlive_the_terminal()
+    leave_when_interrupted("train_vae.py: interrupted before training; there was nothing to save")
+
+from modules.answers import exit_on_mistakes
+from modules.command_line import for_trackers, parse_arguments, show_messages, to_yaml
+from modules.folder_lock import PATIENCE, FolderLock
+from modules.threads import undo_launchers_limit
+
+if __name__ == "__main__":  # before the slow imports: some mistakes are answered at once
+    arguments = parse_arguments()
+    with exit_on_mistakes():
+        output_lock = None
+        if not arguments.dry_run:
+            patience = PATIENCE if arguments.checkpoints.resume_from_checkpoint else 0.0
+            output_lock = FolderLock(arguments.checkpoints.output_dir, patience)
     undo_launchers_limit(os.environ)
 
 import logging
+import math
 import sys
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 
 import torch
 
 from eval.latent_pass import measure_latents
+from eval.loading import Interrupted
 from eval.protocol import Protocol, ProtocolImages
+from eval.rehearsal import explained, rehearse
 from eval.training_report import write_training_report
 from eval.validation import Validation, ValidationResult
 from modules.accelerator import make_accelerator
@@ -62,10 +72,11 @@ from modules.build import (
     make_vae,
     training_length,
 )
-from modules.build_data import TrainingData, make_loader, open_data
+from modules.build_data import TrainingData, check_shared_memory, make_loader, open_data
 from modules.checkpoint import save_checkpoint
 from modules.compilation import compile_networks
 from modules.ema import ExponentialMovingAverage
+from modules.errors import ArgumentError, dispensable
 from modules.export import export_everything, export_vae, latent_config
 from modules.gan_guard import GanGuard
 from modules.guard import FiniteGuard
@@ -77,14 +88,21 @@ from modules.losses import batch_psnr, discriminator_loss, kl_loss, rec_loss
 from modules.meter import Meter
 from modules.metrics_log import comparable
 from modules.model_card import Provenance
-from modules.output_dir import check_output_dir, clear_output_dir, resume_path
+from modules.output_dir import (
+    check_output_dir,
+    clear_output_dir,
+    owned_files,
+    refuse_together,
+    resume_path,
+)
 from modules.progress import reached_by, resume, trainer_state
 from modules.publisher import Publisher
 from modules.reduce import gather_from_processes
 from modules.run import Run
+from modules.run_files import AT_THE_END
 from modules.schedule import BEGINNING, Reached
 from modules.signals import StopRequest
-from modules.trackers import start_trackers
+from modules.trackers import end_trackers, start_trackers
 
 logger = logging.getLogger("modules.train_vae")
 
@@ -114,14 +132,15 @@ class Watch:
 
     def write_report(self, run: Run, result: ValidationResult) -> None:
         """Refreshes report.html: all curves so far, and the pictures of this validation."""
-        write_training_report(
-            run.output_dir / "report.html",
-            run.output_dir.name,
-            self.rows(run),
-            result.evaluation,
-            self.validation.protocol,
-            result.latent_grid,
-        )
+        with dispensable(str(run.output_dir / "report.html")):
+            write_training_report(
+                run.output_dir / "report.html",
+                run.output_dir.name,
+                self.rows(run),
+                result.evaluation,
+                self.validation.protocol,
+                result.latent_grid,
+            )
 
 
 def train(run: Run, watch: Watch) -> bool:
@@ -198,8 +217,7 @@ def log(run: Run, watch: Watch) -> None:
     means |= run.gan_guard.judge(means)
     if means["upscaled"]:
         warn_of_upscaling(max(run.args.data.training_resolutions))
-    watch.journal.write(run.step, {f"train/{name}": value for name, value in means.items()})
-    watch.journal.show(means)
+    watch.journal.write(run.step, "train", means)
 
 
 @cache
@@ -230,22 +248,26 @@ def validate(run: Run, watch: Watch) -> None:
         if result is None:
             return
         run.validation_due, metrics = False, result.metrics
-        watch.journal.write(run.step, {f"val/{name}": value for name, value in metrics.items()})
+        watch.journal.write(run.step, "val", metrics)
         if result.grid is not None:
             watch.journal.draw(run.step, result.grid)
             watch.journal.draw_latents(run.step, result.latent_grid, result.grid_latents)
         if run.accelerator.is_main_process:
             watch.write_report(run, result)
         if watch.validation.improves(metrics, run.best, run.args.validation.best_metric):
-            run.best = {"step": run.step, **metrics}
+            run.require_finite_weights()
+            finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
+            run.best = {"step": run.step, **finite}
             if run.accelerator.is_main_process:
-                config = latent_config(run.args, result.latents)
-                export_vae(run.raw_vae.vae, run.output_dir / "best", **config)
+                with dispensable(str(run.output_dir / "best"), (OSError, ArgumentError)):
+                    config = latent_config(run.args, result.latents)
+                    export_vae(run.raw_vae.vae, run.output_dir / "best", **config)
     run.meter.restart_clock()
 
 
 def save(run: Run, watch: Watch) -> None:
     """Writes a checkpoint from which the run continues bit for bit."""
+    run.require_finite_weights()
     name_bad_images(run, watch)
     save_checkpoint(
         run.accelerator,
@@ -265,25 +287,37 @@ def push(run: Run, watch: Watch) -> None:
         watch.publisher.push(run, watch.rows(run), watch.provenance())
 
 
-def export(run: Run, watch: Watch) -> None:
-    """Writes what diffusers loads: the averaged weights, and a config with measured latents."""
+def export(run: Run, watch: Watch) -> bool:
+    """Writes what diffusers loads: the averaged weights, and a config with measured latents.
+
+    False if a signal asked to stop while the latents were measured: nothing is written then.
+    """
     args, latents = run.args, None
+    run.require_finite_weights()
     with run.averaged_weights():
         if not args.model.decoder_only:
             count = args.checkpoints.num_latent_images
-            latents = measure_latents(
-                run.raw_vae.vae,
-                ProtocolImages(watch.data.finite(count), Protocol(args.data.resolution), count),
-                batch_size=args.validation.validation_batch_size,
-                device=run.accelerator.device,
-                progress=False,
-            )
+            images = watch.data.finite(args, count)
+            try:
+                latents = measure_latents(
+                    run.raw_vae.vae,
+                    ProtocolImages(images, Protocol(args.data.resolution), count),
+                    batch_size=args.validation_batch_size,
+                    device=run.accelerator.device,
+                    progress=False,
+                    stop=watch.stop.agreed,
+                )
+            except Interrupted:
+                return False
         if run.accelerator.is_main_process:
             watch.journal.close()
-            rows = watch.rows(run)
+            owned, rows = owned_files(args), watch.rows(run)
+            owned.claim(AT_THE_END)
             vae = export_everything(run, latents, rows, watch.provenance())
+            owned.sign("README.md")  # people write on in it
             print(summary(vae, run.output_dir, rows), file=sys.stderr)
     run.accelerator.wait_for_everyone()
+    return True
 
 
 def make_run(
@@ -337,35 +371,39 @@ def make_validation(run: Run, data: TrainingData) -> Validation | None:
         num_images=args.num_validation_images,
         lpips=run.perceptual,
         lpips_backbone=run.args.losses.lpips_backbone,
-        batch_size=args.validation_batch_size,
+        batch_size=run.args.validation_batch_size,
         num_grid_images=args.num_grid_images,
         device=run.accelerator.device,
     )
 
 
-def main(args: Arguments) -> None:
-    """Build, prepare, resume, train, export."""
+def main(args: Arguments, lock: FolderLock | None) -> None:
+    """Build, prepare, resume, train, export. lock: of output_dir; None for a dry run."""
     show_messages()
     check_environment(
         os.environ, args.optimization.gradient_accumulation_steps, args.precision.compile
     )
     # Build what can be wrong first: nothing has touched a GPU or been written to yet.
-    check_output_dir(args.checkpoints, create=not args.dry_run)
+    check_output_dir(args, create=not args.dry_run)
     vae = TrainableVAE(make_vae(args), args.model.decoder_only)
     checkpoint = resume_path(args.checkpoints)
     reached = reached_by(checkpoint, args, vae.vae)
     if args.dry_run:
         print(to_yaml(args), banner(args, vae.vae), planned_push(args), sep="\n")
         return
+    shape = latent_shape(vae.vae, args.data.resolution)
+    check_shared_memory(args, shape)
     data = open_data(args)
 
     # Prepare.
     run = make_run(args, vae, data.size, reached)
+    refuse_together(lock)
+    rehearse(run, partial(train, watch=None), len(data.validation or ()))
     accelerator, output_dir, publisher = run.accelerator, run.output_dir, None
     if accelerator.is_main_process:
         if args.logging.push_to_hub:  # first: a refusal must not cost what an old run left
             publisher = Publisher(args)
-        clear_output_dir(args.checkpoints)
+        clear_output_dir(args)
         situation = f"{accelerator.num_processes} x {device_name(accelerator.device)}, "
         situation += f"precision {accelerator.mixed_precision}"
         text = banner(args, vae.vae, data.describe(args), situation, run.max_train_steps)
@@ -386,8 +424,8 @@ def main(args: Arguments) -> None:
 
     with closing(watch.journal), publisher or nullcontext():
         # Resume, or measure what training starts from.
-        if checkpoint is not None:
-            resume(run, checkpoint, data.identity())
+        if checkpoint is None or not resume(run, checkpoint, data.identity()):
+            watch.bad_images.forget()
         start_trackers(accelerator, args.logging.tracker_project_name, for_trackers(args), run.step)
         watch.journal.start_at(run.step)
         if run.validation_due:
@@ -398,22 +436,22 @@ def main(args: Arguments) -> None:
             )
 
         # Train and export.
-        shape = latent_shape(vae.vae, args.data.resolution)
         run.loader = make_loader(args, data, shape, accelerator, run.samples)
         run.meter.restart_clock()  # the loader may have looked at the sizes of all images
-        if not run.validation_due and train(run, watch):
-            export(run, watch)
+        if not run.validation_due and train(run, watch) and export(run, watch):
             if publisher is not None:
                 publisher.finish(run.step)
         else:
-            logger.info("stopped at step %d by a signal; --resume_from_checkpoint latest goes on "
-                        "from there", run.step)  # fmt: skip
+            logger.info("stopped at step %d of %d by a signal; the same command with "
+                        "--resume_from_checkpoint latest goes on from there", run.step,
+                        run.max_train_steps)  # fmt: skip
         # The networks first: where DDP is the last to let go of the processes' group, as when this
         # function returns, PyTorch waits for the group's threads while they wait for Python.
         run.vae, run.discriminator = accelerator.free_memory(run.vae, run.discriminator)
+        end_trackers(accelerator.trackers)
         accelerator.end_training()
 
 
 if __name__ == "__main__":
-    with exit_on_mistakes():
-        main(arguments)
+    with exit_on_mistakes(), explained(arguments), output_lock or nullcontext():
+        main(arguments, output_lock)

@@ -22,10 +22,6 @@ from eval.tally import Tally
 from modules.reduce import gather_from_processes, sum_over_processes
 
 
-class Interrupted(Exception):
-    """The evaluation was asked to stop before it had seen all images."""
-
-
 @torch.no_grad()
 def evaluate_reconstruction(
     models: Mapping[str, Codec],
@@ -72,14 +68,12 @@ def evaluate_reconstruction(
     }
     record = _Record(len(images))
     size = 1 if protocol.crop == "full" else batch_size  # images of that crop differ in size
-    batches = OwnBatches(images, size, num_workers, progress)
+    batches = OwnBatches(images, size, num_workers, progress, stop)
     with ExitStack() as stack:
         stack.enter_context(full_precision())
         for codec in models.values():
             stack.enter_context(codec.prepared(device))
-        for number, batch in enumerate(batches):
-            if number < batches.common and stop():
-                raise Interrupted
+        for batch in batches:
             record.add(batch)
             if batch.count:
                 _add(batch, batch.images.to(device), tallies, networks, protocol, fid)

@@ -110,7 +110,16 @@ def default_cache_dir() -> Path:
     """$VAE_EVAL_CACHE, else vae-eval under $XDG_CACHE_HOME or ~/.cache."""
     if os.environ.get(CACHE_VARIABLE):
         return Path(os.environ[CACHE_VARIABLE])
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vae-eval"
+    return Path(os.environ.get("XDG_CACHE_HOME") or _home() / ".cache") / "vae-eval"
+
+
+def _home() -> Path:
+    try:
+        return Path.home()
+    except RuntimeError:
+        raise ValueError(
+            f"this user has no home folder to keep statistics in: set {CACHE_VARIABLE}"
+        ) from None
 
 
 class ReferenceCache:

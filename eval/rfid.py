@@ -18,6 +18,7 @@ from eval.fid import (
     extract_features,
     frechet_distance,
 )
+from modules.errors import dispensable
 from modules.reduce import process_index_and_count, sum_over_processes
 
 CHANGED = (
@@ -70,7 +71,8 @@ class StreamedFID:
         reference = self.known[1] if self.known else self.originals.result(self._feature_width())
         defined = np.isfinite(reference["sigma"]).all()
         if self.known is None and main_process and defined:
-            self.cache.write(content, reference)
+            with dispensable(str(self.cache.file)):
+                self.cache.write(content, reference)
         distances = {}
         for label, statistics in self.models.items():
             result = statistics.result(len(reference["mu"]))

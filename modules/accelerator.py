@@ -95,8 +95,9 @@ def _limit_memory(limit_gb: float | None, accelerator: Accelerator) -> None:
         raise ArgumentError(
             f"--memory_limit_gb={limit_gb} needs a CUDA device; here it is {accelerator.device}"
         )
-    total = torch.cuda.get_device_properties(accelerator.device).total_memory
-    torch.cuda.set_per_process_memory_fraction(min(1.0, limit_gb * 1e9 / total), accelerator.device)
+    device = torch.cuda.current_device()  # accelerate's own has no index on a single GPU
+    total = torch.cuda.get_device_properties(device).total_memory
+    torch.cuda.set_per_process_memory_fraction(min(1.0, limit_gb * 1e9 / total), device)
 
 
 def _trackers(report_to: str) -> list[str]:

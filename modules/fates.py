@@ -37,18 +37,18 @@ TABLE = (
      "alternation"),
     (REFUSED, "an average begins with the run and ends with it", "use_ema"),
     (WARNED, "the weights stay the checkpoint's; only the configuration is read from it",
-     "pretrained_model_name_or_path model_config_name_or_path revision variant"),
+     "pretrained_model_name_or_path model_config_name_or_path revision variant pretrained_weights"),
     (WARNED, "the weights stay the checkpoint's, so it changes nothing any more", "vae_init"),
     (WARNED, "other images, or in another order, from here on; some that are held back for "
      "validation now may have been trained on", """
-        dataset_name dataset_weights dataset_config_name data_files train_data_dir image_column
-        max_train_samples streaming shuffle_buffer_size
+        dataset_name dataset_weights dataset_config_name data_files train_data_dir train_split
+        image_column max_train_samples streaming shuffle_buffer_size
     """),
     (WARNED, "order, crops, noise and the images held back are drawn anew from here on; some that "
      "are held back now may have been trained on", "seed"),
     (WARNED, "training images are prepared differently from here on", """
         resolution train_resolutions aspect_ratio_bucketing crop random_flip interpolation
-        min_image_size
+        min_image_size fast_jpeg_decoding
     """),
     (WARNED, "the place in the data, counted in images, is kept; a step has another number of them",
      "train_batch_size gradient_accumulation_steps"),

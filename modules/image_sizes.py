@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -14,6 +14,8 @@ from tqdm.auto import tqdm
 from modules.images import UnreadableImage
 from modules.reduce import process_index_and_count, sum_over_processes
 from modules.sources import ImageSource
+
+logger = logging.getLogger(__name__)
 
 THREADS = 16  # they wait for the disk; PIL's own work is one thread's at a time
 RUN = 256  # pictures of one call
@@ -28,11 +30,11 @@ def read_sizes(source: ImageSource) -> Tensor:
     rank, world_size = process_index_and_count()
     share = range(rank, len(source), world_size)
     runs = [share[start : start + RUN] for start in range(0, len(share), RUN)]
+    logger.info("reading the sizes of %d images", len(source))
     progress = tqdm(
         total=len(share),
         desc="Image sizes",
-        disable=rank != 0,
-        mininterval=0.2 if sys.stderr.isatty() else 30.0,
+        disable=None if rank == 0 else True,  # None: where there is no terminal
     )
     sizes = torch.zeros(len(source), 2, dtype=torch.int32)
     with progress, ThreadPoolExecutor(THREADS) as pool:

@@ -110,7 +110,8 @@ def write_model_card(
     results = _eval_results(args, validations, provenance)
     header = card_data(args, name, results)
     partial = folder / ".README.partial"
-    partial.write_text(f"---\n{header.to_yaml()}\n---\n\n{text}", encoding="utf-8")
+    text = f"---\n{header.to_yaml()}\n---\n\n{text}"
+    partial.write_text(text, encoding="utf-8", errors="backslashreplace")  # names may be any bytes
     os.replace(partial, folder / "README.md")
 
 
@@ -230,7 +231,9 @@ def _eval_results(
             dataset_type=dataset or "images",
             dataset_name=f"{count} validation images{f' of {dataset}' if dataset else ''}",
             dataset_config=provenance.protocol or None,
-            dataset_split=(validation.validation_split or "train") if dataset else None,
+            dataset_split=(validation.validation_split or args.data.train_split)
+            if dataset
+            else None,
             dataset_args={"num_images": count, **provenance.stamp},
             metric_type=name,
             metric_name=title,

@@ -29,14 +29,24 @@ QUESTIONS = (
     (
         Answer(
             ("dataset_name",),
-            ("dataset_weights", "dataset_config_name", "data_files", "validation_split"),
+            (
+                "dataset_weights",
+                "dataset_config_name",
+                "data_files",
+                "train_split",
+                "validation_split",
+            ),
             ("streaming", "shuffle_buffer_size"),
         ),
         Answer(("train_data_dir",)),
     ),
     # From which weights?
     (
-        Answer(("pretrained_model_name_or_path",), ("revision", "variant"), ("decoder_only",)),
+        Answer(
+            ("pretrained_model_name_or_path",),
+            ("revision", "variant", "pretrained_weights"),
+            ("decoder_only",),
+        ),
         Answer(("model_config_name_or_path",), ("revision",), ("vae_init",)),
         Answer(FROM_SCRATCH, (), ("vae_init",)),
     ),

@@ -36,7 +36,8 @@ logger = logging.getLogger(__name__)
 
 # What decides the shapes of the VAE's tensors, by configuration key.
 ARCHITECTURE = ("block_out_channels", "layers_per_block", "latent_channels", "norm_num_groups",
-                "mid_block_add_attention", "use_quant_conv")  # fmt: skip
+                "mid_block_add_attention", "use_quant_conv", "use_post_quant_conv",
+                "down_block_types", "up_block_types", "act_fn")  # fmt: skip
 
 
 def trainer_state(run: Run, data: Mapping[str, Any]) -> dict[str, Any]:
@@ -90,11 +91,11 @@ def _flags_of(state: Mapping[str, Any]) -> dict[str, Any]:
     return state.get("flags") or state["networks"]
 
 
-def resume(run: Run, path: Path, data: Mapping[str, Any]) -> None:
+def resume(run: Run, path: Path, data: Mapping[str, Any]) -> bool:
     """Puts `run` back to where the checkpoint at `path` was written, and lets its own flags count.
 
-    data: what its checkpoints will say of the images. Warns of what makes the rest of the run
-    another one than it would have been. Collective.
+    data: what its checkpoints will say of the images. Returns whether the training images are the
+    same. Warns of what makes the rest of the run another one than it would have been. Collective.
     """
     state = read_trainer_state(path)
     asked = [_hyperparameters(optimizer) for optimizer in (run.optimizer_vae, run.optimizer_disc)]
@@ -128,6 +129,7 @@ def resume(run: Run, path: Path, data: Mapping[str, Any]) -> None:
             "train on. What was reached is exported", run.step, flag, getattr(opt, flag),
             run.max_train_steps,
         )  # fmt: skip
+    return same_images
 
 
 def _hyperparameters(optimizer: Any) -> list[dict[str, Any]]:

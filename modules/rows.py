@@ -185,6 +185,10 @@ class MixedRows(RowStream):
         rest = MixedRows([part for _, part in pairs], self.shares.weights, self.shares.seed)
         return held, rest
 
+    def first(self, num_images: int) -> ImageSource:
+        """As many, in their shares: of a stream that ends before, the pictures come again."""
+        return ReadRows(self.name, list(islice(self.rows(0), num_images)))
+
     def fingerprint(self) -> str:
         """Those of the streams."""
         return " ".join(part.fingerprint() for part in self.parts)

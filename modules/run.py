@@ -17,7 +17,7 @@ from modules.at_once import at_once
 from modules.autoencoder import TrainableVAE
 from modules.ema import ExponentialMovingAverage
 from modules.gan_guard import GanGuard
-from modules.guard import FiniteGuard
+from modules.guard import FiniteGuard, require_finite
 from modules.images import normalize
 from modules.losses import adaptive_d_weight, generator_loss
 from modules.meter import Meter
@@ -159,6 +159,19 @@ class Run:
     def averaged_weights(self) -> AbstractContextManager[None]:
         """A context in which the VAE has the weights to export: the EMA's, if there is one."""
         return nullcontext() if self.ema is None else self.ema.applied()
+
+    def require_finite_weights(self) -> None:
+        """Raises RunStopped, in every process, before weights are written that are not finite."""
+        state = {"vae": self.raw_vae, "discriminator": self.raw_discriminator, "average": self.ema}
+        require_finite(
+            {
+                f"{owner}.{name}": tensor
+                for owner, holder in state.items()
+                if holder is not None
+                for name, tensor in holder.state_dict().items()
+            },
+            self.step,
+        )
 
     def learning_rates(self) -> dict[str, float]:
         """The present learning rate of each network."""

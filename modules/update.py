@@ -12,10 +12,14 @@ from torch import Tensor, nn
 def clip_gradients(optimizer: Any, max_norm: float) -> Tensor:
     """Scales the gradients of its parameters to a norm of at most `max_norm`; returns what it was.
 
-    A norm that is not finite makes the gradients worthless; the caller then skips the update.
+    0 leaves them as they are. A norm that is not finite makes the gradients worthless; the caller
+    then skips the update.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    return nn.utils.clip_grad_norm_(parameters, max_norm)
+    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    if max_norm > 0:
+        nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
+    return norm
 
 
 def step_unless(skip: Tensor, optimizer: Any) -> None:
@@ -50,6 +54,11 @@ def unscale(accelerator: Accelerator, optimizers: list[Any]) -> None:
 
 
 def adapt_loss_scale(accelerator: Accelerator) -> None:
-    """Lowers the loss scale after an overflow, raises it after many updates without one."""
+    """Lowers the loss scale after an overflow, raises it after many updates without one.
+
+    It stays at 1 or more: NaN, which no scale helps, must not leave one at which all gradients
+    vanish and that needs thousands of updates for each doubling.
+    """
     if accelerator.scaler is not None:
         accelerator.scaler.update()
+        accelerator.scaler.update(loss_scale(accelerator).clamp(min=1.0))

@@ -149,7 +149,7 @@ def _what_was_hit(folder: Path, output: str, started: float) -> str:
         return "rotation"
     if present(".export*") or present("best/.export*"):
         return "export"
-    if "Steps:" not in output:
+    if not re.search("INFO (step|Resumed)", output):
         return "start"
     return "steps and validations"
 

@@ -17,7 +17,8 @@ from eval.levers import UNDO
 from eval.loader_speed import PlainImages, loader_speeds
 from eval.phases import PHASES, PhaseClock, watched
 from eval.random_lpips import with_random_lpips
-from eval.script import Nobody, measured_arguments, random_batch, training_script
+from eval.rehearsal import random_batch
+from eval.script import Nobody, measured_arguments, training_script
 from eval.spread import Spread, ratio
 from eval.stopwatch import MemoryGauge, Stopwatch
 from eval.textbook_step import TextbookTrainer

@@ -157,7 +157,9 @@ def test_what_is_held_back_of_several_is_in_no_epoch_and_from_all_of_them():
 
 
 def batches(argv: str, number: int, start: int = 0, rank: int = 0, world: int = 1) -> list[dict]:
-    args = resolve_arguments(["--resolution=16", "--image_column=png", *argv.split()])
+    args = resolve_arguments(
+        ["--resolution=16", "--disc_factor=0", "--image_column=png", *argv.split()]
+    )
     process = SimpleNamespace(process_index=rank, num_processes=world, device=torch.device("cpu"))
     loader = make_loader(args, open_data(args), (4, 2, 2), process, start)
     return list(islice(loader, number))
@@ -221,6 +223,18 @@ def test_a_picture_that_comes_again_in_an_epoch_is_cropped_in_another_way(two):
         assert len(crops) > 20
 
 
+@pytest.mark.parametrize("streaming", ["", "--streaming --max_train_steps=1"])
+def test_what_is_measured_on_has_the_shares_of_the_mixture(two, streaming):
+    argv = f"--image_column=png {two} --dataset_weights 3 1 {streaming}"
+    args = resolve_arguments(argv.split())
+
+    images = open_data(args).finite(args, 20)
+
+    pictures = [number_of(images.open(index)) for index in range(len(images))]
+    assert len(pictures) == 20
+    assert abs(sum(number >= 100 for number in pictures) - 5) <= 1
+
+
 def test_no_two_samples_of_a_mixed_stream_share_their_randomness(two):
     argv = f"--image_column=png {two} --dataset_weights 1 1 --streaming --max_train_steps=1"
     data = open_data(resolve_arguments(argv.split()))
@@ -232,7 +246,9 @@ def test_no_two_samples_of_a_mixed_stream_share_their_randomness(two):
 def test_the_synthetic_set_may_be_one_of_several(two):
     for streaming in ("", "--streaming --max_train_steps=1"):
         argv = f"{two.replace(' --num', ' synthetic --num')} --dataset_weights 1 1 2 {streaming}"
-        args = resolve_arguments(["--resolution=16", "--image_column=png", *argv.split()])
+        args = resolve_arguments(
+            ["--resolution=16", "--disc_factor=0", "--image_column=png", *argv.split()]
+        )
         data = open_data(args)
         assert data.name.endswith("many, " + data.name.split(", ")[1] + ", synthetic")
         labels = [data.validation.label(index) for index in range(len(data.validation))]
@@ -245,9 +261,9 @@ def test_the_synthetic_set_may_be_one_of_several(two):
     ("argv", "message"),
     [
         ("--dataset_name a b --dataset_weights 1", "--dataset_weights=1 must be 2 numbers, one"),
-        ("--dataset_name a b --dataset_weights 1 0", "--dataset_weights=1 0 must be positive"),
-        ("--dataset_name a b --dataset_weights 1 nan", "must be positive"),
-        ("--dataset_name a b --dataset_weights 1 inf", "must be positive"),
+        ("--dataset_name a b --dataset_weights 1 0", "--dataset_weights=0.0 must be at least"),
+        ("--dataset_name a b --dataset_weights 1 nan", "must be at least"),
+        ("--dataset_name a b --dataset_weights 1 inf", "must be at least"),
         ("--dataset_weights 1", "--dataset_weights=1 must be 0 numbers"),
         ("--dataset_name a b --data_files c", "--data_files cannot be used with several"),
         ("--dataset_name a b --dataset_config_name c", "--dataset_config_name cannot be used with"),

@@ -8,10 +8,10 @@ from pathlib import Path
 import onnxruntime
 import pytest
 import torch
+from diffusers import AutoencoderKL
 
 from eval import onnx_export
 from eval.__main__ import main
-from modules.autoencoder import build_autoencoder
 from modules.vae_files import load_vae
 
 SCALE = 0.3
@@ -19,10 +19,13 @@ HALVES = ("vae_encoder", "vae_decoder")
 
 
 def save_model(folder: Path, seed: int) -> Path:
-    """An f2 autoencoder with attention, as diffusers saves it."""
+    """An f2 autoencoder with attention, also inside its levels, as diffusers saves it."""
     torch.manual_seed(seed)
-    vae = build_autoencoder(downsample_factor=2, block_out_channels=(8, 8), layers_per_block=1)
-    vae.register_to_config(scaling_factor=SCALE)
+    vae = AutoencoderKL(
+        down_block_types=["DownEncoderBlock2D", "AttnDownEncoderBlock2D"],
+        up_block_types=["AttnUpDecoderBlock2D", "UpDecoderBlock2D"],
+        block_out_channels=[8, 8], norm_num_groups=2, scaling_factor=SCALE,
+    )  # fmt: skip
     vae.save_pretrained(folder)
     return folder
 

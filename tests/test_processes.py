@@ -19,6 +19,7 @@ from launching import ADVERSARIAL, TINY, finish_together, launch_together, succe
 from safetensors.torch import load_file
 from torch.nn.parallel import DistributedDataParallel
 
+from eval import rehearsal
 from modules.checkpoint import checkpoint_steps
 from modules.run import Run
 
@@ -47,6 +48,7 @@ def runs(request, pictures, tmp_path_factory) -> tuple[Path, Path, list[str]]:
 
 
 def print_digests_of_the_weights() -> None:
+    rehearsal.WITHOUT_LIMIT = ()  # as on a GPU
     update = Run.update
 
     def update_and_print(self: Run, *turns: bool) -> None:

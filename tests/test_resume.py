@@ -122,7 +122,7 @@ def test_a_kill_before_the_first_checkpoint_starts_anew(uninterrupted, pictures,
     assert_equal_runs(tmp_path, uninterrupted)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
 def test_a_signal_saves_and_exits_with_0_and_the_resumed_run_ends_bit_equal(
     uninterrupted, pictures, tmp_path, number
 ):

@@ -13,6 +13,7 @@ from tiny import batch, gradients, largest_difference, slices, tiny_run, weights
 
 import train_vae
 from modules.discriminator import NORM_TYPES
+from modules.errors import RunStopped
 from modules.guard import TrainingDiverged
 from modules.images import normalize
 from modules.run import Run
@@ -295,6 +296,36 @@ def test_persistent_nan_stops_the_run_and_names_the_term() -> None:
     with pytest.raises(TrainingDiverged, match=r"rec_loss.*--max_skipped_steps=3"):
         run.guard.check()
     assert all(torch.isfinite(value).all() for value in weights(run.raw_vae).values())
+
+
+def test_nan_that_is_over_is_forgotten() -> None:
+    run, bad, good = tiny_run("--max_skipped_steps 3"), batch(), batch()
+    bad["noise"][:] = torch.nan
+    train(run, [bad] * 5 + [good])
+    state = run.guard.state_dict()
+    with pytest.raises(TrainingDiverged):  # it was too long, and this is the first look at it
+        run.guard.check()
+    run.guard.load_state_dict(state)
+    train(run, [bad, bad, good])
+    assert run.guard.check() == {"skipped_steps": 7.0}
+    for _ in range(3):
+        run.guard.watch(kl_loss=torch.tensor(torch.nan))
+        run.guard.verdict()
+    with pytest.raises(TrainingDiverged, match="because kl_loss was not finite"):
+        run.guard.check()
+
+
+@pytest.mark.parametrize("where", ["vae", "discriminator", "average"])
+def test_weights_that_are_not_finite_are_never_written(where: str, monkeypatch) -> None:
+    run = tiny_run("--use_ema")
+    run.require_finite_weights()
+    tensors = {"vae": list(run.raw_vae.parameters()), "average": run.ema.averages,
+               "discriminator": list(run.raw_discriminator.parameters())}  # fmt: skip
+    with torch.no_grad():
+        tensors[where][-1].fill_(torch.inf)
+    monkeypatch.setattr(train_vae, "save_checkpoint", None)  # not reached
+    with pytest.raises(RunStopped, match=rf"step 0 \({where}\..*--learning_rate"):
+        train_vae.save(run, None)
 
 
 def test_tiny_learning_rate_in_bfloat16_moves_the_float32_weights_and_their_average() -> None:

@@ -54,6 +54,15 @@ def test_clipping_returns_the_norm_before_it() -> None:
     assert model.weight.grad.norm().item() == pytest.approx(1.0, rel=1e-4)
 
 
+def test_a_largest_norm_of_0_clips_nothing_and_still_measures() -> None:
+    model, optimizer = model_and_optimizer()
+    for value in (3.0, 1e30, torch.inf, torch.nan):
+        model.weight.grad, model.bias.grad = torch.full((2, 3), value), torch.zeros(2)
+        norm = clip_gradients(optimizer, 0.0)
+        assert torch.equal(model.weight.grad, torch.full((2, 3), value)) or value != value
+        assert norm.isfinite() == (value == 3.0)
+
+
 def test_loss_scale_cancels_for_both_optimizers_and_shrinks_after_an_overflow() -> None:
     networks = [model_and_optimizer() for _ in range(2)]
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
@@ -72,5 +81,10 @@ def test_loss_scale_cancels_for_both_optimizers_and_shrinks_after_an_overflow() 
                 assert torch.equal(model.weight.grad, torch.ones(2, 3))
         adapt_loss_scale(accelerator)
     assert scaler.get_scale() == 512.0
+    for _ in range(20):  # no number of overflows makes gradients vanish
+        networks[0][0].weight.grad.fill_(torch.nan)
+        unscale(accelerator, optimizers[:1])
+        adapt_loss_scale(accelerator)
+    assert scaler.get_scale() == 1.0
     plain = SimpleNamespace(scaler=None, device=torch.device("cpu"))
     assert loss_scale(plain) == 1

@@ -11,17 +11,25 @@ import argparse
 import json
 from pathlib import Path
 
+from eval.commands.checks import integer
+
 HELP = "images per second and core, against plain PIL"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's flags."""
     parser.add_argument("--data", metavar="FOLDER", help="a folder of .jpg files")
-    parser.add_argument("--resolution", type=int, default=256, help="side of the crops, pixels")
-    parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2], help="processes")
-    parser.add_argument("--rounds", type=int, default=7, help="how often each loader has its turn")
-    parser.add_argument("--images", type=int, default=128, help="images of a turn")
-    parser.add_argument("--batch_size", type=int, default=8, help="images of a batch")
+    parser.add_argument(
+        "--resolution", type=integer(8, 16384), default=256, help="side of the crops, pixels"
+    )
+    parser.add_argument(
+        "--workers", type=integer(0, 1024), nargs="+", default=[0, 1, 2], help="processes"
+    )
+    parser.add_argument(
+        "--rounds", type=integer(1), default=7, help="how often each loader has its turn"
+    )
+    parser.add_argument("--images", type=integer(1), default=128, help="images of a turn")
+    parser.add_argument("--batch_size", type=integer(1, 65536), default=8, help="images of a batch")
     parser.add_argument("--json", metavar="FILE", help="everything measured")
 
 
