@@ -62,13 +62,20 @@ def files_below(folder: str | Path, refused: list[OSError] | None = None) -> Ite
                 refused.append(error)
             continue
         for entry in (entry for entry in entries if not entry.name.startswith(".")):
-            if entry.is_dir():
+            if _is_folder(entry):
                 folders.append(entry.path)
                 continue
             place = os.path.realpath(entry.path) if entry.is_symlink() else f"{real}/{entry.name}"
             if not runs.wrote(place):
                 yield FoundFile(entry.path, _inode(entry))
         waiting += reversed(folders)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads to itself
+        return False
 
 
 def _inode(entry: os.DirEntry[str]) -> int:
