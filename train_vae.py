@@ -23,16 +23,16 @@ from __future__ import annotations
 
 import os
 
-from modules.terminal import leave_when_interrupted, outlive_the_terminal
+from modules.config.terminal import leave_when_interrupted, outlive_the_terminal
 
 if __name__ == "__main__":
     outlive_the_terminal()
     leave_when_interrupted("train_vae.py: interrupted before training; there was nothing to save")
 
-from modules.answers import exit_on_mistakes
-from modules.command_line import for_trackers, parse_arguments, show_messages, to_yaml
-from modules.folder_lock import PATIENCE, FolderLock
-from modules.threads import undo_launchers_limit
+from modules.config.answers import exit_on_mistakes
+from modules.config.command_line import for_trackers, parse_arguments, show_messages, to_yaml
+from modules.config.threads import undo_launchers_limit
+from modules.output.folder_lock import PATIENCE, FolderLock
 
 if __name__ == "__main__":  # before the slow imports: some mistakes are answered at once
     arguments = parse_arguments()
@@ -52,18 +52,16 @@ from functools import cache, partial
 
 import torch
 
-from eval.latent_pass import measure_latents
-from eval.loading import Interrupted
-from eval.protocol import Protocol, ProtocolImages
+from eval.protocol.latents import measure_latents
+from eval.protocol.loading import Interrupted
+from eval.protocol.protocol import Protocol, ProtocolImages
 from eval.rehearsal import explained, rehearse
-from eval.training_report import write_training_report
+from eval.report.training import write_training_report
 from eval.validation import Validation, ValidationResult
-from modules.accelerator import make_accelerator
-from modules.arguments import Arguments
-from modules.autoencoder import TrainableVAE, latent_shape
-from modules.bad_images import BadImages
-from modules.banner import banner, summary
-from modules.build import (
+from modules.builders.accelerator import make_accelerator
+from modules.builders.banner import banner, summary
+from modules.builders.data import TrainingData, check_shared_memory, make_loader, open_data
+from modules.builders.networks import (
     make_discriminator,
     make_gan_schedule,
     make_optimizers,
@@ -72,37 +70,39 @@ from modules.build import (
     make_vae,
     training_length,
 )
-from modules.build_data import TrainingData, check_shared_memory, make_loader, open_data
-from modules.checkpoint import save_checkpoint
-from modules.compilation import compile_networks
-from modules.ema import ExponentialMovingAverage
-from modules.errors import ArgumentError, dispensable
-from modules.export import export_everything, export_vae, latent_config
-from modules.gan_guard import GanGuard
-from modules.guard import FiniteGuard
-from modules.hardware import convolution_layout, device_name
-from modules.hub import planned_push
-from modules.journal import Journal
-from modules.launch_environment import check_environment
-from modules.losses import batch_psnr, discriminator_loss, kl_loss, rec_loss
-from modules.meter import Meter
-from modules.metrics_log import comparable
-from modules.model_card import Provenance
-from modules.output_dir import (
+from modules.builders.output_dir import (
     check_output_dir,
     clear_output_dir,
     owned_files,
     refuse_together,
     resume_path,
 )
-from modules.progress import reached_by, resume, trainer_state
-from modules.publisher import Publisher
-from modules.reduce import gather_from_processes
-from modules.run import Run
-from modules.run_files import AT_THE_END
-from modules.schedule import BEGINNING, Reached
-from modules.signals import StopRequest
-from modules.trackers import end_trackers, start_trackers
+from modules.config.arguments import Arguments
+from modules.data.bad_images import BadImages
+from modules.distributed.device import convolution_layout, device_name
+from modules.distributed.launch_environment import check_environment
+from modules.distributed.reduce import gather_from_processes
+from modules.distributed.signals import StopRequest
+from modules.errors import ArgumentError, dispensable
+from modules.export.hub import planned_push
+from modules.export.model_card import Provenance
+from modules.export.publisher import Publisher
+from modules.export.vae import export_everything, export_vae, latent_config
+from modules.models.autoencoder import TrainableVAE, latent_shape
+from modules.models.compilation import compile_networks
+from modules.output.run_files import AT_THE_END
+from modules.tracking.journal import Journal
+from modules.tracking.metrics_log import comparable
+from modules.tracking.trackers import end_trackers, start_trackers
+from modules.training.checkpoint import save_checkpoint
+from modules.training.ema import ExponentialMovingAverage
+from modules.training.gan_guard import GanGuard
+from modules.training.guard import FiniteGuard
+from modules.training.losses import batch_psnr, discriminator_loss, kl_loss, rec_loss
+from modules.training.meter import Meter
+from modules.training.resume import reached_by, resume, trainer_state
+from modules.training.run import Run
+from modules.training.schedule import BEGINNING, Reached
 
 logger = logging.getLogger("modules.train_vae")
 

@@ -22,9 +22,9 @@ from typing import NoReturn
 
 from eval import commands
 from eval.commands.checks import check_texts, prepare_outputs
-from modules.answers import Answer, answer_to
+from modules.config.answers import Answer, answer_to
+from modules.config.terminal import leave_when_interrupted, outlive_the_terminal
 from modules.errors import one_line
-from modules.terminal import leave_when_interrupted, outlive_the_terminal
 
 
 class _Parser(argparse.ArgumentParser):

@@ -16,18 +16,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from eval.codecs import VAECodec
-from eval.columns import keys_of
-from eval.precise import full_precision
-from eval.protocol import Protocol
-from eval.tally import measure_batch
+from eval.metrics.columns import keys_of
+from eval.metrics.precise import full_precision
+from eval.protocol.codecs import VAECodec
+from eval.protocol.protocol import Protocol
+from eval.protocol.tally import measure_batch
 from eval.validation import metrics
-from modules.arguments import Arguments
-from modules.autoencoder import latent_shape
+from modules.config.arguments import Arguments
 from modules.errors import RunStopped
-from modules.guard import FiniteGuard
-from modules.meter import Meter
-from modules.run import Run
+from modules.models.autoencoder import latent_shape
+from modules.training.guard import FiniteGuard
+from modules.training.meter import Meter
+from modules.training.run import Run
 
 TRAINING, BEFORE_GAN = "training", "before the GAN"
 VALIDATION, LATENTS = "validation", "measuring latents"

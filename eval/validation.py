@@ -12,18 +12,18 @@ from diffusers import AutoencoderKL
 from PIL import Image
 from torch import Tensor, nn
 
-from eval.codecs import Reconstruction, VAECodec
-from eval.evaluate import evaluate_reconstruction
-from eval.grid import comparison_grid
-from eval.latent_picture import latent_picture
-from eval.loading import Interrupted
-from eval.protocol import Protocol, ProtocolImages
-from eval.results import Evaluation
+from eval.protocol.codecs import Reconstruction, VAECodec
+from eval.protocol.evaluate import evaluate_reconstruction
+from eval.protocol.loading import Interrupted
+from eval.protocol.protocol import Protocol, ProtocolImages
+from eval.protocol.results import Evaluation
+from eval.report.grid import comparison_grid
+from eval.report.latent_picture import latent_picture
+from modules.data.images.images import UnreadableImage
+from modules.data.sources.open import ImageSource
+from modules.distributed.reduce import gather_from_processes
 from modules.errors import ArgumentError
-from modules.images import UnreadableImage
-from modules.latents import LatentStatistics
-from modules.reduce import gather_from_processes
-from modules.sources import ImageSource
+from modules.models.latents import LatentStatistics
 
 
 def metrics(lpips: Iterable[str]) -> list[str]:

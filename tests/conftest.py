@@ -13,7 +13,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from tiny import forget_accelerator
 
-from modules.synthetic import SyntheticImages
+from modules.data.images.synthetic import SyntheticImages
 
 
 @pytest.fixture

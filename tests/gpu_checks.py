@@ -21,6 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parent / "support"))
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import torch
@@ -34,19 +35,19 @@ from tiny import (
     weights,
 )
 
-from eval.benchmark import OURS, Bench, Result
-from eval.benchmark_report import versions
-from eval.levers import UNDO
-from eval.memory_plan import plan
-from eval.random_lpips import with_random_lpips
 from eval.rehearsal import TRAINING, rehearse
-from eval.script import Nobody, measured_arguments, training_script
-from eval.textbook_step import TextbookTrainer
-from modules.arguments import Arguments
-from modules.build import make_discriminator
+from eval.speed.benchmark import OURS, Bench, Result
+from eval.speed.benchmark_report import versions
+from eval.speed.levers import UNDO
+from eval.speed.memory_plan import plan
+from eval.speed.random_lpips import with_random_lpips
+from eval.speed.script import Nobody, measured_arguments, training_script
+from eval.speed.textbook_step import TextbookTrainer
+from modules.builders.networks import make_discriminator
+from modules.config.arguments import Arguments
 from modules.errors import RunStopped
-from modules.modes import frozen
-from modules.run import Run
+from modules.models.modes import frozen
+from modules.training.run import Run
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")

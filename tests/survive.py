@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parent / "support"))
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from launching import Launched, launch, launch_together
@@ -40,17 +41,17 @@ VARIANTS = (Variant(0, False, 3), Variant(2, False, 1), Variant(2, True, 3), Var
 # Where a run can die, as (function, the calls of it to die at).
 PLACES = (
     ("accelerate:Accelerator.save_state", (1, 2)),
-    ("modules.checkpoint:save_file", (1, 2)),
-    ("modules.checkpoint:_seal", (1, 3)),
+    ("modules.training.checkpoint:save_file", (1, 2)),
+    ("modules.training.checkpoint:_seal", (1, 3)),
     ("os:replace", (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 14, 16, 18)),
     ("os:unlink", (1, 2, 5, 9, 12, 20, 30)),
     ("shutil:rmtree", (1, 2, 3, 4, 5, 6)),
-    ("modules.metrics_log:MetricsLog.append", (1, 2, 5, 9)),
-    ("modules.journal:Journal.draw", (1, 2, 3)),
-    ("eval.training_report:write_training_report", (1, 2, 3)),
-    ("eval.latent_pass:measure_latents", (1,)),
-    ("modules.export:export_discriminator", (1,)),
-    ("modules.export:write_model_card", (1,)),
+    ("modules.tracking.metrics_log:MetricsLog.append", (1, 2, 5, 9)),
+    ("modules.tracking.journal:Journal.draw", (1, 2, 3)),
+    ("eval.report.training:write_training_report", (1, 2, 3)),
+    ("eval.protocol.latents:measure_latents", (1,)),
+    ("modules.export.vae:export_discriminator", (1,)),
+    ("modules.export.vae:write_model_card", (1,)),
 )
 
 

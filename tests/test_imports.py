@@ -12,13 +12,43 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FILES = [ROOT / "train_vae.py", *ROOT.glob("modules/**/*.py"), *ROOT.glob("eval/**/*.py")]
-LEAVES = ["modules.losses", "modules.discriminator", "modules.modes", "eval.metrics"]
+LEAVES = [
+    "modules.training.losses",
+    "modules.models.discriminator",
+    "modules.models.modes",
+    "eval.metrics.image",
+]
 WITHOUT_TORCH = [
-    f"modules.{name}"
-    for name in ("answers", "arguments", "command_line", "config_file", "errors", "fates",
-                 "folder_lock", "launch_environment", "limits", "precedence", "smallest_sides",
-                 "threads")
+    "modules.errors", "modules.output.folder_lock", "modules.distributed.launch_environment",
+    *(f"modules.config.{file.stem}" for file in ROOT.glob("modules/config/*.py")),
 ]  # fmt: skip
+# Who may import whom, by folder; a folder always may import itself, and everybody FOUNDATION.
+FOUNDATION = {"modules.errors", "modules.output"}
+MODELS = {"modules.weights", "modules.distributed"}
+DATA = {"modules.distributed", "modules.seeding"}
+TRAINING = {"modules.models", "modules.data", *MODELS, *DATA}
+EXPORT = {"modules.models", "modules.weights", "modules.tracking"}
+MAY_IMPORT = {
+    "modules.errors": set(),
+    "modules.seeding": set(),
+    "modules.output": set(),
+    "modules.config": set(),
+    "modules.weights": set(),
+    "modules.tracking": set(),
+    "modules.distributed": set(),
+    "modules.models": MODELS,
+    "modules.data": DATA,
+    "modules.training": TRAINING,
+    "modules.export": EXPORT,
+    "modules.builders": {"modules.config", "modules.training", "modules.tracking", *TRAINING},
+    "eval.metrics": {"modules"},
+    "eval.protocol": {"modules", "eval.metrics"},
+    "eval.report": {"modules", "eval.metrics", "eval.protocol"},
+    "eval.validation": {"modules", "eval.metrics", "eval.protocol", "eval.report"},
+    "eval.rehearsal": {"modules", "eval.metrics", "eval.protocol", "eval.validation"},
+}
+# They turn flags into a run, and compare a checkpoint's flags with the present ones.
+SEE_FLAGS = {"modules.training.run", "modules.training.resume"}
 STANDARD = sys.stdlib_module_names
 
 
@@ -61,15 +91,49 @@ def external(name: str) -> set[str]:
 
 
 def test_there_is_something_to_look_at():
-    assert {"train_vae", "modules.run", "eval.evaluate", "eval.commands"} <= imports().keys()
-    assert "modules.arguments" in imports()["modules.command_line"]
+    assert {
+        "train_vae",
+        "modules.training.run",
+        "eval.protocol.evaluate",
+        "eval.commands",
+    } <= imports().keys()
+    assert "modules.config.arguments" in imports()["modules.config.command_line"]
+
+
+def folder(name: str) -> str:
+    """The part of a dotted name by which the table knows it: "modules.data" of all data folders."""
+    return ".".join(name.split(".")[:2])
 
 
 @pytest.mark.parametrize("name", sorted(imports()))
-def test_layers_import_downwards_only(name):
-    forbidden = {"modules": ("eval", "train_vae"), "eval": ("train_vae",)}
+def test_folders_import_those_below_them_only(name):
+    ours = folder(name)
+    allowed = {ours, *FOUNDATION, *MAY_IMPORT.get(ours, ("modules", "eval"))}
+    if name in SEE_FLAGS:
+        allowed.add("modules.config")
+    for imported in (i for i in imports()[name] if i.split(".")[0] in ("modules", "eval")):
+        assert {folder(imported), imported.split(".")[0]} & allowed, imported
+
+
+@pytest.mark.parametrize("name", sorted(imports()))
+def test_the_script_is_above_all_but_what_measures_it(name):
+    speed = folder(name) in ("eval.speed", "eval.commands")
     for imported in imports()[name]:
-        assert imported.split(".")[0] not in forbidden.get(name.split(".")[0], ())
+        assert imported != "train_vae" or speed
+        assert folder(imported) != "eval.speed" or speed
+
+
+@pytest.mark.parametrize("name", [n for n in imports() if n.count(".") == 3])
+def test_folders_of_the_data_do_not_know_what_uses_them(name):
+    outer = {n for n in imports() if n.startswith("modules.data.") and n.count(".") == 2}
+    assert not imports()[name] & outer
+
+
+def test_every_folder_has_its_line_in_the_table_and_at_most_14_files():
+    folders = {folder(name) for name in imports() if name.count(".")}
+    assert folders - {"eval.commands", "eval.speed", "eval.__main__"} == MAY_IMPORT.keys()
+    for place in {file.parent for file in FILES}:
+        assert len(list(place.glob("*.py"))) <= 14, place
 
 
 def test_no_file_imports_itself_in_a_circle():

@@ -17,9 +17,9 @@ from torch.distributed.run import get_args_parser as torchrun_parser
 
 from eval.__main__ import build_parser
 from eval.__main__ import main as evaluate
-from modules.arguments import GROUPS
-from modules.command_line import recipe_names, resolve_arguments
-from modules.synthetic import SyntheticImages
+from modules.config.arguments import GROUPS
+from modules.config.command_line import recipe_names, resolve_arguments
+from modules.data.images.synthetic import SyntheticImages
 
 READMES = ("README.md", "README.zh.md")
 # Programs that only prepare or watch; what they are told is not for us to check.

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from eval.commands.checks import integer
 
 if TYPE_CHECKING:
-    from modules.arguments import Arguments
+    from modules.config.arguments import Arguments
 
 HELP = "images/s, time of each part, memory, and the ratio to a textbook step"
 RIVALS = (
@@ -70,10 +70,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measures, prints, and writes the JSON."""
-    from eval.benchmark import Bench
-    from eval.benchmark_report import benchmark_data, benchmark_text, scaling_table
-    from eval.random_lpips import with_random_lpips
-    from eval.script import measured_arguments
+    from eval.speed.benchmark import Bench
+    from eval.speed.benchmark_report import benchmark_data, benchmark_text, scaling_table
+    from eval.speed.random_lpips import with_random_lpips
+    from eval.speed.script import measured_arguments
 
     training = measured_arguments(args.training_flags)
     randomised = with_random_lpips(training) if args.random_lpips else nullcontext(training)
@@ -94,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _others(args: argparse.Namespace, training: Arguments, flags: str) -> Arguments:
     """The arguments with `flags` added, which must leave what accelerate keeps for all of them."""
-    from eval.script import measured_arguments
+    from eval.speed.script import measured_arguments
     from modules.errors import ArgumentError
 
     others = measured_arguments([*args.training_flags, *flags.split()])
@@ -116,7 +116,7 @@ def _scaling(args: argparse.Namespace, training: Arguments) -> list[dict[str, ob
     """One row for each combination of the three lists; none where no list was given."""
     if not (args.batches or args.resolutions or args.accumulations):
         return []
-    from eval.benchmark import scaling_row
+    from eval.speed.benchmark import scaling_row
 
     opt = training.optimization
     return [

@@ -8,8 +8,8 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from modules.config.limits import shown, wrong_text
 from modules.errors import ArgumentError
-from modules.limits import shown, wrong_text
 
 FILES = ("json", "markdown", "report", "grid")
 FOLDERS = ("output", "fid_cache")

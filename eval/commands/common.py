@@ -9,15 +9,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from eval.choices import CROPS, DEFAULT_BATCH_SIZE, DEFAULT_RESOLUTION, POSTERIORS, ROUNDINGS
 from eval.commands.checks import integer
+from eval.protocol.choices import (
+    CROPS,
+    DEFAULT_BATCH_SIZE,
+    DEFAULT_RESOLUTION,
+    POSTERIORS,
+    ROUNDINGS,
+)
 from modules.errors import blaming
 
 if TYPE_CHECKING:
     import torch
 
-    from eval.protocol import Protocol, ProtocolImages
-    from modules.sources import ImageSource
+    from eval.protocol.protocol import Protocol, ProtocolImages
+    from modules.data.sources.open import ImageSource
 
 MODEL_HELP = (
     "a folder with a VAE or a pipeline, a hub id, or one .safetensors or .ckpt file in "
@@ -107,7 +113,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
 
 def open_protocol(args: argparse.Namespace) -> Protocol:
     """The protocol that the flags ask for; flags a command does not have keep their default."""
-    from eval.protocol import Protocol
+    from eval.protocol.protocol import Protocol
 
     chosen = vars(args)
     names = ("resolution", "crop", "posterior", "rounding", "seed")
@@ -116,8 +122,8 @@ def open_protocol(args: argparse.Namespace) -> Protocol:
 
 def open_images(args: argparse.Namespace, protocol: Protocol) -> ProtocolImages:
     """The images of --data under the protocol. Raises ValueError naming the flag."""
-    from eval.protocol import ProtocolImages
-    from modules.shared_memory import require_shared_memory
+    from eval.protocol.protocol import ProtocolImages
+    from modules.data.shared_memory import require_shared_memory
 
     if "num_workers" in args and args.crop != "full":
         pixels = 3 * args.resolution**2
@@ -126,7 +132,7 @@ def open_images(args: argparse.Namespace, protocol: Protocol) -> ProtocolImages:
 
 
 def _open_source(args: argparse.Namespace) -> ImageSource:
-    from modules.sources import open_files, open_folder, open_source
+    from modules.data.sources.open import open_files, open_folder, open_source
 
     path = Path(args.data)
     if path.is_file():

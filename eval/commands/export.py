@@ -36,9 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Writes each format; 1 if an ONNX file does not compute what torch computes."""
-    from eval.codecs import open_vae
-    from eval.onnx_export import require_onnx
-    from modules.folder_lock import FolderLock
+    from eval.protocol.codecs import open_vae
+    from modules.export.onnx import require_onnx
+    from modules.output.folder_lock import FolderLock
 
     folder = Path(args.output)
     if "onnx" in args.format:
@@ -49,9 +49,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _write(vae: AutoencoderKL, folder: Path, formats: Sequence[str]) -> int:
-    from modules.owned_files import OwnedFiles
-    from modules.run_files import RECORD
-    from modules.vae_files import FP16_WEIGHTS, LDM_FILE, save_fp16_variant, save_ldm
+    from modules.output.owned_files import OwnedFiles
+    from modules.output.run_files import RECORD
+    from modules.weights.vae_files import FP16_WEIGHTS, LDM_FILE, save_fp16_variant, save_ldm
 
     if (folder / RECORD).exists():  # a run's folder: one that continues there makes its own anew
         forms = (("fp16", FP16_WEIGHTS), ("ldm", LDM_FILE))
@@ -71,8 +71,8 @@ def _write_diffusers(vae: AutoencoderKL, folder: Path) -> None:
     """Writes config and float32 weights, unless just these are there. ValueError for others."""
     import torch
 
-    from modules.export import export_vae
-    from modules.vae_files import WEIGHTS, load_vae
+    from modules.export.vae import export_vae
+    from modules.weights.vae_files import WEIGHTS, load_vae
 
     weights = folder / f"{WEIGHTS}.safetensors"
     if not weights.is_file():
@@ -90,7 +90,7 @@ def _write_diffusers(vae: AutoencoderKL, folder: Path) -> None:
 def _write_onnx(vae: AutoencoderKL, folder: Path) -> int:
     from importlib.util import find_spec
 
-    from eval.onnx_export import TOLERANCE, compare_with_torch, export_onnx
+    from modules.export.onnx import TOLERANCE, compare_with_torch, export_onnx
 
     for file in export_onnx(vae, folder):
         print(f"Wrote {file}")

@@ -37,8 +37,8 @@ def run(args: argparse.Namespace) -> int:
     """Measures, prints, and writes the JSON."""
     import tempfile
 
-    from eval.loader_speed import loader_speeds, write_photos
-    from eval.spread import Spread
+    from eval.speed.loader_speed import loader_speeds, write_photos
+    from eval.speed.spread import Spread
 
     found = []
     with tempfile.TemporaryDirectory(prefix="loader-") as temporary:

@@ -53,9 +53,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Predicts, prints, and writes the JSON. By default the configuration that the flags give."""
-    from eval.memory_plan import plan, plan_textbook
-    from eval.memory_report import memory_text
-    from eval.script import measured_arguments
+    from eval.speed.memory_plan import plan, plan_textbook
+    from eval.speed.memory_report import memory_text
+    from eval.speed.script import measured_arguments
 
     variants = [measured_arguments([*args.training_flags, *flags]) for flags in _variants(args)]
     states, peaks = {}, []

@@ -35,11 +35,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measures each model, prints and writes what was found."""
-    from eval.codecs import distinct_labels, open_vae
-    from eval.config_file import config_path, update_config
-    from eval.precision import measure_precision, should_force_upcast
-    from eval.tables import without_nan
-    from modules.reduce import process_index_and_count
+    from eval.protocol.codecs import distinct_labels, open_vae
+    from eval.protocol.precision import measure_precision, should_force_upcast
+    from eval.report.tables import without_nan
+    from modules.distributed.reduce import process_index_and_count
+    from modules.weights.config_file import config_path, update_config
 
     protocol = open_protocol(args)
     images = open_images(args, protocol)

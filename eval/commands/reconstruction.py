@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from eval.columns import DEFAULT_METRICS, METRICS, keys_of
 from eval.commands.checks import integer
 from eval.commands.common import (
     add_data_arguments,
@@ -22,7 +21,8 @@ from eval.commands.common import (
     open_images,
     open_protocol,
 )
-from modules.smallest_sides import LPIPS, SSIM_WINDOW, require_side
+from eval.metrics.columns import DEFAULT_METRICS, METRICS, keys_of
+from modules.config.smallest_sides import LPIPS, SSIM_WINDOW, require_side
 
 HELP = "PSNR, SSIM, LPIPS, rFID and more of any models, side by side"
 
@@ -67,8 +67,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measures, prints the table, writes the files; 1 if a metric named in --metrics is missing."""
-    from eval.networks import open_networks
-    from eval.reconstruction import Outputs, measure, write_outputs
+    from eval.metrics.networks import open_networks
+    from eval.protocol.comparison import Outputs, measure, write_outputs
 
     metrics = args.metrics or DEFAULT_METRICS
     if args.crop != "full":

@@ -1,0 +1,246 @@
+"""Everything that turns an image into a reconstruction: autoencoders, and baselines to beat."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol as Interface
+
+import torch
+from diffusers import AutoencoderKL
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from PIL import Image
+from torch import Tensor
+
+from eval.protocol.protocol import Protocol
+from modules.data.images.images import normalize, to_uint8, to_uint8_tensor
+from modules.models.autoencoder import downsample_factor
+from modules.models.modes import frozen
+from modules.seeding import seed_for
+from modules.weights.vae_files import load_vae
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """One batch through a codec.
+
+    images: [B, 3, H, W] uint8, as the protocol rounds. values: [B, 3, H, W] float32, unclamped, in
+    [-1, 1] where good. finite: [B] bool on the CPU, False where anything is NaN or infinite.
+    mean, logvar: [B, C, h, w], the posterior's, or None without one.
+    """
+
+    images: Tensor
+    values: Tensor
+    finite: Tensor
+    mean: Tensor | None = None
+    logvar: Tensor | None = None
+
+
+class Codec(Interface):
+    """What `evaluate_reconstruction` measures."""
+
+    latent_channels: int | None  # None without latents
+
+    def prepared(self, device: torch.device) -> contextmanager[None]:
+        """A context in which `reconstruct` may be called; it puts everything back afterwards."""
+        ...
+
+    def reconstruct(
+        self, images: Tensor, indices: Sequence[int], protocol: Protocol
+    ) -> Reconstruction:
+        """images: [B, 3, H, W] uint8 on the device; indices: their positions in the data."""
+        ...
+
+
+class VAECodec:
+    """An AutoencoderKL under the protocol: float32, eval mode, no autocast, no gradients."""
+
+    def __init__(self, vae: AutoencoderKL) -> None:
+        self.vae = vae
+        self.latent_channels = vae.config.latent_channels
+        self.factor = downsample_factor(vae)
+
+    @contextmanager
+    def prepared(self, device: torch.device) -> Iterator[None]:
+        """Eval mode, no gradients, the plain memory format, all put back; weights must be float32.
+
+        Memory format and `requires_grad` (even under no_grad) choose kernels, and with them the
+        last digits: how a network is being trained must not change what validation reports.
+        """
+        if self.vae.dtype != torch.float32:
+            raise ValueError(f"models are evaluated in float32, this one is {self.vae.dtype}")
+        self.vae.to(device)
+        # `is_contiguous` is no test: to it a 1x1 kernel is contiguous in both formats, but its
+        # strides choose the kernel all the same.
+        others = [
+            (parameter, parameter.stride())
+            for parameter in self.vae.parameters()
+            if parameter.stride() != torch.empty(parameter.shape, device="meta").stride()
+        ]
+        for parameter, _ in others:
+            parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
+        try:
+            with frozen(self.vae):
+                yield
+        finally:
+            for parameter, stride in others:
+                data = parameter.data
+                strided = torch.empty_strided(
+                    data.shape, stride, dtype=data.dtype, device=data.device
+                )
+                parameter.data = strided.copy_(data)
+
+    def encode(self, images: Tensor) -> DiagonalGaussianDistribution:
+        """The posterior of images [B, 3, H, W] uint8. ValueError for sides it cannot take."""
+        if images.shape[-1] % self.factor or images.shape[-2] % self.factor:
+            raise ValueError(
+                f"images of {images.shape[-1]}x{images.shape[-2]} do not fit a model that "
+                f"downsamples by {self.factor}; choose a --resolution divisible by {self.factor}"
+            )
+        return self.vae.encode(normalize(images)).latent_dist
+
+    def reconstruct(
+        self, images: Tensor, indices: Sequence[int], protocol: Protocol
+    ) -> Reconstruction:
+        """Encodes, takes the posterior's mode or a sample that belongs to the index, decodes."""
+        posterior = self.encode(images)
+        latents = posterior.mode()
+        if protocol.posterior == "sample":
+            latents = latents + posterior.std * _noise(latents, indices, protocol.seed)
+        values = self.vae.decode(latents).sample
+        outputs = (values, posterior.mean, posterior.logvar)
+        finite = torch.stack([torch.isfinite(o).flatten(1).all(dim=1) for o in outputs]).all(dim=0)
+        return Reconstruction(
+            images=quantize(values, protocol.rounding),
+            values=values,
+            finite=finite.cpu(),
+            mean=posterior.mean,
+            logvar=posterior.logvar,
+        )
+
+
+class PixelCodec:
+    """A baseline without latents: a function from PIL image to PIL image of the same size."""
+
+    latent_channels = None
+
+    def __init__(self, transform: Callable[[Image.Image], Image.Image]) -> None:
+        self.transform = transform
+
+    @contextmanager
+    def prepared(self, device: torch.device) -> Iterator[None]:
+        """Nothing to prepare."""
+        del device
+        yield
+
+    def reconstruct(
+        self, images: Tensor, indices: Sequence[int], protocol: Protocol
+    ) -> Reconstruction:
+        """Transforms each image on the CPU; the result is 8-bit already."""
+        del indices, protocol
+        pictures = [Image.fromarray(image.permute(1, 2, 0).cpu().numpy()) for image in images]
+        outputs = torch.stack([to_uint8_tensor(self.transform(picture)) for picture in pictures])
+        outputs = outputs.to(images.device)
+        return Reconstruction(
+            images=outputs,
+            values=normalize(outputs),
+            finite=torch.ones(len(outputs), dtype=torch.bool),
+        )
+
+
+def quantize(values: Tensor, rounding: str) -> Tensor:
+    """values: [B, 3, H, W] float in [-1, 1], clamped here; to uint8, "nearest" or "truncate".
+
+    NaN becomes mid-grey, for display only: such an image enters no metric.
+    """
+    values = torch.nan_to_num(values, nan=0.0)
+    if rounding == "truncate":
+        return ((values.clamp(-1.0, 1.0) + 1.0) * 127.5).to(torch.uint8)
+    return to_uint8(values)
+
+
+def open_codec(name: str, weights: str = "auto") -> VAECodec | PixelCodec:
+    """The codec that `--model NAME` means.
+
+    "identity", "jpeg:QUALITY" (1 to 100), "downsample:FACTOR" (bicubic down and up again), or
+    anything `load_vae` reads: a folder, a hub id, a pipeline, a single file, of which `weights` are
+    taken. Raises ValueError.
+    """
+    kind, _, value = name.partition(":")
+    if name == "identity":
+        return PixelCodec(lambda image: image)
+    if kind == "jpeg" and not Path(name).exists():
+        quality = _parameter(name, value, 1, 100, "jpeg:QUALITY")
+        return PixelCodec(lambda image: _jpeg(image, quality))
+    if kind == "downsample" and not Path(name).exists():
+        factor = _parameter(name, value, 1, 1024, "downsample:FACTOR")
+        return PixelCodec(lambda image: _down_and_up(image, factor))
+    return VAECodec(open_vae(name, weights))
+
+
+def open_vae(name: str, weights: str = "auto") -> AutoencoderKL:
+    """`load_vae` for `--model NAME`. Raises ValueError naming that flag."""
+    try:
+        return load_vae(name, weights=weights)
+    except ValueError as error:
+        message = str(error).replace("--pretrained_model_name_or_path", "--model")
+        raise ValueError(message) from error
+
+
+def distinct_labels(names: Sequence[str]) -> list[str]:
+    """Short labels for models: the last part of each path, and as much more as tells them apart.
+
+    A model that is named twice gets a number.
+    """
+    parts = [name.rstrip("/").split("/") for name in names]
+    depth = 1
+    while depth < max(map(len, parts)) and len(_tails(parts, depth)) < len(_tails(parts, None)):
+        depth += 1
+    # Only labels that collide grow: "runs/a/vae", "runs/b/vae", "jpeg:50" -> a/vae, b/vae, jpeg:50.
+    shortest = ["/".join(path[-1:]) for path in parts]
+    labels = [
+        short if shortest.count(short) == 1 else "/".join(path[-depth:])
+        for short, path in zip(shortest, parts, strict=True)
+    ]
+    return [
+        label if labels.count(label) == 1 else f"{label} ({labels[: position + 1].count(label)})"
+        for position, label in enumerate(labels)
+    ]
+
+
+def _tails(parts: list[list[str]], depth: int | None) -> set[tuple[str, ...]]:
+    return {tuple(path[-depth:] if depth else path) for path in parts}
+
+
+def _parameter(name: str, value: str, low: int, high: int, form: str) -> int:
+    if not value.isdigit() or not low <= int(value) <= high:
+        raise ValueError(f"--model={name} must be {form} with a number from {low} to {high}")
+    return int(value)
+
+
+def _noise(latents: Tensor, indices: Sequence[int], seed: int) -> Tensor:
+    """Standard normal noise [B, C, h, w] drawn on the CPU, a function of seed and index alone."""
+    draws = [
+        torch.randn(
+            latents.shape[1:],
+            generator=torch.Generator().manual_seed(seed_for(seed, "posterior", index)),
+        )
+        for index in indices
+    ]
+    return torch.stack(draws).to(latents.device)
+
+
+def _jpeg(image: Image.Image, quality: int) -> Image.Image:
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=quality)
+    return Image.open(buffer).convert("RGB")
+
+
+def _down_and_up(image: Image.Image, factor: int) -> Image.Image:
+    small = [max(1, round(side / factor)) for side in image.size]
+    return image.resize(small, Image.Resampling.BICUBIC).resize(
+        image.size, Image.Resampling.BICUBIC
+    )

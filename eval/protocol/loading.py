@@ -1,0 +1,113 @@
+"""This process's share of the images, in batches of one size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from eval.metrics.digests import image_digest
+from modules.data.images.images import UnreadableImage
+from modules.data.shared_memory import end_rather_than_drop
+from modules.distributed.reduce import process_index_and_count
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images [batch size, 3, H, W] uint8, the last one repeated where fewer are left.
+
+    `positions` and `digests` name the `count` real ones, `filled_positions` all; `images` is empty
+    when none could be read.
+    """
+
+    images: Tensor
+    positions: list[int]
+    digests: list[int]
+    filled_positions: list[int]
+    unreadable: list[tuple[int, str]]
+
+    @property
+    def count(self) -> int:
+        """How many images are real."""
+        return len(self.positions)
+
+
+class Interrupted(Exception):
+    """A pass over the images was asked to stop before it had seen all of them."""
+
+
+class OwnBatches:
+    """Iterates over every P-th image of the data, starting at this process's rank.
+
+    No image is seen twice, whatever the number of processes; each iteration is a new pass. stop:
+    asked between batches, by all processes together; where it says so, all raise Interrupted.
+    """
+
+    def __init__(
+        self,
+        images: Dataset[Tensor],
+        batch_size: int,
+        num_workers: int,
+        progress: bool,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        rank, world_size = process_index_and_count()
+        total = len(images)
+        self.reader = _Reader(images, range(rank, total, world_size))
+        self.batch_size = max(1, min(batch_size, total))
+        self.common = -(-(total // world_size) // self.batch_size)  # batches every process has
+        self.num_workers = num_workers
+        self.stop = stop
+        self.no_bar = None if progress and rank == 0 else True  # None: where there is no terminal
+
+    def __iter__(self) -> Iterator[Batch]:
+        loader = DataLoader(
+            self.reader,
+            batch_size=self.batch_size,
+            num_workers=self.num_workers,
+            collate_fn=self._collate,
+            worker_init_fn=end_rather_than_drop,
+            generator=torch.Generator(),  # otherwise a seed is drawn from the global state
+        )
+        with tqdm(total=len(self.reader), unit="image", disable=self.no_bar) as bar:
+            for number, batch in enumerate(loader):
+                if number < self.common and self.stop():
+                    raise Interrupted
+                yield batch
+                bar.update(batch.count + len(batch.unreadable))
+
+    def _collate(self, items: list[tuple[int, Tensor | None, str]]) -> Batch:
+        readable = [(position, image) for position, image, _ in items if image is not None]
+        positions = [position for position, _ in readable]
+        images = [image for _, image in readable]
+        digests = [image_digest(image) for image in images]
+        fill = self.batch_size - len(readable) if readable else 0
+        return Batch(
+            images=torch.stack(images + images[-1:] * fill) if images else torch.empty(0),
+            positions=positions,
+            digests=digests,
+            filled_positions=positions + positions[-1:] * fill,
+            unreadable=[(position, reason) for position, image, reason in items if image is None],
+        )
+
+
+class _Reader(Dataset):
+    """(position, image, "") or (position, None, reason): a damaged image must not end the pass."""
+
+    def __init__(self, images: Dataset[Tensor], positions: range) -> None:
+        self.images = images
+        self.positions = positions
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def __getitem__(self, index: int) -> tuple[int, Tensor | None, str]:
+        position = self.positions[index]
+        try:
+            return position, self.images[position], ""
+        except UnreadableImage as error:
+            return position, None, str(error)

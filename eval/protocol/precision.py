@@ -1,0 +1,156 @@
+"""Whether a decoder survives half precision: its largest activation, NaN, and the PSNR it costs."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from eval.metrics.image import PSNR_CAP, mean_squared_error, psnr
+from eval.metrics.precise import full_precision
+from eval.protocol.choices import DEFAULT_BATCH_SIZE
+from eval.protocol.codecs import VAECodec, quantize
+from eval.protocol.loading import OwnBatches
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+FP16_MAX = torch.finfo(torch.float16).max  # 65504
+# fp16 is called safe below half of its range: other images reach higher than those measured.
+SAFE_FRACTION = 0.5
+TOLERATED_LOSS = 0.1  # dB
+
+
+@dataclass(frozen=True)
+class PrecisionResult:
+    """One precision over all images."""
+
+    precision: str
+    largest: float  # activation magnitude behind any layer of the decoder; inf if one overflowed
+    largest_layer: str
+    bad_images: int  # with NaN or infinity in the output
+    psnr: float  # against the images, mean of dB over good ones
+    psnr_lost: float  # dB below fp32 on the same images
+    psnr_to_fp32: float  # of the output against fp32's
+    num_images: int
+
+
+@torch.no_grad()
+def measure_precision(
+    vae: AutoencoderKL,
+    images: Dataset[Tensor],
+    *,
+    batch_size: int = DEFAULT_BATCH_SIZE,
+    device: torch.device | str = "cpu",
+    progress: bool = True,
+) -> dict[str, PrecisionResult]:
+    """Decodes the fp32 encoder's latents with weights and activations of each precision.
+
+    images: uint8 [3, H, W] by position. The model itself is not changed. Run it on one process.
+    """
+    device, codec = torch.device(device), VAECodec(vae)
+    decoders = {
+        # Not diffusers' own `to`, which warns of modules to keep in float32 where there are none.
+        name: nn.Module.to(copy.deepcopy(vae), device, dtype).eval()
+        for name, dtype in PRECISIONS.items()
+    }
+    peaks = {name: _Peak() for name in PRECISIONS}
+    dbs: dict[str, list[Tensor]] = {name: [] for name in PRECISIONS}
+    to_fp32: dict[str, list[Tensor]] = {name: [] for name in PRECISIONS}
+    with full_precision(), codec.prepared(device):
+        for batch in OwnBatches(images, batch_size, 0, progress):
+            if not batch.count:
+                continue
+            originals = batch.images.to(device)
+            latents = codec.encode(originals).mode()
+            exact = None
+            for name, decoder in decoders.items():
+                with peaks[name].watching(decoder.decoder):
+                    values = decoder.decode(latents.to(PRECISIONS[name])).sample.float()
+                good = torch.isfinite(values).flatten(1).all(dim=1).cpu()
+                output = quantize(values, "nearest")
+                exact = output if exact is None else exact
+                for scores, target in ((dbs, originals), (to_fp32, exact)):
+                    db = psnr(mean_squared_error(target, output)).clamp(max=PSNR_CAP)
+                    scores[name].append(torch.where(good, db, math.nan)[: batch.count])
+    return _results(peaks, dbs, to_fp32)
+
+
+def should_force_upcast(results: dict[str, PrecisionResult]) -> tuple[bool, str]:
+    """(what config.force_upcast should be, why).
+
+    diffusers' pipelines decode in float32 although loaded in float16 when it is true.
+    """
+    fp32, fp16 = results["fp32"], results["fp16"]
+    if fp16.bad_images:
+        return True, f"fp16 gives NaN or infinity for {fp16.bad_images} of {fp16.num_images} images"
+    if not fp32.largest <= SAFE_FRACTION * FP16_MAX:
+        return True, (
+            f"activations reach {fp32.largest:.0f} at {fp32.largest_layer}, more than half of "
+            f"fp16's range ({FP16_MAX:.0f})"
+        )
+    if not fp16.psnr_lost <= TOLERATED_LOSS:
+        return True, f"fp16 loses {fp16.psnr_lost:.2f} dB"
+    return False, (
+        f"fp16 loses {fp16.psnr_lost:.3f} dB, and activations reach {fp32.largest:.0f} of "
+        f"{FP16_MAX:.0f}"
+    )
+
+
+class _Peak:
+    """The largest magnitude that any layer put out, and which layer it was."""
+
+    def __init__(self) -> None:
+        self.value = 0.0
+        self.layer = ""
+
+    @contextmanager
+    def watching(self, decoder: nn.Module) -> Iterator[None]:
+        """Looks at the output of every layer without submodules while the context lasts."""
+        handles = [
+            module.register_forward_hook(self._hook(name))
+            for name, module in decoder.named_modules()
+            if not any(module.children())
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _hook(self, name: str):
+        def look(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            del module, inputs
+            largest = output.detach().abs().amax().float().item()
+            largest = math.inf if math.isnan(largest) else largest
+            if largest > self.value:
+                self.value, self.layer = largest, f"decoder.{name}"
+
+        return look
+
+
+def _results(
+    peaks: dict[str, _Peak], dbs: dict[str, list[Tensor]], to_fp32: dict[str, list[Tensor]]
+) -> dict[str, PrecisionResult]:
+    if not dbs["fp32"]:
+        raise ValueError("--data: no image could be read")
+    reference = torch.cat(dbs["fp32"])
+    results = {}
+    for name in PRECISIONS:
+        db = torch.cat(dbs[name])
+        results[name] = PrecisionResult(
+            precision=name,
+            largest=peaks[name].value,
+            largest_layer=peaks[name].layer,
+            bad_images=int(db.isnan().sum()),
+            psnr=db.nanmean().item(),
+            psnr_lost=(reference - db).nanmean().item(),
+            psnr_to_fp32=torch.cat(to_fp32[name]).nanmean().item(),
+            num_images=len(db),
+        )
+    return results

@@ -1,0 +1,102 @@
+"""Pictures side by side for the eye: original, reconstruction, and where they differ."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from eval.protocol.results import Evaluation
+
+ERROR_GAIN = 8  # an error of 32 levels of 255 is white
+GAP = 8  # pixels between pictures
+BACKGROUND, INK, FAINT_INK = (255, 255, 255), (17, 24, 39), (107, 114, 128)
+
+
+def error_image(original: Tensor, reconstruction: Tensor) -> Tensor:
+    """Absolute error times ERROR_GAIN, clipped. All [3, H, W] uint8."""
+    error = (original.int() - reconstruction.int()).abs() * ERROR_GAIN
+    return error.clamp(max=255).to(torch.uint8)
+
+
+def to_picture(image: Tensor) -> Image.Image:
+    """image: [3, H, W] uint8 to an RGB picture."""
+    return Image.fromarray(np.ascontiguousarray(image.permute(1, 2, 0).cpu().numpy()))
+
+
+def caption(evaluation: Evaluation, position: int) -> str:
+    """Such as "31.42 dB  LPIPS 0.083", from whatever was measured of the image at `position`."""
+    if position in evaluation.nan_images:
+        return "not finite"
+    numbers = evaluation.per_image
+    parts = [f"{numbers['psnr'][position]:.2f} dB"] if "psnr" in numbers else []
+    lpips = [key for key in ("lpips_vgg", "lpips_alex", "lpips_squeeze") if key in numbers]
+    if lpips:
+        parts.append(f"LPIPS {numbers[lpips[0]][position]:.3f}")
+    return "  ".join(parts)
+
+
+def comparison_grid(evaluations: Mapping[str, Evaluation]) -> Image.Image:
+    """One row for each sample: original, then reconstruction and 8-fold error of each model.
+
+    PSNR and LPIPS stand under each reconstruction. Raises ValueError when no samples were kept.
+    """
+    first = next(iter(evaluations.values()))
+    if not first.samples:
+        raise ValueError("no samples to draw: evaluate with num_samples > 0")
+    titles = ["original"]
+    for label in evaluations:
+        titles += [label, f"error x{ERROR_GAIN}"]
+    rows: list[list[tuple[Image.Image, str]]] = []
+    for row, (position, original, _) in enumerate(first.samples):
+        cells = [(to_picture(original), f"image {position}")]
+        for evaluation in evaluations.values():
+            reconstruction = evaluation.samples[row][2]
+            cells.append((to_picture(reconstruction), caption(evaluation, position)))
+            cells.append((to_picture(error_image(original, reconstruction)), ""))
+        rows.append(cells)
+    return draw_rows(titles, rows)
+
+
+def draw_rows(
+    titles: Sequence[str], rows: Sequence[Sequence[tuple[Image.Image, str]]]
+) -> Image.Image:
+    """A table of pictures with a title over each column and a caption under each picture.
+
+    Pictures smaller than 128 pixels are enlarged without smoothing, so that captions fit.
+    """
+    enlarge = max(1, 128 // max(1, min(picture.width for row in rows for picture, _ in row)))
+    width = max(picture.width for row in rows for picture, _ in row) * enlarge
+    heights = [max(picture.height for picture, _ in row) * enlarge for row in rows]
+    font = ImageFont.load_default(size=max(11, min(16, width // 14)))
+    line = round(font.size * 1.6)
+    canvas = Image.new(
+        "RGB",
+        (GAP + len(titles) * (width + GAP), line + sum(height + line for height in heights) + GAP),
+        BACKGROUND,
+    )
+    draw = ImageDraw.Draw(canvas)
+    for column, title in enumerate(titles):
+        left = GAP + column * (width + GAP)
+        draw.text((left, line // 5), _fit(title, width, font), INK, font)
+    top = line
+    for cells, height in zip(rows, heights, strict=True):
+        for column, (picture, text) in enumerate(cells):
+            left = GAP + column * (width + GAP)
+            size = (picture.width * enlarge, picture.height * enlarge)
+            canvas.paste(picture.resize(size, Image.Resampling.NEAREST), (left, top))
+            draw.text((left, top + height + line // 8), _fit(text, width, font), FAINT_INK, font)
+        top += height + line
+    return canvas
+
+
+def _fit(text: str, width: int, font: ImageFont.FreeTypeFont) -> str:
+    """The end of a text that is too long: paths differ there."""
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength("…" + text) > width:
+        text = text[1:]
+    return "…" + text

@@ -1,0 +1,178 @@
+"""Summaries as text: aligned for a terminal, Markdown for a page, plain data for JSON."""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from eval.metrics.columns import COLUMN, COLUMNS
+from eval.protocol.intervals import Difference, Interval
+from eval.protocol.results import Evaluation
+
+BEST = "*"
+BASELINE = "downsample:8"
+
+
+def shown_keys(evaluations: Mapping[str, Evaluation]) -> list[str]:
+    """Metrics that any model has or that were asked for and are missing, in table order."""
+    present: set[str] = set()
+    for evaluation in evaluations.values():
+        present |= set(evaluation.summary()) | set(evaluation.missing)
+    return [column.key for column in COLUMNS if column.key in present]
+
+
+def best_models(evaluations: Mapping[str, Evaluation], key: str) -> set[str]:
+    """The models that are best at a metric, as printed; none where all are equal.
+
+    The identity codec does not compete: it is there to show what perfect looks like.
+    """
+    column = COLUMN[key]
+    scores = {
+        label: column.distance(float(column.format(value)))
+        for label, evaluation in evaluations.items()
+        if not math.isnan(value := evaluation.summary().get(key, math.nan)) and label != "identity"
+    }
+    if not column.better or len(set(scores.values())) < 2:
+        return set()
+    return {label for label, score in scores.items() if score == min(scores.values())}
+
+
+def rows(evaluations: Mapping[str, Evaluation], mark: str) -> list[list[str]]:
+    """A header and one row a model; the best of each column is followed by `mark`."""
+    keys = shown_keys(evaluations)
+    table = [["model", *(f"{COLUMN[key].title} {COLUMN[key].arrow}".strip() for key in keys)]]
+    best = {key: best_models(evaluations, key) for key in keys}
+    for label, evaluation in evaluations.items():
+        summary = evaluation.summary()
+        cells = [
+            COLUMN[key].format(summary.get(key)) + (mark if label in best[key] else "")
+            for key in keys
+        ]
+        table.append([label, *cells])
+    return table
+
+
+def terminal_table(evaluations: Mapping[str, Evaluation]) -> str:
+    """Columns aligned on their last digit, the best of each marked with a star."""
+    table = rows(evaluations, BEST)
+    # A cell without star keeps the star's place, so that digits stay under digits.
+    padded = [table[0]] + [
+        [row[0], *(cell if cell.endswith(BEST) else f"{cell} " for cell in row[1:])]
+        for row in table[1:]
+    ]
+    widths = [max(_width(row[i]) for row in padded) for i in range(len(padded[0]))]
+    lines = [
+        "  ".join([_pad(row[0], widths[0]), *map(_align_right, row[1:], widths[1:])])
+        for row in padded
+    ]
+    return "\n".join(line.rstrip() for line in [lines[0], "─" * _width(lines[0]), *lines[1:]])
+
+
+def markdown_table(evaluations: Mapping[str, Evaluation]) -> str:
+    """The same as a Markdown table, the best of each column in bold."""
+    table = rows(evaluations, BEST)
+    body = [
+        [
+            row[0].replace("|", "\\|"),
+            *(f"**{cell[:-1]}**" if cell.endswith(BEST) else cell for cell in row[1:]),
+        ]
+        for row in table[1:]
+    ]
+    rule = ["---", *["---:"] * (len(table[0]) - 1)]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in [table[0], rule, *body])
+
+
+def notes(evaluations: Mapping[str, Evaluation], name_of: Callable[[int], str]) -> list[str]:
+    """What a reader must know beside the numbers: missing metrics, NaN and unreadable images.
+
+    name_of: an image's name by its position.
+    """
+    lines = []
+    first = next(iter(evaluations.values()))
+    for position, reason in first.unreadable.items():
+        lines.append(f"unreadable, left out: {name_of(position)}: {reason}")
+    missing: dict[tuple[str, str], list[str]] = {}
+    for label, evaluation in evaluations.items():
+        total = evaluation.num_images + len(evaluation.nan_images)
+        if evaluation.nan_images:
+            count = len(evaluation.nan_images)
+            lines.append(f"{label}: {count} of {total} images NaN, left out of its means")
+        for key, reason in evaluation.missing.items():
+            missing.setdefault((COLUMN[key].title, reason), []).append(label)
+    for (title, reason), models in missing.items():
+        who = "" if len(models) == len(evaluations) else f" for {', '.join(models)}"
+        lines.append(f"{title} is missing{who}: {reason}")
+    lines += _not_working(evaluations)
+    if any("rfid" in evaluation.summary() for evaluation in evaluations.values()):
+        lines.append(f"rFID@{first.num_images}: comparable only with rFID of the same N and images")
+    return lines
+
+
+def _not_working(evaluations: Mapping[str, Evaluation]) -> list[str]:
+    """A line for each autoencoder that a resize by 8 and back outdoes."""
+    baseline = evaluations.get(BASELINE)
+    if baseline is None or "psnr" not in baseline.summary():
+        return []
+    limit = baseline.summary()["psnr"]
+    return [
+        f"{label} does not beat {BASELINE}: as an autoencoder it is not working (yet)"
+        for label, evaluation in evaluations.items()
+        if evaluation.latents and evaluation.summary()["psnr"] < limit
+    ]
+
+
+def difference_lines(differences: Sequence[Difference], metrics: Sequence[str]) -> list[str]:
+    """One line for each pair: the differences, their intervals, and who is better at what."""
+    pairs: dict[str, list[str]] = {}
+    for difference in differences:
+        if difference.metric in metrics:
+            verdict = f"{difference.better} better" if difference.better else "undecided"
+            text = f"{COLUMN[difference.metric].title} {signed_interval(difference)} ({verdict})"
+            pairs.setdefault(f"{difference.first} - {difference.second}", []).append(text)
+    return [f"{pair}: {', '.join(texts)}" for pair, texts in pairs.items()]
+
+
+def signed_interval(difference: Difference) -> str:
+    """The difference with its 95 % interval, such as "+1.20 [+0.95, +1.44]"."""
+    digits, found = COLUMN[difference.metric].digits, difference.interval
+    return f"{found.mean:+.{digits}f} [{found.low:+.{digits}f}, {found.high:+.{digits}f}]"
+
+
+def model_data(
+    evaluation: Evaluation, found: Mapping[str, Interval], worst: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """One model's part of the JSON."""
+    return {
+        "summary": evaluation.summary(),
+        "intervals": {key: asdict(interval) for key, interval in found.items()},
+        "nan_images": evaluation.nan_images,
+        "missing": evaluation.missing,
+        "worst": worst,
+        "latents": evaluation.latents.to_dict() if evaluation.latents else None,
+        "seconds": evaluation.seconds,
+    }
+
+
+def without_nan(value: Any) -> Any:
+    """The same data with None for NaN and infinity, which JSON does not have."""
+    if isinstance(value, Mapping):
+        return {key: without_nan(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _width(text: str) -> int:
+    """Terminal cells: wide characters of East Asia take two."""
+    return sum(2 if unicodedata.east_asian_width(char) in "WF" else 1 for char in text)
+
+
+def _pad(text: str, width: int) -> str:
+    return text + " " * (width - _width(text))
+
+
+def _align_right(text: str, width: int) -> str:
+    return " " * (width - _width(text)) + text

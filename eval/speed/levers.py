@@ -1,0 +1,60 @@
+"""The trainer without one of the things that make it fast, to measure what each is worth.
+
+Each function takes a run as the script made it and takes one lever back, in place. The mathematics
+stays the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.upsampling import Upsample2D
+from torch import nn
+
+from modules.models.lean_blocks import LeanResnetBlock, LeanUpsample
+from modules.training.run import Run
+
+
+def undo_channels_last(run: Run) -> None:
+    """Weights and images in PyTorch's default layout, NCHW.
+
+    What the mid-block's attention returns is channels_last all the same, by its transposition, and
+    so is the decoder after it. Where `convolution_layout` chose NCHW this changes nothing.
+    """
+    run.layout = torch.contiguous_format
+    for network in (run.raw_vae, run.raw_discriminator):
+        network.to(memory_format=run.layout)
+
+
+def undo_lean_blocks(run: Run) -> None:
+    """Residual blocks as diffusers runs them."""
+    _become(run, LeanResnetBlock, ResnetBlock2D)
+
+
+def undo_lean_upsampling(run: Run) -> None:
+    """Upsampling as diffusers runs it: the larger picture first, then the convolution."""
+    _become(run, LeanUpsample, Upsample2D)
+
+
+def _become(run: Run, lean: type[nn.Module], plain: type[nn.Module]) -> None:
+    for block in run.raw_vae.modules():
+        if isinstance(block, lean):
+            block.__class__ = plain
+
+
+def undo_fused_adamw(run: Run) -> None:
+    """AdamW as PyTorch chooses by default: tensor by tensor on a CPU, foreach on a GPU."""
+    for prepared in (run.optimizer_vae, run.optimizer_disc):
+        optimizer = prepared.optimizer
+        for options in (optimizer.defaults, *optimizer.param_groups):
+            options["fused"] = None
+
+
+UNDO: dict[str, Callable[[Run], None]] = {
+    "no-channels-last": undo_channels_last,
+    "no-lean-blocks": undo_lean_blocks,
+    "no-lean-upsampling": undo_lean_upsampling,
+    "no-fused-adamw": undo_fused_adamw,
+}

@@ -1,0 +1,87 @@
+"""What is about to happen, in a dozen lines, before it does."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from diffusers import AutoencoderKL
+
+from modules.config.arguments import Arguments, DiscriminatorArguments
+from modules.models.autoencoder import describe, latent_shape
+from modules.tracking.metrics_log import best_psnr, whole_validations
+
+
+def banner(
+    args: Arguments,
+    vae: AutoencoderKL,
+    training: str = "not opened in a dry run",
+    situation: str = "not looked for in a dry run",
+    max_train_steps: int | None = None,
+) -> str:
+    """Model, data, batch, schedule and output of the run, as an aligned block of text.
+
+    training: the images. situation: processes, device and precision. max_train_steps: None if the
+    data decides and has not been opened.
+    """
+    max_train_steps = max_train_steps or args.optimization.max_train_steps
+    steps = "?" if max_train_steps is None else f"{max_train_steps:,}"
+    opt, losses = args.optimization, args.losses
+    shape = " x ".join(map(str, latent_shape(vae, args.data.resolution)))
+    perceptual = f" + {losses.perceptual_scale:g} LPIPS-{losses.lpips_backbone}"
+    lines = {
+        "Model": describe(vae) + (", decoder only" if args.model.decoder_only else ""),
+        "Latents": f"{shape} for {args.data.resolution} x {args.data.resolution} pixels",
+        "Training": training,
+        "Steps": f"{steps} of {opt.train_batch_size} images x "
+        f"{opt.gradient_accumulation_steps} accumulated on each device",
+        "Objective": losses.rec_loss + (perceptual if losses.perceptual_scale else "")
+        + f" + {losses.kl_scale:g} KL",
+        "GAN": _gan(args.discriminator, max_train_steps) if args.discriminator.enabled else "off",
+        "Device": situation,
+        "Output": _output(args, vae),
+    }  # fmt: skip
+    width = max(map(len, lines))
+    return "\n".join(f"{name:>{width}}  {text}" for name, text in lines.items())
+
+
+def _gan(disc: DiscriminatorArguments, max_train_steps: int | None) -> str:
+    if max_train_steps is not None and disc.disc_start >= max_train_steps:
+        return f"never starts: --disc_start={disc.disc_start} lies after the last step"
+    felt = disc.disc_start + disc.disc_warmup_steps
+    return (
+        f"discriminator trains from step {disc.disc_start}, is felt from {felt}, "
+        f"in full from {felt + disc.disc_ramp_steps}"
+    )
+
+
+def _output(args: Arguments, vae: AutoencoderKL) -> str:
+    output_dir = Path(args.checkpoints.output_dir)
+    weights = 4 * sum(parameter.numel() for parameter in vae.parameters())
+    copies = 4 if args.optimization.use_ema else 3  # weights, two moments, average
+    existing = next(path for path in (output_dir, *output_dir.resolve().parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    return (
+        f"{output_dir}/ (about {_size(weights * copies)} for each checkpoint, every "
+        f"{args.checkpoints.checkpointing_steps} steps; {_size(free)} free)"
+    )
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
+
+
+def summary(vae: AutoencoderKL, output_dir: Path, rows: list[dict[str, float]]) -> str:
+    """What came out, in a few lines. rows: those of metrics.jsonl."""
+    validations = whole_validations(rows)
+    lines = [f"Wrote {output_dir}/, scaling_factor {vae.config.scaling_factor:.5g}."]
+    if validations:
+        first, last = validations[0], validations[-1]
+        best = best_psnr(validations)
+        lines.append(
+            f"PSNR {first['val/psnr']:.2f} dB at step {first['step']}, "
+            f"{last['val/psnr']:.2f} dB at step {last['step']}; "
+            f"the best was {best['val/psnr']:.2f} dB at step {best['step']}."
+        )
+    lines.append(f'Load it with AutoencoderKL.from_pretrained("{output_dir}").')
+    return "\n".join(lines)

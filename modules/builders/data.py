@@ -1,0 +1,337 @@
+"""From arguments to images: what to train on, what to validate on, and the endless loader."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accelerate import Accelerator
+from torch.utils.data import DataLoader
+
+from modules.builders.overlap import searched_by_datasets, would_match
+from modules.config.arguments import Arguments, DataArguments
+from modules.data.image_sizes import read_sizes
+from modules.data.loader import TrainingImages, prefetched_batches, training_loader
+from modules.data.samplers.buckets import Buckets, num_batches
+from modules.data.samplers.mixture import Mixture
+from modules.data.samplers.order import EpochOrder, Permutations
+from modules.data.shared_memory import require_shared_memory
+from modules.data.sources.hf_dataset import load_rows, split_names
+from modules.data.sources.open import FileSource, open_files, open_folder, open_source
+from modules.data.sources.parts import (
+    Concatenation,
+    ImageSource,
+    Subset,
+    hold_back,
+    part_sizes,
+    random_subset,
+)
+from modules.data.sources.same_files import files_in_both
+from modules.data.streaming.reader import StreamedImages
+from modules.data.streaming.rows import MixedRows, ReadRows, RowStream, ShardRows, SourceRows
+from modules.data.streaming.shards import Shards
+from modules.errors import ArgumentError
+
+logger = logging.getLogger(__name__)
+
+NUM_SYNTHETIC_IMAGES = 10_000
+NUM_HELD_BACK = 64
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Training images, as a source or as a stream, and validation images that are none of them."""
+
+    name: str
+    images: ImageSource | RowStream
+    validation: ImageSource | None
+
+    @property
+    def size(self) -> int | None:
+        """Number of training images; None for a stream, which does not say."""
+        return None if isinstance(self.images, RowStream) else len(self.images)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Changes with the files that are trained on."""
+        return self.images.fingerprint()
+
+    @cached_property
+    def validation_fingerprint(self) -> str | None:
+        """Changes with the files that are validated on, and with which of them; None for none."""
+        images = self.validation
+        if images is None:
+            return None
+        held_back = isinstance(images, Subset | ReadRows)
+        files = self.fingerprint if held_back else images.fingerprint()
+        which = images.indices if isinstance(images, Subset) else np.arange(len(images))
+        return f"{files} {hashlib.sha256(which.tobytes()).hexdigest()}"
+
+    def identity(self) -> dict[str, Any]:
+        """What checkpoints say of the images, to notice others on resume."""
+        return {
+            "num_train_images": self.size,
+            "data_fingerprint": self.fingerprint,
+            "validation_fingerprint": self.validation_fingerprint,
+        }
+
+    def finite(self, args: Arguments, num_images: int) -> ImageSource:
+        """A source to measure on, in training's shares.
+
+        The training images; of a stream, or of data sets mixed by weight, the first `num_images`.
+        """
+        if isinstance(self.images, RowStream):
+            return self.images.first(num_images)
+        if args.data.dataset_weights is None:
+            return self.images
+        order = _make_order(args, self.images)
+        return Subset(self.images, order.indices(0)[:num_images].numpy())
+
+    def describe(self, args: Arguments) -> str:
+        """Such as "1,288 images of photos, random 256 x 256 crops, mirrored at random"."""
+        data = args.data
+        count = "a stream" if self.size is None else f"{self.size:,} images"
+        flip = ", mirrored at random" if data.random_flip else ""
+        sides = " or ".join(f"{side} x {side}" for side in sorted(set(data.training_resolutions)))
+        crops = f"{sides} crops"
+        if data.aspect_ratio_bucketing:
+            crops = f"crops in about each image's shape, of the area of {sides}"
+        name = self.name
+        if data.dataset_weights is not None:
+            shares = [
+                f"{weight / sum(data.dataset_weights):.3g}" for weight in data.dataset_weights
+            ]
+            name = " + ".join(map(" ".join, zip(shares, data.dataset_name, strict=True)))
+        return f"{count} of {name}, {data.crop} {crops}{flip}"
+
+
+def open_data(args: Arguments) -> TrainingData:
+    """Opens what the flags name.
+
+    Validation images are those of --validation_image, --validation_data_dir or --validation_split,
+    or else held back from the training images. Raises ArgumentError naming flag, value and fix.
+    """
+    data, validation = args.data, args.validation
+    names = data.dataset_name or (None if data.train_data_dir else "synthetic",)
+    name = ", ".join(data.dataset_name or (data.train_data_dir or "synthetic",))
+    images = _open_streams(args) if data.streaming else _open_images(args, names)
+    if validation.num_validation_images == 0:
+        return TrainingData(name, images, None)
+    held: ImageSource
+    if validation.validation_image:
+        held = open_files(validation.validation_image)
+    elif validation.validation_data_dir:
+        held = open_folder(validation.validation_data_dir, "--validation_data_dir")
+    elif validation.validation_split:
+        held = _open_validation_split(args)
+    elif isinstance(images, RowStream):
+        held, images = images.hold_back(validation.num_validation_images or NUM_HELD_BACK)
+    else:
+        count = validation.num_validation_images or NUM_HELD_BACK
+        images, held = hold_back(images, count, args.optimization.seed)
+    if isinstance(images, RowStream):
+        _check_streamed(data, held)
+    else:
+        images = _without(images, held)
+        _require_some_of_each(data, images)
+    return TrainingData(name, images, held)
+
+
+def _without(images: ImageSource, validation: ImageSource) -> ImageSource:
+    """`images` but those that are the same files as validation images; says how many are not."""
+    same = files_in_both(images, validation)
+    if same.size == len(images):
+        raise ArgumentError(
+            f"every training image of {images.name} is a validation image as well: validate on "
+            "others, with --validation_data_dir or --num_validation_images"
+        )
+    if same.size:
+        logger.warning(
+            "%s of the training images are validation images as well, such as %s: they are left "
+            "out of training", f"{same.size:,}", images.label(int(same[0])),
+        )  # fmt: skip
+        return Subset(images, np.delete(np.arange(len(images)), same))
+    return images
+
+
+def _check_streamed(data: DataArguments, validation: ImageSource) -> None:
+    """Raises ArgumentError for validation images that a stream of local files will hold too."""
+    labels = map(validation.label, range(len(validation)))
+    # One of a kind stands for the others: there may be many.
+    examples = {os.path.split(label)[0] + Path(label).suffix: label for label in labels}
+    for flag, pattern in searched_by_datasets(data) if isinstance(validation, FileSource) else ():
+        for label in examples.values():
+            if would_match(label, pattern):
+                raise ArgumentError(
+                    f"the validation image {label} lies where --{flag} looks for images "
+                    f"({pattern}), and a stream cannot leave it out: move it elsewhere, or drop "
+                    "--streaming"
+                )
+
+
+def _require_some_of_each(data: DataArguments, images: ImageSource) -> None:
+    for name, size in zip(data.dataset_name or (), part_sizes(images), strict=False):
+        if size == 0 and data.dataset_weights is not None:
+            raise ArgumentError(
+                f"--dataset_name={name} has no images left to train on; raise --max_train_samples, "
+                "lower --num_validation_images, or leave it out"
+            )
+
+
+def _open_images(args: Arguments, names: Sequence[str | None]) -> ImageSource:
+    """The datasets `names`, one after the other; None is --train_data_dir."""
+    sources = [_open_source(args, name) for name in names]
+    source = sources[0] if len(sources) == 1 else Concatenation(sources)
+    if (limit := args.data.max_train_samples) is not None:
+        source = random_subset(source, limit, args.optimization.seed)
+    _require_some_of_each(args.data, source)
+    return source
+
+
+def _open_source(args: Arguments, name: str | None) -> ImageSource:
+    data = args.data
+    return open_source(
+        dataset_name=name,
+        dataset_config_name=data.dataset_config_name,
+        data_files=data.data_files,
+        data_dir=data.train_data_dir,
+        split=data.train_split,
+        image_column=data.image_column,
+        cache_dir=args.model.cache_dir,
+        seed=args.optimization.seed,
+        token=args.logging.hub_token,
+        num_images=NUM_SYNTHETIC_IMAGES,
+        resolution=max(data.resolution, *data.training_resolutions),
+    )
+
+
+def _open_streams(args: Arguments) -> RowStream:
+    names, weights = args.data.dataset_name, args.data.dataset_weights
+    if len(names) == 1:
+        return _open_stream(args, names[0], args.data.shuffle_buffer_size)
+    buffers = [round(args.data.shuffle_buffer_size * w / sum(weights)) for w in weights]
+    parts = [_open_stream(args, *part) for part in zip(names, buffers, strict=True)]
+    return MixedRows(parts, weights, args.optimization.seed)
+
+
+def _open_stream(args: Arguments, name: str, buffer_size: int) -> RowStream:
+    data, token = args.data, args.logging.hub_token
+    if name == "synthetic":
+        return SourceRows(_open_source(args, name), args.optimization.seed)
+    loaded = load_rows(
+        name,
+        config_name=data.dataset_config_name,
+        data_files=data.data_files,
+        data_dir=data.train_data_dir,
+        split=data.train_split,
+        image_column=data.image_column,
+        cache_dir=args.model.cache_dir,
+        token=token,
+        streaming=True,
+    )
+    return ShardRows(
+        Shards(loaded.rows, name, loaded.files),
+        seed=args.optimization.seed,
+        buffer_size=max(1, buffer_size),
+        token=token,
+        version=loaded.fingerprint,
+    )
+
+
+def _open_validation_split(args: Arguments) -> ImageSource:
+    data, split = args.data, args.validation.validation_split
+    shared = set(split_names(split)) & set(split_names(data.train_split))
+    if shared and not ("[" in split and "[" in data.train_split):
+        raise ArgumentError(
+            f"--validation_split={split} has images of --train_split={data.train_split}, which are "
+            "trained on; name another one, or drop it to hold images back"
+        )
+    return open_source(
+        dataset_name=data.dataset_name[0],
+        dataset_config_name=data.dataset_config_name,
+        data_dir=data.train_data_dir,
+        split=split,
+        image_column=data.image_column,
+        cache_dir=args.model.cache_dir,
+        token=args.logging.hub_token,
+        split_flag="--validation_split",
+    )
+
+
+def _make_order(args: Arguments, images: ImageSource) -> EpochOrder:
+    seed, weights = args.optimization.seed, args.data.dataset_weights
+    sizes = part_sizes(images)
+    if weights is None or len(sizes) == 1:
+        return Permutations(len(images), seed)
+    return Mixture(sizes, weights, seed)
+
+
+def check_shared_memory(args: Arguments, latent_shape: tuple[int, int, int]) -> None:
+    """Raises ArgumentError where the loader's batches of pixels and noise do not fit."""
+    side, batch_size = max(args.data.training_resolutions), args.optimization.train_batch_size
+    channels, height, _ = latent_shape
+    noise = 4 * channels * (height * side // args.data.resolution) ** 2
+    require_shared_memory(
+        "--dataloader_num_workers",
+        args.data.dataloader_num_workers,
+        prefetched_batches(batch_size),
+        batch_size * (3 * side**2 + noise),
+    )
+
+
+def make_loader(
+    args: Arguments,
+    data: TrainingData,
+    latent_shape: tuple[int, int, int],
+    accelerator: Accelerator,
+    start_position: int,
+) -> DataLoader:
+    """The endless stream of this process's training batches, from sample `start_position` on."""
+    options = {
+        "latent_shape": latent_shape,
+        "seed": args.optimization.seed,
+        "crop": args.data.crop,
+        "random_flip": args.data.random_flip,
+        "interpolation": args.data.interpolation,
+        "min_image_size": args.data.min_image_size,
+        "train_resolutions": args.data.train_resolutions,
+        "fast_jpeg_decoding": args.data.fast_jpeg_decoding,
+    }
+    resolution = args.data.resolution
+    if isinstance(data.images, RowStream):
+        dataset = StreamedImages(data.images, resolution, **options)
+    else:
+        order, buckets = _make_order(args, data.images), None
+        if args.data.aspect_ratio_bucketing:
+            buckets = _make_buckets(args, data.images, order, resolution // latent_shape[1])
+        dataset = TrainingImages(data.images, resolution, order, buckets, **options)
+    return training_loader(
+        dataset,
+        batch_size=args.optimization.train_batch_size,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+        start_position=start_position,
+        num_workers=args.data.dataloader_num_workers,
+        pin_memory=accelerator.device.type == "cuda",
+    )
+
+
+def _make_buckets(args: Arguments, images: ImageSource, order: EpochOrder, factor: int) -> Buckets:
+    """The buckets of --aspect_ratio_bucketing; says how the images fall into them. Collective."""
+    resolutions, batch_size = args.data.training_resolutions, args.optimization.train_batch_size
+    buckets = Buckets(read_sizes(images), resolutions, factor)
+    batches = num_batches(order.indices(0), buckets.of, batch_size)
+    shapes = [f"{n:,} of {width} x {height}" for (height, width), n in buckets.occupied().items()]
+    logger.info(
+        "images by shape, width x height at resolution %d: %s; the first epoch takes %s batches, "
+        "filled up with %s of its images again", max(resolutions), ", ".join(shapes),
+        f"{batches:,}", f"{batches * batch_size - order.size:,}",
+    )  # fmt: skip
+    return buckets

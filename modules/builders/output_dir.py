@@ -1,0 +1,193 @@
+"""The folder a run writes to: never another run's by accident, and writable from the start."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from modules.builders.overlap import lies_in, searched_by_datasets, would_match
+from modules.config.arguments import Arguments, CheckpointArguments
+from modules.distributed.reduce import gather_from_processes
+from modules.errors import ArgumentError
+from modules.output.folder_lock import FolderLock
+from modules.output.owned_files import OwnedFiles, remove
+from modules.output.run_files import AT_THE_END, SNAPSHOT, WHILE_TRAINING, top_names, tracker_files
+from modules.training.checkpoint import (
+    DamagedCheckpoint,
+    checkpoint_steps,
+    clear_debris,
+    newest_checkpoint,
+    read_trainer_state,
+    verify,
+)
+
+SIGNS_OF_A_RUN = ("checkpoints", "metrics.jsonl", "config.json")
+FOLDERS = ("checkpoints", "samples", "best", "discriminator")
+EXAMPLES = ("metrics.jsonl", "samples/step-000000.png")  # of what data could be taken for
+SHOWN = 5  # names in a message
+# Flags whose files are read after an old run has been deleted.
+MODELS = ("pretrained_model_name_or_path", "model_config_name_or_path", "lpips_weights")
+
+
+def check_output_dir(args: Arguments, create: bool = True) -> None:
+    """Raises ArgumentError if the folder holds another run, what is not a run's, or is read-only.
+
+    create: make the folder and write to it, to be sure; otherwise only permissions are looked at.
+    """
+    output_dir, owned = Path(args.checkpoints.output_dir), owned_files(args)
+    _check_collisions(args, owned)
+    _check_data(args)
+    present = top_names(path.relative_to(output_dir).as_posix() for path in owned.existing())
+    found = [name for name in SIGNS_OF_A_RUN if name in present]
+    if found and not args.checkpoints.resume_from_checkpoint:
+        if not args.checkpoints.overwrite_output_dir:
+            raise ArgumentError(
+                f"--output_dir={output_dir} already holds a run ({', '.join(found)}): continue it "
+                "with --resume_from_checkpoint latest, choose another folder, or delete what it "
+                "wrote with --overwrite_output_dir"
+            )
+        _check_needed(args, owned)
+    try:
+        if create:
+            output_dir.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(prefix=".probe-", dir=output_dir) as probe:
+                folder = Path(probe, "partial")
+                folder.mkdir()
+                (folder / "file").write_bytes(b"0")
+                os.replace(folder, Path(probe, "complete"))  # as checkpoints are; FUSE may not
+        else:
+            _check_permission(output_dir)
+    except OSError as error:
+        raise ArgumentError(
+            f"--output_dir={output_dir} cannot be written to ({error}); choose another folder"
+        ) from error
+
+
+def owned_files(args: Arguments) -> OwnedFiles:
+    """What runs wrote into --output_dir."""
+    return OwnedFiles(args.checkpoints.output_dir)
+
+
+def _names(args: Arguments) -> tuple[str, ...]:
+    """All that this run may write."""
+    return (*_names_while_training(args), *AT_THE_END)
+
+
+def _names_while_training(args: Arguments) -> tuple[str, ...]:
+    logging = args.logging
+    return (*WHILE_TRAINING, *tracker_files(logging.logging_dir, logging.tracker_project_name))
+
+
+def _check_collisions(args: Arguments, owned: OwnedFiles) -> None:
+    """Raises ArgumentError for files of others under names that a run writes to."""
+    foreign = owned.foreign(_names(args))
+    for folder in (owned.folder / name for name in FOLDERS):
+        if os.path.lexists(folder) and not folder.is_dir():
+            foreign.append(folder)
+    if foreign:
+        names = [path.relative_to(owned.folder).as_posix() for path in foreign]
+        more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+        raise ArgumentError(
+            f"--output_dir={owned.folder} holds {', '.join(names[:SHOWN])}{more}, which no run of "
+            "this trainer wrote, or not as it is now, and which a run would replace: choose "
+            "another folder, or move them away"
+        )
+
+
+def _check_data(args: Arguments) -> None:
+    """Raises ArgumentError where `load_dataset` would find the run's files, or a cache, as images.
+
+    Folders that this program searches itself may hold any of it:
+    `modules.data.sources.folder_walk` leaves out what a run wrote.
+    """
+    data, output_dir, cache_dir = args.data, args.checkpoints.output_dir, args.model.cache_dir
+    for flag, pattern in searched_by_datasets(data):
+        if any(would_match(os.path.join(output_dir, name), pattern) for name in EXAMPLES):
+            raise ArgumentError(
+                f"--output_dir={output_dir} lies where --{flag} looks for images ({pattern}): the "
+                "run's own pictures would be trained on; choose a folder outside"
+            )
+    if cache_dir and data.train_data_dir and lies_in(cache_dir, data.train_data_dir):
+        raise ArgumentError(
+            f"--cache_dir={cache_dir} lies in --train_data_dir={data.train_data_dir}: pictures "
+            "that are downloaded would be trained on; choose a folder outside"
+        )
+
+
+def _check_needed(args: Arguments, owned: OwnedFiles) -> None:
+    """Raises ArgumentError where --overwrite_output_dir would delete what a flag wants to read."""
+    values, doomed = args.as_dict(), list(owned.existing())
+    for flag in (flag for flag in MODELS if os.path.exists(values[flag] or "")):
+        for path in doomed:
+            if lies_in(path, values[flag]) or lies_in(values[flag], path):
+                raise ArgumentError(
+                    f"--{flag}={values[flag]} would be deleted by --overwrite_output_dir ({path}): "
+                    "copy it elsewhere first, or choose another --output_dir"
+                )
+
+
+def refuse_together(lock: FolderLock) -> None:
+    """Raises ArgumentError on every process if the main one was refused the folder. Collective."""
+    refusals = [text for text in gather_from_processes([lock.refusal]) if text is not None]
+    if refusals:
+        raise ArgumentError(refusals[0])
+
+
+def _check_permission(folder: Path) -> None:
+    """Raises OSError where the folder, or the one it would be made in, refuses new files."""
+    absolute = folder.resolve()
+    nearest = next(path for path in (absolute, *absolute.parents) if path.exists())
+    if not nearest.is_dir():
+        raise NotADirectoryError(f"{nearest} is not a folder")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise PermissionError(f"no permission to write to {nearest}")
+
+
+def clear_output_dir(args: Arguments) -> None:
+    """Deletes what killed processes left and, if --overwrite_output_dir asks, all of an old run.
+
+    What the run writes while it trains is its own from here on. Main process only.
+    """
+    owned, checkpoints = owned_files(args), args.checkpoints
+    clear_debris(owned.folder / "checkpoints")
+    remove(owned.folder / SNAPSHOT)
+    if checkpoints.overwrite_output_dir and not checkpoints.resume_from_checkpoint:
+        owned.delete()
+    owned.claim(_names_while_training(args))
+
+
+def resume_path(args: CheckpointArguments) -> Path | None:
+    """The checkpoint to continue from: a path as given, the newest for "latest"; None for neither.
+
+    Raises ArgumentError when the path is no intact checkpoint, or lies before others of the same
+    run: those would be taken for newer ones at the next resume.
+    """
+    wanted, siblings = args.resume_from_checkpoint, Path(args.output_dir) / "checkpoints"
+    if wanted is None:
+        return None
+    if wanted == "latest":
+        newest = newest_checkpoint(siblings)
+        if newest is None and checkpoint_steps(siblings):
+            raise ArgumentError(
+                f"--resume_from_checkpoint=latest: every checkpoint in {siblings} is damaged; "
+                "start again in another --output_dir, or here with --overwrite_output_dir alone"
+            )
+        return newest
+    path = Path(wanted)
+    try:
+        verify(path)
+    except DamagedCheckpoint as error:
+        raise ArgumentError(
+            f"--resume_from_checkpoint={wanted} is no intact checkpoint: {error}; give one of "
+            f"{siblings}, or latest"
+        ) from error
+    if path.resolve().parent == siblings.resolve():
+        step = read_trainer_state(path)["step"]
+        later = [later for later in checkpoint_steps(siblings) if later > step]
+        if later:
+            raise ArgumentError(
+                f"--resume_from_checkpoint={wanted} lies before step {later[0]} of the same run; "
+                "give another --output_dir to branch off, or delete the later checkpoints"
+            )
+    return path

@@ -1,0 +1,202 @@
+"""Flags from the command line, a recipe and a YAML file, checked before anything slow is imported.
+
+Precedence: a field's default < `--recipe` < `--config` < flags, also across flags that answer the
+same question. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import json
+import logging
+import os
+import sys
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from modules.config.answers import exit_on_mistakes
+from modules.config.arguments import GROUPS, Arguments, require
+from modules.config.config_file import from_yaml, read_config
+from modules.config.limits import expanded, shown
+from modules.config.precedence import overlay
+from modules.errors import ArgumentError
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+def parse_arguments(argv: Sequence[str] | None = None) -> Arguments:
+    """Reads flags, recipe and YAML file; on a mistake prints one message and exits with 2."""
+    with exit_on_mistakes():
+        return resolve_arguments(sys.argv[1:] if argv is None else argv)
+
+
+def show_messages() -> None:
+    """Shows the trainer's own messages, and only warnings of the libraries; once over processes."""
+    main_process = os.environ.get("RANK", "0") == "0"
+    logging.basicConfig(format="%(levelname)s %(message)s", level=logging.WARNING)
+    logging.getLogger("modules").setLevel(logging.INFO if main_process else logging.ERROR)
+
+
+def resolve_arguments(argv: Sequence[str]) -> Arguments:
+    """The arguments that `argv` asks for. Raises ArgumentError naming flag, value and fix."""
+    given = vars(_parser().parse_args(argv))
+    recipe, config = given.pop("recipe", None), given.pop("config", None)
+    dry_run = given.pop("dry_run", False)
+    values: dict[str, Any] = {}
+    if recipe is not None:
+        values = _read_yaml(_recipe_file(recipe), "--recipe")
+    if config is not None:
+        values = overlay(values, _read_yaml(Path(os.path.expanduser(config)), "--config"))
+    values = overlay(values, given)
+    groups = {
+        name: group(**{f.name: expanded(f, values[f.name])
+                       for f in fields(group) if f.name in values})
+        for name, group in GROUPS.items()
+    }  # fmt: skip
+    return Arguments(**groups, dry_run=dry_run)
+
+
+def to_yaml(arguments: Arguments, history: Sequence[Mapping[str, Any]] = ()) -> str:
+    """The resolved configuration, which `--config` reads back to an equal object.
+
+    history: at which steps the run was resumed with other flags, as in a checkpoint; comments.
+    """
+    comments = [
+        f"# From step {change['step']} on: {name}: {json.dumps(now)} (before: {json.dumps(before)})"
+        for change in history
+        for name, (before, now) in change["flags"].items()
+    ]
+    values = arguments.as_dict().items()
+    plain = {name: list(value) if isinstance(value, tuple) else value for name, value in values}
+    text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
+    return "".join(f"{line}\n" for line in comments) + text
+
+
+def for_trackers(arguments: Arguments) -> dict[str, Any]:
+    """The resolved configuration as the plain scalars that every tracker takes."""
+    values = arguments.as_dict().items()
+    return {name: value if isinstance(value, int | float | bool) else str(value)
+            for name, value in values}  # fmt: skip
+
+
+def recipe_names() -> list[str]:
+    """The shipped recipes, by name."""
+    return sorted(file.stem for file in RECIPES.glob("*.yaml"))
+
+
+def _recipe_file(name: str) -> Path:
+    names = recipe_names()
+    require(name in names, "recipe", name, f"is not one of {', '.join(names)}")
+    return RECIPES / f"{name}.yaml"
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse that raises ArgumentError instead of printing its long usage line."""
+
+    def error(self, message: str) -> typing.NoReturn:
+        unknown = message.removeprefix("unrecognized arguments: ")
+        if unknown != message:
+            name = unknown.split()[0].split("=")[0]
+            raise ArgumentError(f"{name} is not a flag{_suggestion(name.lstrip('-'), '--')}")
+        raise ArgumentError(message.removeprefix("argument "))
+
+
+class _Switch(argparse.Action):
+    """`--name` sets True and `--no_name` sets False."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, **kwargs: Any) -> None:
+        super().__init__([f"--{dest}", f"--no_{dest}"], dest, nargs=0, **kwargs)
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option: str | None = None) -> None:
+        setattr(namespace, self.dest, not (option or "").startswith("--no_"))
+
+
+@cache
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="train_vae.py",
+        description="Train an image autoencoder (AutoencoderKL) that diffusers loads.",
+        argument_default=argparse.SUPPRESS,  # only what was given, so that it can win over YAML
+        allow_abbrev=False,
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=32, width=100),
+    )
+    parser.add_argument(
+        "--recipe", metavar="NAME", help=f"start from a shipped recipe: {', '.join(recipe_names())}"
+    )
+    parser.add_argument("--config", metavar="FILE", help="YAML file of flags; flags given win")
+    parser.add_argument(
+        "--dry_run", action="store_true", help="print the resolved configuration, and stop"
+    )
+    for group in GROUPS.values():
+        section = parser.add_argument_group(group.__doc__)
+        for f in fields(group):
+            _add_flag(section, f, _field_type(group, f.name))
+    return parser
+
+
+def _add_flag(section: Any, f: dataclasses.Field, kind: type) -> None:
+    default = f.default
+    if default is None or isinstance(default, bool):
+        default = {None: "unset", True: "on", False: "off"}[default]
+    text = f"{f.metadata['help']} (default: {default})".replace("%", "%%")
+    if kind is bool:
+        section.add_argument(f"--{f.name}", action=_Switch, help=text)
+        return
+    is_list = typing.get_origin(kind) is tuple
+    section.add_argument(
+        f"--{f.name}",
+        type=_element_type(kind),
+        nargs="+" if is_list else None,
+        action=_ToTuple if is_list else "store",
+        choices=f.metadata["choices"],
+        metavar=None if f.metadata["choices"] else _element_type(kind).__name__.upper(),
+        help=text,
+    )
+
+
+class _ToTuple(argparse.Action):
+    def __call__(self, parser: Any, namespace: Any, values: Any, option: str | None = None) -> None:
+        setattr(namespace, self.dest, tuple(values))
+
+
+@cache
+def _field_type(group: type, name: str) -> type:
+    """The field's type without `| None`."""
+    hint = typing.get_type_hints(group)[name]
+    if isinstance(hint, types.UnionType):
+        (hint,) = (part for part in typing.get_args(hint) if part is not types.NoneType)
+    return hint
+
+
+def _element_type(kind: type) -> type:
+    return typing.get_args(kind)[0] if typing.get_origin(kind) is tuple else kind
+
+
+def _read_yaml(file: Path, flag: str) -> dict[str, Any]:
+    """The flags that a YAML file sets, with their types checked as the command line's are."""
+    by_name = {f.name: (group, f) for group in GROUPS.values() for f in fields(group)}
+    values = {}
+    for key, value in read_config(file, flag).items():
+        if key not in by_name:
+            name = shown(repr(key))
+            raise ArgumentError(f"{shown(file)}: {name} is not a flag{_suggestion(str(key), '')}")
+        group, f = by_name[key]
+        kind = _field_type(group, key)
+        is_list = typing.get_origin(kind) is tuple
+        values[key] = from_yaml(file, f, _element_type(kind), is_list, value)
+    return values
+
+
+def _suggestion(name: str, prefix: str) -> str:
+    known = [f.name for group in GROUPS.values() for f in fields(group)]
+    close = difflib.get_close_matches(name[:100], [*known, "recipe", "config", "dry_run"], n=1)
+    return f"; did you mean {prefix}{close[0]}?" if close else "; see --help"

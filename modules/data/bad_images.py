@@ -1,0 +1,101 @@
+"""The record of pictures that could not be used."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+from modules.data.images.samples import UNREADABLE, Rejection
+from modules.errors import RunStopped, dispensable
+
+logger = logging.getLogger(__name__)
+
+FILE_NAME = "bad_images.txt"
+MIN_STREAM_SIZE = 1000  # a stream counts as this long at least, so that one bad start is no verdict
+ESCAPES = str.maketrans({"\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t"})
+
+
+class BadImages:
+    """Names each picture once, in the log and in a file, and knows when to stop.
+
+    The file is `output_dir/bad_images.txt`: kind, label and reason with tabs between. Lines already
+    there count, so a resumed run names nothing twice. max_bad_images: the fraction of dataset_size
+    that may be unreadable. dataset_size: None for a stream, which counts as long as it has been
+    read. Every process counts, so that all stop together; one `writes` the file.
+    """
+
+    def __init__(
+        self,
+        output_dir: str | Path,
+        max_bad_images: float,
+        dataset_size: int | None,
+        writes: bool = True,
+    ) -> None:
+        self.path, self.writes = Path(output_dir) / FILE_NAME, writes
+        self.max_bad_images, self.dataset_size = max_bad_images, dataset_size
+        self.kinds: dict[str, str] = {}  # by escaped label
+        if self.path.is_file():
+            self._read()
+
+    def add(self, rejected: Iterable[Rejection], position: int = 0) -> None:
+        """Records what is new of `rejected`, from all processes. position: samples drawn so far.
+
+        Raises RunStopped once more pictures are unreadable than max_bad_images allows.
+        """
+        lines = [line for rejection in rejected if (line := self._line_if_new(rejection))]
+        if lines and self.writes:
+            with dispensable(str(self.path)):
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                with self._open("a") as file:
+                    file.writelines(lines)
+        self._require_few(position)
+
+    def forget(self) -> None:
+        """Starts anew, for other data: pictures that were repaired or removed count no more."""
+        self.kinds.clear()
+        if self.writes:
+            self.path.unlink(missing_ok=True)
+
+    def counts(self) -> dict[str, int]:
+        """Distinct pictures by kind of rejection."""
+        return dict(Counter(self.kinds.values()))
+
+    def _line_if_new(self, rejection: Rejection) -> str | None:
+        label, reason = (text.translate(ESCAPES) for text in rejection[:2])
+        if label in self.kinds:
+            return None
+        # Pictures that are too small can be half of a dataset: the first one tells the story.
+        first = rejection.kind not in self.kinds.values()
+        level = logging.WARNING if first or rejection.kind == UNREADABLE else logging.DEBUG
+        # A terminal cannot show a path that is not Unicode; the file below keeps its bytes.
+        shown, why = (text.encode("utf-8", "backslashreplace").decode() for text in (label, reason))
+        logger.log(level, "%s image skipped: %s (%s)", rejection.kind, shown, why)
+        self.kinds[label] = rejection.kind
+        return f"{rejection.kind}\t{label}\t{reason}\n"
+
+    def _require_few(self, position: int) -> None:
+        size = self.dataset_size or max(position, MIN_STREAM_SIZE)
+        unreadable = self.counts().get(UNREADABLE, 0)
+        if unreadable > self.max_bad_images * size:
+            raise RunStopped(
+                f"{unreadable} of {size} training images cannot be read, more than "
+                f"--max_bad_images={self.max_bad_images} allows; they are listed in {self.path}. "
+                "Repair or remove them, or raise --max_bad_images"
+            )
+
+    def _read(self) -> None:
+        with self._open("r") as file:
+            lines = file.readlines()
+        complete = [line for line in lines if line.endswith("\n") and line.count("\t") == 2]
+        for line in complete:
+            kind, label, _ = line.split("\t")
+            self.kinds[label] = kind
+        if complete != lines and self.writes:  # a run was killed while it wrote
+            with self._open("w") as file:
+                file.writelines(complete)
+
+    def _open(self, mode: str):
+        # Paths need not be valid Unicode: what cannot be decoded is written as the bytes it was.
+        return self.path.open(mode, encoding="utf-8", errors="surrogateescape", newline="\n")

@@ -1,0 +1,163 @@
+"""One training sample: a crop and the noise of its posterior, both owned by a place in the stream.
+
+What is drawn for a sample depends on (seed, epoch, index) and on its position in the endless stream
+of samples, never on the worker or process that draws it.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, NamedTuple
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from modules.data.images.images import UnreadableImage, center_crop, flip_horizontal, random_crop
+from modules.data.images.images import to_uint8_tensor as to_tensor
+from modules.errors import RunStopped
+from modules.seeding import seed_for
+
+MAX_ATTEMPTS = 100  # pictures tried in a row for one sample; so many failures are no accident
+UNREADABLE, TOO_SMALL = "unreadable", "too small"
+
+
+class Rejection(NamedTuple):
+    """A picture that was not used."""
+
+    label: str
+    reason: str
+    kind: str  # UNREADABLE or TOO_SMALL
+
+
+class Candidate(NamedTuple):
+    """A picture that may become the sample."""
+
+    open: Callable[[], Image.Image]
+    label: Callable[[], str]
+
+
+class Sample(NamedTuple):
+    """image: uint8 [3, H, W]; noise: standard normal float32 [C, h, w]."""
+
+    image: Tensor
+    noise: Tensor
+    upscaled: bool  # the picture was smaller than the crop, which is therefore blurred
+    rejected: list[Rejection]  # pictures that were tried first
+
+
+@dataclass(frozen=True)
+class SampleMaker:
+    """How a picture becomes a sample.
+
+    resolution: R, side of a square crop in pixels. latent_shape: (C, h, w) of its noise; other
+    crops have noise in proportion. crop: "random" or "center". random_flip: mirror half of the
+    samples. interpolation: "lanczos" or "bicubic". min_image_size: pictures with a shorter side
+    below this are rejected. train_resolutions: what each batch draws its resolution from, if not R.
+    fast_jpeg_decoding: large JPEGs need not be decoded whole.
+    """
+
+    resolution: int
+    latent_shape: tuple[int, int, int]
+    seed: int
+    crop: str = "random"
+    random_flip: bool = True
+    interpolation: str = "lanczos"
+    min_image_size: int | None = None
+    train_resolutions: tuple[int, ...] | None = None
+    fast_jpeg_decoding: bool = False
+
+    @property
+    def resolutions(self) -> tuple[int, ...]:
+        """Those that a batch may have."""
+        return self.train_resolutions or (self.resolution,)
+
+    def resolution_at(self, position: int) -> int:
+        """The resolution of the batch of all processes that begins at `position`.
+
+        It is the same for all of them: they wait for each other, so the slowest sets the pace.
+        """
+        draw = seed_for(self.seed, "resolution", position)
+        return self.resolutions[draw % len(self.resolutions)]
+
+    def target(self, resolution: int) -> int | None:
+        """The shorter side, in pixels, that a decoder must not fall short of; None: decode all."""
+        if not self.fast_jpeg_decoding:
+            return None
+        return max(resolution, self.min_image_size or 0)
+
+    def make(
+        self,
+        candidates: Iterable[Candidate],
+        position: int,
+        draw: tuple[int, int],
+        shape: tuple[int, int],
+    ) -> Sample:
+        """The sample at `position`, from the first candidate that can be used.
+
+        draw: what the crop and the mirroring belong to. shape: (H, W). Raises RunStopped when
+        MAX_ATTEMPTS candidates in a row cannot be used.
+        """
+        rejected: list[Rejection] = []
+        for candidate in islice(candidates, MAX_ATTEMPTS):
+            try:
+                picture = candidate.open()
+                self._require_size(picture)
+            except UnreadableImage as error:
+                kind = TOO_SMALL if isinstance(error, TooSmall) else UNREADABLE
+                rejected.append(Rejection(candidate.label(), str(error), kind))
+                continue
+            upscaled = picture.height < shape[0] or picture.width < shape[1]
+            image = to_tensor(self._augment(picture, shape, seed_for(self.seed, "crop", *draw)))
+            return Sample(image, self._noise(position, shape), upscaled, rejected)
+        kinds = Counter(rejection.kind for rejection in rejected)
+        raise RunStopped(
+            f"{len(rejected)} images in a row could not be used: {kinds[UNREADABLE]} unreadable, "
+            f"{kinds[TOO_SMALL]} smaller than --min_image_size={self.min_image_size}; the last one "
+            f"was {rejected[-1].label} ({rejected[-1].reason}). Check the data, or lower "
+            "--min_image_size"
+        )
+
+    def _require_size(self, picture: Image.Image) -> None:
+        if self.min_image_size is not None and min(picture.size) < self.min_image_size:
+            raise TooSmall(
+                f"{picture.width}x{picture.height} is below --min_image_size={self.min_image_size}"
+            )
+
+    def _augment(self, picture: Image.Image, shape: tuple[int, int], seed: int) -> Image.Image:
+        draw = random.Random(seed)
+        position, mirrored = (draw.random(), draw.random()), draw.random() < 0.5
+        if self.crop == "center":
+            picture = center_crop(picture, shape, interpolation=self.interpolation)
+        else:
+            picture = random_crop(
+                picture, shape, position=position, interpolation=self.interpolation
+            )
+        return flip_horizontal(picture) if self.random_flip and mirrored else picture
+
+    def _noise(self, position: int, shape: tuple[int, int]) -> Tensor:
+        channels, *latent = self.latent_shape
+        size = [side * n // self.resolution for side, n in zip(latent, shape, strict=True)]
+        generator = torch.Generator().manual_seed(seed_for(self.seed, "noise", position))
+        return torch.randn(channels, *size, generator=generator)
+
+
+class TooSmall(UnreadableImage):
+    """The picture is fine but smaller than the user wants."""
+
+
+def collate(samples: list[Sample]) -> dict[str, Any]:
+    """A batch of one shape: images uint8 [B, 3, H, W], noise float32 [B, C, h, w], what went on.
+
+    upscaled: how many pictures were smaller than the crop, int64 []. rejected: a list of Rejection.
+    """
+    return {
+        "images": torch.stack([sample.image for sample in samples]),
+        "noise": torch.stack([sample.noise for sample in samples]),
+        "upscaled": torch.tensor(sum(sample.upscaled for sample in samples)),
+        "rejected": [rejection for sample in samples for rejection in sample.rejected],
+    }

@@ -1,0 +1,285 @@
+"""Procedural images, so that training, tests and examples run where there is no data.
+
+Every picture is a small scene (hills, still life, checkered floor, poster, plain texture) painted
+back to front: a material fills a mask, a light shades it, a soft shadow falls on what lies behind.
+Statistics are those of photographs in the large: a spectrum near 1/f, sharp occluding
+edges, smooth shading, few hues in one picture and all hues in the set.
+
+Letters as in textures.py: R resolution; canvases [R, R, 3] in [0, 1], changed in place by
+what paints on them; positions in [-1, 1], x to the right and y down.
+"""
+
+from __future__ import annotations
+
+import string
+from functools import lru_cache
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
+
+from modules.data.images.textures import (
+    TEXTURES,
+    Random,
+    draw_palette,
+    linear_field,
+    noise,
+    points,
+    surface,
+    tint,
+    turn,
+    wave,
+)
+from modules.errors import ArgumentError
+from modules.seeding import seed_for
+
+OVERSAMPLING = 4  # masks are drawn this much larger and averaged down: their edges are smooth
+MIN_RESOLUTION = 16
+LETTERS = string.ascii_letters + string.digits + "&?!@#%"
+
+
+class SyntheticImages:
+    """`num_images` generated pictures; picture `index` depends on `seed` and `index` alone.
+
+    The same scene is drawn at every resolution, with finer texture at larger ones.
+    Raises ValueError for a resolution below 16 or fewer than one image.
+    """
+
+    name = "synthetic"
+
+    def __init__(self, num_images: int, resolution: int, seed: int = 0) -> None:
+        if num_images < 1:
+            raise ValueError(f"num_images={num_images} must be >= 1")
+        if resolution < MIN_RESOLUTION:
+            raise ArgumentError(
+                f"--resolution={resolution} must be at least {MIN_RESOLUTION} for the synthetic "
+                "set; raise it, or train on images of your own"
+            )
+        self.num_images, self.resolution, self.seed = num_images, resolution, seed
+
+    def __len__(self) -> int:
+        return self.num_images
+
+    def open(self, index: int) -> Image.Image:
+        """Picture `index`: mode RGB, exactly resolution x resolution; IndexError beyond the end."""
+        if not 0 <= index < self.num_images:
+            raise IndexError(f"image {index} of {self.num_images}")
+
+        bits = seed_for("synthetic", self.seed, index)
+        rng = Random([bits & 0xFFFFFFFF, bits >> 32])
+        scene = SCENES[rng.choice(len(SCENES), p=SCENE_SHARES)]
+        canvas = finish(rng, scene(rng, self.resolution, draw_palette(rng)))
+        return Image.fromarray((canvas * 255 + 0.5).astype(np.uint8))
+
+    def label(self, index: int) -> str:
+        return f"{self.name}/{self.seed}/{index}"
+
+    def shape(self, index: int) -> tuple[int, int]:
+        return self.resolution, self.resolution
+
+    def fingerprint(self) -> str:
+        return f"{self.name}/{self.seed}/{self.num_images}/{self.resolution}"
+
+
+def outline(rng: Random, kind: str) -> np.ndarray:
+    """A closed polygon [n, 2] around the origin, of radius about 1."""
+    if kind == "box":
+        return np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) * [1, rng.uniform(0.3, 1)]
+    if kind == "polygon":
+        angles = np.linspace(0, 2 * np.pi, rng.randint(3, 9), endpoint=False)
+        radii = 1 - rng.choice([0, 0.5]) * (np.arange(len(angles)) % 2)
+    else:
+        angles = np.linspace(0, 2 * np.pi, 48, endpoint=False)
+        wobble = rng.uniform(0, 0.22) if kind == "blob" else 0
+        radii = 1 + wobble * sum(np.sin(k * angles + rng.uniform(0, 6)) for k in (2, 3, 5))
+    return np.stack([np.cos(angles), np.sin(angles)], -1) * radii[:, None]
+
+
+@lru_cache(maxsize=64)
+def font(size: int) -> ImageFont.FreeTypeFont:
+    return ImageFont.load_default(size)
+
+
+def stencil(resolution: int) -> tuple[Image.Image, ImageDraw.ImageDraw]:
+    large = Image.new("L", (resolution * OVERSAMPLING,) * 2)
+    return large, ImageDraw.Draw(large)
+
+
+def shape_mask(
+    rng: Random, resolution: int, kind: str, centre: tuple[float, float], radius: float
+) -> Image.Image:
+    """Coverage (mode L, R x R) of one shape: ellipse, box, polygon, blob, stroke or glyph."""
+    large, draw = stencil(resolution)
+    half = resolution * OVERSAMPLING / 2
+    x, y = (centre[0] + 1) * half, (centre[1] + 1) * half
+
+    if kind == "glyph":
+        size = max(8, round(1.8 * radius * 16) * large.width // 32)
+        draw.text((x, y), LETTERS[rng.randint(len(LETTERS))], 255, font(size), anchor="mm")
+        large = large.rotate(rng.uniform(-30, 30), center=(x, y))
+    elif kind == "stroke":
+        time, turns = np.linspace(-1, 1, 24), rng.uniform(-2, 2, 3)
+        bend = rng.uniform(0.1, 0.6) * np.sin(turns[0] * 2 * time + turns[1])
+        path = np.stack(turn(time, bend, turns[2]), -1) * radius * 1.6
+        dots = [(x + a * half, y + b * half) for a, b in path]
+        draw.line(dots, 255, max(4, round(rng.uniform(0.04, 0.25) * radius * half)), "curve")
+    else:
+        path = outline(rng, kind) * [1, rng.uniform(0.5, 1)]
+        path = np.stack(turn(*path.T, rng.uniform(0, 2 * np.pi)), -1) * radius
+        draw.polygon([(x + a * half, y + b * half) for a, b in path], 255)
+    return large.reduce(OVERSAMPLING)
+
+
+def as_field(mask: Image.Image) -> np.ndarray:
+    return np.asarray(mask, dtype=np.float32) * np.float32(1 / 255)
+
+
+def blend(canvas: np.ndarray, fill: np.ndarray, mask: np.ndarray) -> None:
+    """Lays `fill` ([R, R, 3] or a colour) over `canvas` in place where `mask` [R, R] covers."""
+    canvas += mask[..., None] * (fill.astype(np.float32) - canvas)
+
+
+def cast_shadow(canvas: np.ndarray, mask: Image.Image, light: np.ndarray, depth: float) -> None:
+    """Darkens `canvas` in place by the blurred mask, moved away from the light by `depth`."""
+    reach = depth * len(canvas) / 2
+    soft = mask.filter(ImageFilter.GaussianBlur(reach / 2))
+    offset = (1, 0, light[0] * reach, 0, 1, light[1] * reach)
+    moved = soft.transform(soft.size, Image.Transform.AFFINE, offset, Image.Resampling.BILINEAR)
+    canvas *= 1 - 0.55 * as_field(moved)[..., None]
+
+
+def relief(mask: Image.Image, light: np.ndarray, roundness: float) -> np.ndarray:
+    """Brightness [R, R] around 1 of a shape that swells: its blurred mask is its height."""
+    height = as_field(mask.filter(ImageFilter.GaussianBlur(roundness * mask.width / 2)))
+    down, across = np.gradient(height)
+    slope = (across * light[0] + down * light[1]) * (roundness * mask.width / 2)
+    return 1 - np.clip(1.3 * slope, -0.65, 0.65)
+
+
+def ball_shade(resolution: int, centre: np.ndarray, radius: float, light: np.ndarray) -> np.ndarray:
+    """Brightness [R, R] of a sphere under `light`, with a highlight."""
+    x, y = points(resolution)
+    a, b = (x - np.float32(centre[0])) / radius, (y - np.float32(centre[1])) / radius
+    facing = np.sqrt(np.clip(1 - a * a - b * b, 0, 1)) * 0.7 + 0.7 * (a * light[0] + b * light[1])
+    lambert = np.clip(facing, 0, 1)
+    return (0.3 + 0.85 * lambert + 1.2 * lambert**24).astype(np.float32)
+
+
+def add_object(rng: Random, canvas: np.ndarray, palette: np.ndarray, light: np.ndarray) -> None:
+    """Paints one shape with its shadow, material and shading over `canvas` in place."""
+    resolution = len(canvas)
+    kind = rng.choice(["ball", "ellipse", "box", "polygon", "blob", "stroke", "glyph"])
+    centre, radius = rng.uniform(-0.85, 0.85, 2), rng.uniform(0.15, 0.6)
+    fill = surface(rng, resolution, palette)
+    if kind == "ball":
+        large, draw = stencil(resolution)
+        box = np.concatenate([centre - radius, centre + radius])
+        draw.ellipse([(edge + 1) * large.width / 2 for edge in box], 255)
+        mask, shade = large.reduce(OVERSAMPLING), ball_shade(resolution, centre, radius, light)
+    else:
+        mask = shape_mask(rng, resolution, kind, tuple(centre), radius)
+        shade = relief(mask, light, rng.uniform(0.03, 0.12)) * rng.uniform(0.85, 1.15)
+    cast_shadow(canvas, mask, light, rng.uniform(0.05, 0.25))
+    blend(canvas, np.clip(fill * shade[..., None], 0, 1), as_field(mask))
+
+
+def draw_light(rng: Random) -> np.ndarray:
+    """Direction [2] towards the light: from above, to the left or to the right."""
+    angle = rng.uniform(-0.85, -0.15) * np.pi
+    return np.array([np.cos(angle), np.sin(angle)])
+
+
+def collage(rng: Random, resolution: int, palette: np.ndarray) -> np.ndarray:
+    canvas, light = surface(rng, resolution, palette), draw_light(rng)
+    for _ in range(rng.randint(2, 7)):
+        add_object(rng, canvas, palette, light)
+    return canvas
+
+
+def close_up(rng: Random, resolution: int, palette: np.ndarray) -> np.ndarray:
+    """One texture that fills the frame, lit as a relief."""
+    field = TEXTURES[rng.randint(len(TEXTURES))](rng, *points(resolution))
+    tone = rng.randint(len(palette) - 2)
+    stops = palette if rng.uniform() < 0.3 else palette[tone : tone + 3]
+    down, across = np.gradient(np.clip(field, 0, 1))
+    light = draw_light(rng) * rng.uniform(0, 1.2)
+    shade = 1 - np.clip(across * light[0] + down * light[1], -0.4, 0.4)
+    return tint(np.clip(field, 0, 1), stops) * shade[..., None]
+
+
+def hills(rng: Random, resolution: int, palette: np.ndarray) -> np.ndarray:
+    """A sky with a sun and clouds behind ridges that darken and roughen as they come nearer."""
+    x, y = points(resolution)
+    order = palette if rng.uniform() < 0.8 else palette[::-1]
+    canvas = tint(np.clip(0.55 + 0.45 * y, 0, 1), order[3:])
+    sun, radius = rng.uniform([-0.8, -0.9], [0.8, -0.1]), rng.uniform(0.06, 0.25)
+    glow = np.hypot(x - sun[0], y - sun[1]) - radius
+    blend(canvas, order[5], 0.6 * np.exp(-4 * np.clip(glow, 0, 4)))
+    blend(canvas, order[5] * 0.5 + 0.5, np.clip(0.5 - glow * resolution / 2, 0, 1))
+    clouds = np.clip(0.5 * noise(rng, resolution, (2, 5)) - rng.uniform(-0.2, 0.6), 0, 0.9)
+    blend(canvas, order[5] * 0.3 + 0.7, clouds)
+
+    ridges, horizon = rng.randint(2, 6), rng.uniform(-0.4, 0.3)
+    for nearness in np.linspace(0.2, 1, ridges):
+        profile = noise(rng, resolution, (rng.randint(1, 5), 1), 0.45)[0]
+        height = y - horizon - 0.7 * nearness + 0.25 - 0.16 * profile
+        rough = 1 + 0.12 * nearness * noise(rng, resolution, (3, 8), 0.65)
+        tone = order[3] * (1 - nearness) + order[rng.randint(2)] * nearness
+        ground = tone * (rough + 0.25 * np.clip(height, 0, 1))[..., None]
+        blend(canvas, np.clip(ground, 0, 1), np.clip(0.5 + height * resolution / 2, 0, 1))
+    return canvas
+
+
+def floor(rng: Random, resolution: int, palette: np.ndarray) -> np.ndarray:
+    """Objects before a wall, on a checkered or striped floor in perspective."""
+    x, y = points(resolution)
+    horizon, light = rng.uniform(-0.5, 0.2), draw_light(rng)
+    canvas = surface(rng, resolution, palette)
+    depth = 1 / np.clip(y - horizon, 0.02, 2)
+    across, away = turn(x * depth, depth * rng.uniform(0.8, 1.5), rng.uniform(-0.6, 0.6))
+    frequency = rng.uniform(2, 6)
+    tiles, rows = wave(across * frequency), wave(away * frequency)
+    tiles = tiles + rows - 2 * tiles * rows if rng.uniform() < 0.6 else tiles
+    ground = tint(tiles, palette[np.sort(rng.choice(len(palette), 2, replace=False))])
+    ground = ground * np.clip(1.05 - 0.06 * depth, 0.4, 1)[..., None]
+    blend(canvas, ground, np.clip(0.5 + (y - horizon) * resolution / 2, 0, 1))
+    for _ in range(rng.randint(1, 5)):
+        add_object(rng, canvas, palette, light)
+    return canvas
+
+
+def poster(rng: Random, resolution: int, palette: np.ndarray) -> np.ndarray:
+    """Lines of letters of several sizes on a plain or textured ground, with a bar or two."""
+    canvas, ink = surface(rng, resolution, palette), palette[rng.choice([0, 5])]
+    for _ in range(rng.randint(0, 3)):
+        large, draw = stencil(resolution)
+        left, top, width, height = rng.uniform(0, 0.8, 4) * large.width
+        draw.rectangle((left, top, left + width, top + height / 3), 255)
+        blend(canvas, palette[rng.randint(6)], as_field(large.reduce(OVERSAMPLING)))
+
+    large, draw = stencil(resolution)
+    left, top = rng.uniform(0.02, 0.2, 2)
+    while top < 0.9:
+        size = rng.choice([0.12, 0.18, 0.3, 0.5])
+        for i, letter in enumerate(rng.choice(list(LETTERS), rng.randint(2, 9))):
+            # One by one, evenly spaced: kerning differs between builds of Pillow.
+            where = (left + (i + 0.5) * 0.62 * size, top + size / 2)
+            draw.text(
+                np.array(where) * large.width, letter, 255, font(int(size * large.width)), "mm"
+            )
+        top += size * rng.uniform(0.9, 1.4)
+    tilted = large.rotate(rng.choice([0, rng.uniform(-40, 40)]), Image.Resampling.BILINEAR)
+    blend(canvas, ink, as_field(tilted.reduce(OVERSAMPLING)))
+    return canvas
+
+
+def finish(rng: Random, canvas: np.ndarray) -> np.ndarray:
+    """Uneven light, exposure and a little grain; [R, R, 3] clipped to [0, 1]."""
+    resolution = len(canvas)
+    light = 1 + 0.12 * linear_field(rng, *points(resolution)) * rng.choice([-1, 0, 1])
+    light = light * rng.uniform(0.85, 1.1)
+    grain = rng.choice([0, 0, 0.003, 0.006]) * noise(rng, resolution, (64, 64))
+    return np.clip(canvas * light[..., None] + grain[..., None], 0, 1)
+
+
+SCENES = (collage, close_up, hills, floor, poster)
+SCENE_SHARES = (0.4, 0.12, 0.2, 0.2, 0.08)

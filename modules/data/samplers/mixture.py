@@ -1,0 +1,108 @@
+"""Several data sets in fixed shares: which of them each sample comes from, and which draw it is.
+
+Draw j of data set d is due at time (j + 1/2) / share_d; the draws of all sets in the order of their
+times are Webster's (Sainte-Lague's) sequence, in which every set is within a draw or two of its
+share from the start, however small that is. Short blocks of it are shuffled, so that no batch sees
+a fixed pattern. All of it is a function of the position, so resuming needs nothing else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from modules.data.samplers.order import Permutations
+from modules.seeding import seed_for
+
+BLOCK = 64  # samples that are shuffled among themselves
+
+
+class Draws(NamedTuple):
+    """A run of samples: `parts` int64 [n], the data set of each; `numbers` int64 [n], from 0 on,
+    the how-manieth draw of that data set it is."""
+
+    parts: np.ndarray
+    numbers: np.ndarray
+
+
+@dataclass(frozen=True)
+class Shares:
+    """weights: of the data sets, positive, of any sum."""
+
+    weights: tuple[float, ...]
+    seed: int
+
+    def counts(self, num_samples: int) -> np.ndarray:
+        """How many of the first `num_samples` come from each data set, int64 [D]."""
+        shares = np.asarray(self.weights) / sum(self.weights)
+        # No set is further than D / 2 + 1 draws from its share, so these draws cannot be missing
+        # and only the next few can come after them.
+        margin = len(shares)
+        sure = np.maximum(np.floor(num_samples * shares).astype(np.int64) - margin, 0)
+        following = sure[:, None] + np.arange(2 * margin + 2)
+        order = np.argsort((following + 0.5) / shares[:, None], axis=None, kind="stable")
+        taken = order[: num_samples - sure.sum()] // following.shape[1]
+        return sure + np.bincount(taken, minlength=len(shares))
+
+    def draws(self, run: int, length: int) -> Draws:
+        """Samples run x length and on, `length` of them."""
+        shares = np.asarray(self.weights) / sum(self.weights)
+        first, last = self.counts(run * length), self.counts((run + 1) * length)
+        due = [(np.arange(a, b) + 0.5) / s for a, b, s in zip(first, last, shares, strict=True)]
+        parts = np.repeat(np.arange(len(shares)), last - first)
+        parts = parts[np.argsort(np.concatenate(due), kind="stable")]
+        generator = torch.Generator().manual_seed(seed_for(self.seed, "mixture", run))
+        jitter = torch.rand(length, generator=generator, dtype=torch.float64).numpy()
+        parts = parts[np.argsort(np.arange(length) // BLOCK + jitter, kind="stable")]
+        numbers = np.empty(length, np.int64)
+        for part, start in enumerate(first):
+            mine = parts == part
+            numbers[mine] = start + np.arange(mine.sum())
+        return Draws(parts, numbers)
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """An EpochOrder over data sets that lie one after the other in one source.
+
+    sizes: pictures of each. An epoch has as many samples as all of them have pictures; each set
+    goes through permutations of its own, and on with them from one epoch to the next, so a picture
+    of a set with a small share comes once in several epochs, and one of a set with a large share
+    several times in one.
+    """
+
+    sizes: tuple[int, ...]
+    weights: tuple[float, ...]
+    seed: int
+    repeats: ClassVar[bool] = True
+
+    @property
+    def size(self) -> int:
+        """Samples of an epoch."""
+        return sum(self.sizes)
+
+    def indices(self, epoch: int) -> Tensor:
+        """int64 [size], indices into the data sets one after the other."""
+        return _indices(self, epoch)
+
+
+@lru_cache(maxsize=2)  # a batch may lie in two epochs
+def _indices(mixture: Mixture, epoch: int) -> Tensor:
+    parts, numbers = Shares(mixture.weights, mixture.seed).draws(epoch, mixture.size)
+    indices, start = np.empty(mixture.size, np.int64), 0
+    for part, size in enumerate(mixture.sizes):
+        order = Permutations(size, seed_for(mixture.seed, "part", part))
+        mine = np.flatnonzero(parts == part)
+        passes, offsets = np.divmod(numbers[mine], size)
+        bounds = np.flatnonzero(np.diff(passes)) + 1
+        for run in np.split(np.arange(len(mine)), bounds):
+            if len(run):
+                permutation = order.indices(int(passes[run[0]])).numpy()
+                indices[mine[run]] = start + permutation[offsets[run]]
+        start += size
+    return torch.from_numpy(indices)

@@ -1,0 +1,136 @@
+"""Everything that tells how the run goes: metrics.jsonl, trackers, progress, pictures."""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from accelerate import Accelerator
+from PIL import Image
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from modules.errors import dispensable
+from modules.tracking.metrics_log import MetricsLog
+from modules.tracking.trackers import send_histograms, send_numbers, send_picture
+
+logger = logging.getLogger(__name__)
+
+MOST_PICTURES = 100
+SHOWN = ("rec_loss", "psnr", "ssim", "lpips_vgg", "lpips_alex", "lpips_squeeze", "g_loss", "d_loss",
+         "images_per_s")  # fmt: skip
+LINE_EVERY = 10.0  # seconds between lines of training in a log file
+
+
+class Journal:
+    """Rows go to the file and the trackers, a few numbers to the screen. The main process writes.
+
+    In a terminal a bar moves. A log file gets a line at the first log point after every LINE_EVERY
+    seconds, at every validation and at the end. Nothing of this can end the run: what cannot be
+    written is warned of.
+    """
+
+    def __init__(
+        self, accelerator: Accelerator, output_dir: Path, max_train_steps: int, drawn_every: int
+    ) -> None:
+        self.accelerator = accelerator
+        self.metrics_log = MetricsLog(output_dir / "metrics.jsonl")
+        self.samples = output_dir / "samples"
+        self.max_train_steps, self.drawn_every = max_train_steps, drawn_every
+        self.bar: tqdm | None = None
+        self.next_line = 0.0
+
+    def start_at(self, step: int) -> None:
+        """Continues at `step`: later rows are dropped, the bar and its ETA start there.
+
+        At 0 every row is: a run that was killed before its first checkpoint measures step 0 again.
+        """
+        if self.accelerator.is_main_process:
+            self.metrics_log.keep_up_to(step or -1)
+        self.first_step, self.began = step, time.monotonic()
+        self.bar = tqdm(
+            total=self.max_train_steps,
+            initial=step,
+            desc="Steps",
+            disable=not (self.accelerator.is_local_main_process and sys.stderr.isatty()),
+            mininterval=0.2,
+            dynamic_ncols=True,
+        )
+
+    def write(self, step: int, kind: str, values: Mapping[str, float]) -> None:
+        """Adds one row of numbers, named `kind`/name; kind: "train" or "val"."""
+        if not self.accelerator.is_main_process:
+            return
+        row = {f"{kind}/{name}": value for name, value in values.items()}
+        with dispensable(str(self.metrics_log.file)):
+            self.metrics_log.append(step, row)
+        send_numbers(self.accelerator.trackers, row, step)
+        shown = ", ".join(f"{name} {values[name]:.4g}" for name in SHOWN if name in values)
+        if not self.bar.disable:
+            if kind == "train":
+                self.bar.set_postfix_str(shown, refresh=False)
+        elif kind == "val":
+            logger.info("step %d, validation: %s", step, shown)
+        elif (now := time.monotonic()) >= self.next_line or step == self.max_train_steps:
+            self.next_line = now + LINE_EVERY
+            each = (now - self.began) / max(1, step - self.first_step)
+            left = tqdm.format_interval(each * (self.max_train_steps - step))
+            logger.info("step %d of %d, %s left: %s", step, self.max_train_steps, left, shown)
+
+    def advance(self) -> None:
+        """One optimizer step is done."""
+        self.bar.update()
+
+    def draw(self, step: int, grid: Image.Image) -> None:
+        """Writes samples/step-*.png and hands the picture to trackers that take pictures.
+
+        The folder keeps about MOST_PICTURES at most, spread evenly over the run.
+        """
+        if not self.accelerator.is_main_process:
+            return
+        with dispensable(f"{self.samples}/"):
+            self.samples.mkdir(exist_ok=True)
+            grid.save(self.samples / picture_name(step))
+            drawn = [int(found[1]) for path in self.samples.iterdir()
+                     if (found := re.fullmatch(r"step-([0-9]+)\.png", path.name))]  # fmt: skip
+            for old in {*drawn} - kept_pictures(drawn, step, self.drawn_every):
+                (self.samples / picture_name(old)).unlink(missing_ok=True)
+        send_picture(self.accelerator.trackers, "validation", grid, step)
+
+    def draw_latents(self, step: int, picture: Image.Image, latents: Tensor) -> None:
+        """Hands the latents to the trackers, as a picture and as histograms by channel.
+
+        latents: [n, C, h, w]. Nothing is written anywhere else.
+        """
+        send_picture(self.accelerator.trackers, "latents", picture, step)
+        channels = latents.detach().cpu().float().transpose(0, 1)
+        arrays = {"latents/all": channels} | {
+            f"latents/channel_{number:02d}": channel for number, channel in enumerate(channels)
+        }
+        finite = {name: array[array.isfinite()].numpy() for name, array in arrays.items()}
+        send_histograms(self.accelerator.trackers, finite, step)
+
+    def close(self) -> None:
+        """Ends the bar, so that what is printed next starts on its own line."""
+        if self.bar is not None:
+            self.bar.close()
+
+
+def picture_name(step: int) -> str:
+    """Of the file in samples/."""
+    return f"step-{step:06d}.png"
+
+
+def kept_pictures(steps: Iterable[int], newest: int, every: int) -> set[int]:
+    """Which of `steps` keep their picture: the newest, and multiples of `every` x a power of two.
+
+    The power depends on `newest` alone, so that a run that was killed and resumed keeps the same.
+    """
+    spacing = every
+    while newest // spacing >= MOST_PICTURES:
+        spacing *= 2
+    return {step for step in steps if step == newest or step % spacing == 0}

@@ -1,0 +1,63 @@
+"""Which network moves at which step, and how much of the adversarial term the VAE feels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from modules.training.losses import gan_ramp
+
+
+@dataclass(frozen=True)
+class Reached:
+    """How far a run has come: optimizer steps, images used, updates that each network has had.
+
+    Updates are None, and taken to be as scheduled, where an earlier version's checkpoint says none.
+    """
+
+    step: int = 0
+    samples: int = 0
+    vae_updates: int | None = None
+    disc_updates: int | None = None
+
+
+BEGINNING = Reached()
+
+
+@dataclass(frozen=True)
+class GanSchedule:
+    """The discriminator trains from `start`; the VAE feels it `warmup_steps` later, ramped in.
+
+    A discriminator that has never seen an image has nothing to say, and a VAE that is made to
+    listen at full volume from one step to the next loses its reconstruction. All numbers are in
+    optimizer steps, counted from 0. `in_turns` gives each step to one network, as diffusers' script
+    does: even steps to the VAE and odd ones to the discriminator.
+    """
+
+    enabled: bool
+    start: int
+    warmup_steps: int
+    ramp_steps: int
+    in_turns: bool
+
+    def trains_discriminator(self, step: int) -> bool:
+        """Whether the discriminator is updated at `step`."""
+        return self.enabled and step >= self.start and (not self.in_turns or step % 2 == 1)
+
+    def trains_vae(self, step: int) -> bool:
+        """Whether the VAE is updated at `step`."""
+        gives_way = self.enabled and self.in_turns and step >= self.start
+        return not gives_way or step % 2 == 0
+
+    def adversarial_share(self, step: int) -> float:
+        """Share of the adversarial term in the VAE's objective at `step`, from 0 to 1."""
+        if not self.enabled:
+            return 0.0
+        return gan_ramp(step, self.start + self.warmup_steps, self.ramp_steps)
+
+    def vae_updates(self, steps: int) -> int:
+        """Updates that the VAE gets in `steps` steps: the length of its learning-rate schedule."""
+        return sum(map(self.trains_vae, range(steps)))
+
+    def discriminator_updates(self, steps: int) -> int:
+        """Updates that the discriminator gets in `steps` steps."""
+        return sum(map(self.trains_discriminator, range(steps)))

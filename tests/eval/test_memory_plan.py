@@ -1,0 +1,193 @@
+"""What the memory planner says: states to the byte, activations in the right order."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tiny import batch, tiny_run
+
+from eval.__main__ import main
+from eval.rehearsal import BEFORE_GAN, LATENTS, TRAINING, VALIDATION
+from eval.speed.fake_run import cuda_autocast, fake_run
+from eval.speed.memory_plan import (
+    BLOCK,
+    TEXTBOOK,
+    AllocationMeter,
+    Peaks,
+    plan,
+    plan_textbook,
+    state_bytes,
+)
+from eval.speed.script import Nobody, measured_arguments, training_script
+from modules.config.arguments import Arguments
+
+FLAGS = (
+    "--resolution 64 --train_batch_size 1 --block_out_channels 32 32 64 64 --layers_per_block 1 "
+    "--norm_num_groups 8 --perceptual_scale 0 --disc_hidden_channels 8 --disc_num_groups 4 "
+    "--disc_num_layers 2"
+)
+
+
+def arguments(flags: str = "") -> Arguments:
+    return measured_arguments([*FLAGS.split(), *flags.split()])
+
+
+def peaks(flags: str = "") -> Peaks:
+    return plan(arguments(flags))[1]
+
+
+def peak(flags: str = "", resolution: int = 64, batch_size: int = 1) -> int:
+    size = f"--resolution {resolution} --train_batch_size {batch_size}"
+    return peaks(f"{size} {flags}").parts[TRAINING]
+
+
+def bytes_of(*tensors: torch.Tensor) -> int:
+    return sum(t.untyped_storage().nbytes() for t in tensors)
+
+
+def test_states_are_those_of_real_tensors_to_the_byte() -> None:
+    flags = "--use_ema --mixed_precision no"
+    run = tiny_run(flags)
+    script, clear, left = training_script(), run.update, {}
+    script.after_step = lambda run, watch: True
+
+    def update(vae_turn: bool, disc_turn: bool) -> None:
+        left["VAE"] = bytes_of(*(p.grad for p in run.raw_vae.parameters()))
+        left["discriminator"] = bytes_of(*(p.grad for p in run.raw_discriminator.parameters()))
+        clear(vae_turn, disc_turn)
+
+    run.update, run.loader = update, [batch()]
+    script.train(run, Nobody())
+    measured = {}
+    for name, network, optimizer in (
+        ("VAE", run.raw_vae, run.optimizer_vae),
+        ("discriminator", run.raw_discriminator, run.optimizer_disc),
+    ):
+        measured[f"{name}: weights"] = bytes_of(*network.state_dict().values())
+        measured[f"{name}: gradients"] = left[name]
+        measured[f"{name}: Adam's moments"] = bytes_of(
+            *(v for s in optimizer.optimizer.state.values() for v in s.values())
+        )
+    measured["EMA"] = bytes_of(*run.ema.state_dict().values())
+    predicted, _ = plan(run.args)
+    assert predicted == measured == state_bytes(run)
+
+
+def test_frozen_encoder_needs_neither_gradients_nor_moments(tmp_path: Path) -> None:
+    tiny_run().raw_vae.vae.save_pretrained(tmp_path)
+    pretrained = f"--pretrained_model_name_or_path {tmp_path}"
+    whole, _ = plan(arguments(pretrained))
+    half, _ = plan(arguments(f"{pretrained} --decoder_only"))
+    assert half["VAE: weights"] == whole["VAE: weights"]
+    assert half["VAE: gradients"] < whole["VAE: gradients"]
+    assert half["VAE: Adam's moments"] < whole["VAE: Adam's moments"]
+
+
+def test_peak_grows_with_batch_and_resolution() -> None:
+    small = peak(resolution=32)
+    assert small < peak(resolution=32, batch_size=2)
+    assert small < peak(resolution=64)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_recomputation_saves_memory(precision: str) -> None:
+    none, norm, full = [
+        peak(f"--recompute {how} --mixed_precision {precision}", batch_size=4)
+        for how in ("none", "norm", "full")
+    ]
+    assert norm < 0.75 * none
+    assert full < 0.75 * none
+
+
+def test_normalisation_is_float32_by_the_rules_of_cuda_alone() -> None:
+    images = torch.randn(1, 4, 2, 2, dtype=torch.bfloat16)
+    seen = []
+    with torch.autocast("cpu", torch.bfloat16):
+        seen.append(F.group_norm(images, 2).dtype)
+        with cuda_autocast():
+            seen += [F.group_norm(images, 2).dtype, F.interpolate(images, scale_factor=2.0).dtype]
+        seen.append(F.group_norm(images, 2).dtype)
+    with cuda_autocast():
+        seen.append(F.group_norm(images, 2).dtype)
+    low, full = torch.bfloat16, torch.float32
+    assert seen == [low, full, full, low, low]
+
+
+def test_lpips_in_slices_needs_less() -> None:
+    small = "--block_out_channels 8 8 8 8 --perceptual_scale 1 --lpips_backbone squeeze"
+    whole = peak(small, batch_size=4)
+    sliced = peak(f"{small} --perceptual_slice_size 1", batch_size=4)
+    assert sliced < whole
+
+
+def test_textbook_step_keeps_as_much_as_ours_before_recomputation() -> None:
+    args = arguments("--use_ema --train_batch_size 4")
+    (_, ours), theirs = plan(args), plan_textbook(args)
+    assert theirs.recompute == TEXTBOOK
+    assert theirs.allocated == pytest.approx(ours.allocated, rel=0.05)
+
+
+def test_accumulated_gradients_are_there_while_the_next_batch_is_seen() -> None:
+    states, _ = plan(arguments())
+    one, many = peak(), peak("--gradient_accumulation_steps 8")
+    gradients = states["VAE: gradients"] + states["discriminator: gradients"]
+    rounding = 500 * BLOCK  # less than one for each tensor
+    assert one < many <= one + gradients + rounding
+
+
+@pytest.mark.parametrize("flags", [
+    "--train_batch_size 4 --recompute full --perceptual_scale 1 --lpips_backbone squeeze "
+    "--perceptual_slice_size 1",
+    "--train_resolutions 32 64 --recompute norm --mixed_precision no",
+])  # fmt: skip
+def test_validation_needs_no_more_than_training_unless_told_to(flags: str) -> None:
+    found = peaks(flags)
+    assert found.parts.keys() == {BEFORE_GAN, TRAINING, VALIDATION, LATENTS}
+    assert found.largest == TRAINING
+    assert found.parts[LATENTS] <= found.parts[VALIDATION]
+    much = peaks(f"{flags} --validation_batch_size 64")
+    assert much.largest == VALIDATION
+    assert much.parts[TRAINING] == found.parts[TRAINING]
+
+
+def test_meter_counts_storages_once_and_forgets_them() -> None:
+    with AllocationMeter() as meter:
+        first = torch.ones(1000)
+        view = first[10:]
+        assert meter.now == 8 * BLOCK
+        second = first * 2
+        assert meter.now == meter.peak == 16 * BLOCK
+        del first
+        assert meter.now == 16 * BLOCK
+        del view, second
+    assert meter.now == 0
+    assert meter.peak == 16 * BLOCK
+
+
+def test_fake_run_is_the_scripts_own_step_and_allocates_nothing_real() -> None:
+    with fake_run(arguments("--use_ema")) as (_, run):
+        parameter = next(run.raw_vae.parameters())
+        assert type(parameter.data).__name__ == "FakeTensor"
+        assert run.schedule.adversarial_share(run.step) == 1.0
+        assert run.schedule.trains_vae(run.step)
+
+
+def test_card_must_hold_more_than_the_tensors() -> None:
+    assert Peaks(256, 1, "none", None, {TRAINING: 7_000_000_000}).on_card > 7.7e9
+
+
+def test_command_prints_the_table_and_writes_bytes(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    file = tmp_path / "plan.json"
+    flags = [*FLAGS.split(), "--batches", "1", "2", "--recomputes", "none", "norm"]
+    assert main(["memory", *flags, "--json", str(file)]) == 0
+    text, data = capsys.readouterr().out, json.loads(file.read_text())
+    assert len(data["peaks"]) == 4
+    assert f"{sum(data['states'].values()):,d} bytes" in text
+    assert text.count(" fits") == 16
+    assert "What needs most is training; flags that lower it" in text

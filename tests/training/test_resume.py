@@ -1,0 +1,313 @@
+"""A run that was killed, stopped or damaged ends exactly like one that was left alone."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from launching import ADVERSARIAL, TINY, launch, succeed
+
+from modules.config.command_line import resolve_arguments
+from modules.training.checkpoint import checkpoint_steps, verify
+from modules.training.run import Run
+
+STEPS = 9
+RESUME = ("--resume_from_checkpoint", "latest")
+
+
+def flags(pictures: Path, output_dir: Path, *more: str) -> list[str]:
+    """6 of 10 pictures train, 4 a step: epochs end within steps and between checkpoints."""
+    return [
+        *TINY, *ADVERSARIAL, "--train_data_dir", str(pictures), "--output_dir", str(output_dir),
+        "--train_batch_size", "2", "--gradient_accumulation_steps", "2", "--use_ema",
+        "--max_train_steps", str(STEPS), "--checkpointing_steps", "2", "--validation_steps", "3",
+        *more,
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(pictures, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    succeed(flags(pictures, folder))
+    return folder
+
+
+@pytest.fixture
+def stopped(uninterrupted, tmp_path) -> Path:
+    """What lies there when a run is killed after its checkpoint of step 6."""
+    folder = tmp_path / "stopped"
+    shutil.copytree(uninterrupted, folder)
+    for step in (8, STEPS):
+        shutil.rmtree(checkpoint(folder, step))
+    for file in (*folder.glob("*.json"), *folder.glob("*.safetensors")):
+        file.unlink()
+    return folder
+
+
+def checkpoint(folder: Path, step: int) -> Path:
+    return folder / "checkpoints" / f"step-{step:06d}"
+
+
+def rows(folder: Path) -> list[dict[str, float]]:
+    """metrics.jsonl without the one number that is a matter of the clock."""
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [
+        {name: value for name, value in json.loads(line).items() if name != "train/images_per_s"}
+        for line in lines
+    ]
+
+
+def checksums(folder: Path) -> dict[str, object]:
+    """Of the last checkpoint, but for the states of generators that nobody seeds or uses.
+
+    Of the trainer's state, without the flags: those of a launch may differ.
+    """
+    manifest = json.loads((checkpoint(folder, STEPS) / "manifest.json").read_text())
+    del manifest["random_states_0.pkl"]
+    state = json.loads((checkpoint(folder, STEPS) / "trainer_state.json").read_text())
+    del state["flags"], state["history"]
+    return {**manifest, "trainer_state.json": state}
+
+
+def torch_random_state(folder: Path) -> torch.Tensor:
+    file = checkpoint(folder, STEPS) / "random_states_0.pkl"
+    return torch.load(file, weights_only=False)["torch_manual_seed"]
+
+
+def assert_equal_runs(ours: Path, theirs: Path) -> None:
+    """Bit for bit: networks, optimizers, schedules, random state, EMA, counters, log, exports."""
+    verify(checkpoint(ours, STEPS))
+    assert checksums(ours) == checksums(theirs)
+    assert torch.equal(torch_random_state(ours), torch_random_state(theirs))
+    assert rows(ours) == rows(theirs)
+    exported = [path.relative_to(theirs) for path in theirs.rglob("*.safetensors")
+                if "checkpoints" not in path.parts]  # fmt: skip
+    assert {path.name for path in exported} >= {"discriminator.safetensors"}
+    assert len(exported) == 3  # the VAE, the best VAE, the discriminator
+    for path in (*exported, "config.json", "best/config.json", "README.md"):
+        ours_text, theirs_text = (ours / path).read_bytes(), (theirs / path).read_bytes()
+        assert ours_text.replace(ours.name.encode(), theirs.name.encode()) == theirs_text
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_a_run_killed_at_random_moments_and_resumed_ends_bit_equal(
+    uninterrupted, pictures, tmp_path, workers
+):
+    delays = random.Random(f"moments {workers}")
+    command = flags(pictures, tmp_path, "--dataloader_num_workers", workers, *RESUME)
+    for started_anew in (True, False, False):
+        run = launch(command)
+        log = tmp_path / "metrics.jsonl"
+        before = -1 if started_anew else len(rows(tmp_path))
+        run.wait_until(lambda log=log, before=before: log.exists() and (
+            log.read_text().count("\n") > before))  # fmt: skip
+        time.sleep(delays.uniform(0.0, 0.6))
+        run.process.kill()
+        run.wait()
+    succeed(command)
+    assert_equal_runs(tmp_path, uninterrupted)
+
+
+def test_a_kill_before_the_first_checkpoint_starts_anew(uninterrupted, pictures, tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 0, "val/psnr": 1.0}\n{"step": 1, "tra')
+    (tmp_path / "checkpoints" / ".partial-step-000002").mkdir(parents=True)
+    succeed(flags(pictures, tmp_path, *RESUME))
+    assert_equal_runs(tmp_path, uninterrupted)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
+def test_a_signal_saves_and_exits_with_0_and_the_resumed_run_ends_bit_equal(
+    uninterrupted, pictures, tmp_path, number
+):
+    command = flags(pictures, tmp_path, "--checkpointing_steps", "100")
+    run = launch(command)
+    run.wait_until(lambda: (tmp_path / "metrics.jsonl").exists() and len(rows(tmp_path)) > 2)
+    run.signal(number)
+    code, output = run.wait()
+    assert code == 0, output
+    (step,) = checkpoint_steps(tmp_path / "checkpoints")
+    assert 0 < step < STEPS
+    assert not (tmp_path / "config.json").exists()
+    succeed([*command, *RESUME])
+    assert_equal_runs(tmp_path, uninterrupted)
+
+
+def test_a_second_signal_ends_the_run_at_once(pictures, tmp_path):
+    run = launch(flags(pictures, tmp_path), before=make_every_update_take_minutes)
+    run.wait_until(lambda: "updating" in run.output)
+    run.signal(signal.SIGTERM)
+    time.sleep(0.3)
+    assert run.process.is_alive()
+    run.signal(signal.SIGUSR1)
+    code, output = run.wait(timeout=10)
+    assert code == 128 + signal.SIGUSR1, output
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def make_every_update_take_minutes() -> None:
+    def update(self: Run, *turns: bool) -> None:
+        print("updating", flush=True)
+        time.sleep(300)
+
+    Run.update = update
+
+
+def flip_a_byte(newest: Path) -> Path:
+    file = newest / "model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-10] ^= 1
+    file.write_bytes(content)
+    return file
+
+
+def cut_short(newest: Path) -> Path:
+    file = newest / "optimizer.bin"
+    file.write_bytes(file.read_bytes()[:-100])
+    return file
+
+
+def lose_a_file(newest: Path) -> Path:
+    file = newest / "ema.safetensors"
+    file.unlink()
+    return file
+
+
+def lose_the_manifest(newest: Path) -> Path:
+    file = newest / "manifest.json"
+    file.unlink()
+    return file
+
+
+@pytest.mark.parametrize("damage", [flip_a_byte, cut_short, lose_a_file, lose_the_manifest])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(
+    uninterrupted, stopped, pictures, damage
+):
+    damaged = damage(checkpoint(stopped, 6))
+    output = succeed(flags(pictures, stopped, *RESUME))
+    assert damaged.name in output
+    assert str(checkpoint(stopped, 6)) in output
+    assert_equal_runs(stopped, uninterrupted)
+
+
+def test_a_checkpoint_that_was_not_finished_is_never_taken(uninterrupted, stopped, pictures):
+    unfinished = checkpoint(stopped, 8).with_name(".partial-step-000008")
+    shutil.copytree(checkpoint(stopped, 6), unfinished)
+    assert checkpoint_steps(stopped / "checkpoints") == [2, 4, 6]
+    output = succeed(flags(pictures, stopped, *RESUME))
+    assert f"Resumed from {checkpoint(stopped, 6)} at step 6" in output  # the newest
+    assert not unfinished.exists()
+    assert_equal_runs(stopped, uninterrupted)
+
+
+def test_only_the_newest_checkpoints_are_kept(uninterrupted, stopped, pictures):
+    limit = ("--checkpoints_total_limit", "2")
+    succeed(flags(pictures, stopped, *limit, *RESUME))
+    assert [path.name for path in sorted((stopped / "checkpoints").iterdir())] == [
+        "step-000008", f"step-{STEPS:06d}"
+    ]  # fmt: skip
+    assert_equal_runs(stopped, uninterrupted)
+
+
+def test_a_rotation_that_a_kill_prevented_is_made_up_for(stopped, pictures):
+    limits = ("--checkpoints_total_limit", "1", "--max_train_steps", "6")
+    output = succeed(flags(pictures, stopped, *limits, *RESUME))
+    assert checkpoint_steps(stopped / "checkpoints") == [6]
+    assert "nothing is left to train: step 6 is reached and --max_train_steps=6 asks" in output
+    assert (stopped / "config.json").exists()
+
+
+def test_other_flags_count_from_there_on_and_are_told(stopped, pictures):
+    other = ("--learning_rate", "1e-5", "--seed", "7")
+    output = succeed(flags(pictures, stopped, *other, *RESUME))
+    assert "INFO resuming with --learning_rate=1e-05 (was 0.001)" in output
+    assert "WARNING --seed=7 (was 0): " in output
+    assert "begin anew at step 6" in output
+    rates = {row["step"]: row["train/lr"] for row in rows(stopped) if "train/lr" in row}
+    assert rates == dict.fromkeys(range(1, 7), 1e-3) | dict.fromkeys(range(7, 10), 1e-5)
+    # What was validated before is not compared with: other images are held back now.
+    assert [row["step"] for row in rows(stopped) if "val/psnr" in row] == [0, 3, 6, 6, 9]
+    assert re.search(r"PSNR .* dB at step 6, .* dB at step 9", output)
+    card = (stopped / "README.md").read_text()
+    assert "| 4 validation images | step 6 | step 9 |" in card
+    assert "From step 6 on: `learning_rate` 1e-05 (before: 0.001), `seed` 7 (before: 0), " in card
+    config = (stopped / "train_config.yaml").read_text()
+    assert "# From step 6 on: learning_rate: 1e-05 (before: 0.001)\n" in config
+    assert (
+        resolve_arguments(["--config", str(stopped / "train_config.yaml")]).optimization.seed == 7
+    )
+
+
+def refused(argv: list[str]) -> str:
+    code, output = launch(argv).wait()
+    assert code == 2, output
+    assert "Traceback" not in output
+    return output.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("flag", "key"),
+    [
+        ("--latent_channels=8", "latent_channels is 4 there and 8 here"),
+        ("--block_out_channels 8 8 8 16", "block_out_channels is 8 8 8 8 there and 8 8 8 16 here"),
+        ("--disc_hidden_channels=16", "disc_hidden_channels is 8 there and 16 here"),
+        ("--disc_norm_type=none", "disc_norm_type is spectral_group there and none here"),
+    ],
+)
+def test_a_checkpoint_of_another_network_is_refused(stopped, pictures, flag, key):
+    before = (stopped / "metrics.jsonl").read_bytes()
+    message = refused(flags(pictures, stopped, *flag.split(), *RESUME))
+    assert "--resume_from_checkpoint" in message
+    assert key in message
+    assert "use the flags of that run" in message
+    assert checkpoint_steps(stopped / "checkpoints") == [2, 4, 6]
+    assert (stopped / "metrics.jsonl").read_bytes() == before
+
+
+def test_an_average_that_was_not_kept_is_refused(pictures, tmp_path):
+    command = [*flags(pictures, tmp_path, "--max_train_steps", "2")]
+    succeed([*command, "--no_use_ema"])
+    assert "--use_ema is False there and True here" in refused([*command, *RESUME])
+
+
+def test_a_checkpoint_before_others_of_its_run_is_refused(stopped, pictures):
+    path = checkpoint(stopped, 2)
+    message = refused(flags(pictures, stopped, "--resume_from_checkpoint", str(path)))
+    assert f"--resume_from_checkpoint={path} lies before step 4" in message
+    assert checkpoint_steps(stopped / "checkpoints") == [2, 4, 6]
+
+
+def test_a_run_branches_off_into_another_folder(uninterrupted, pictures, tmp_path):
+    path = checkpoint(uninterrupted, 2)
+    succeed(flags(pictures, tmp_path, "--resume_from_checkpoint", str(path)))
+    assert checksums(tmp_path) == checksums(uninterrupted)
+    assert [row for row in rows(uninterrupted) if row["step"] > 2] == rows(tmp_path)
+
+
+@pytest.mark.parametrize("damage", [flip_a_byte, lose_the_manifest])
+def test_a_damaged_checkpoint_given_by_path_is_refused(stopped, pictures, damage):
+    damaged = damage(checkpoint(stopped, 6))
+    path = str(damaged.parent)
+    message = refused(flags(pictures, stopped, "--resume_from_checkpoint", path))
+    assert f"--resume_from_checkpoint={path}" in message
+    assert damaged.name in message
+
+
+def test_a_run_whose_every_checkpoint_is_damaged_is_not_begun_again(stopped, pictures):
+    for step in (2, 4, 6):
+        lose_a_file(checkpoint(stopped, step))
+    before = (stopped / "metrics.jsonl").read_bytes()
+    assert "every checkpoint in" in refused(flags(pictures, stopped, *RESUME))
+    assert (stopped / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_path_that_is_no_checkpoint_is_refused(stopped, pictures, tmp_path):
+    for path in (stopped / "checkpoints" / "step-7", stopped / "samples", stopped / "checkpoints"):
+        message = refused(flags(pictures, stopped, "--resume_from_checkpoint", str(path)))
+        assert f"--resume_from_checkpoint={path}" in message

@@ -1,0 +1,668 @@
+"""An autoencoder is loaded strictly from wherever it lies, and written for other programs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import threading
+from contextlib import suppress
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderKL
+from huggingface_hub import constants
+from huggingface_hub.errors import LocalEntryNotFoundError
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from modules.weights.ldm_layout import to_ldm
+from modules.weights.tensor_files import UnreadableTensors, read_tensors
+from modules.weights.vae_files import load_vae, save_fp16_variant, save_ldm
+
+FLAG = "--pretrained_model_name_or_path="
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+OLD_NAMES = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+
+
+def tiny_vae(quant: bool = True, attention: bool = True, scaling_factor: float = 0.7):
+    torch.manual_seed(0)
+    return AutoencoderKL(
+        down_block_types=["DownEncoderBlock2D"] * 2,
+        up_block_types=["UpDecoderBlock2D"] * 2,
+        block_out_channels=[32, 64],
+        use_quant_conv=quant,
+        use_post_quant_conv=quant,
+        mid_block_add_attention=attention,
+        scaling_factor=scaling_factor,
+    ).eval()
+
+
+def old_attention_names(state_dict: dict, convolutions: bool) -> dict:
+    renamed = {}
+    for key, tensor in state_dict.items():
+        is_weight = ".attentions." in key and tensor.ndim == 2
+        for new, old in OLD_NAMES.items():
+            key = key.replace(f"attentions.0.{new}.", f"attentions.0.{old}.")
+        renamed[key] = (tensor[:, :, None, None] if convolutions and is_weight else tensor).clone()
+    return renamed
+
+
+def assert_same_weights(found: AutoencoderKL, expected: AutoencoderKL) -> None:
+    assert found.state_dict().keys() == expected.state_dict().keys()
+    for key, tensor in expected.state_dict().items():
+        assert found.state_dict()[key].dtype == torch.float32
+        assert torch.equal(found.state_dict()[key], tensor.float()), key
+
+
+def public_config(vae: AutoencoderKL) -> dict:
+    entries = {key: value for key, value in vae.config.items() if not key.startswith("_")}
+    return json.loads(json.dumps(entries))
+
+
+def ldm_tensors(vae: AutoencoderKL, prefix: str = "") -> dict:
+    ldm = to_ldm(vae.state_dict(), vae.config)
+    return {f"{prefix}{key}": tensor.contiguous() for key, tensor in ldm.items()}
+
+
+@pytest.fixture
+def vae() -> AutoencoderKL:
+    return tiny_vae()
+
+
+@pytest.fixture
+def folder(vae, tmp_path) -> Path:
+    vae.save_pretrained(tmp_path / "vae")
+    return tmp_path / "vae"
+
+
+# Folders
+
+
+def test_a_vae_folder_loads_quietly_trainable_and_in_eval_mode(vae, folder, caplog, capfd):
+    found = load_vae(folder)
+    assert_same_weights(found, vae)
+    assert found.config.scaling_factor == 0.7
+    assert not found.training
+    assert all(parameter.requires_grad for parameter in found.parameters())
+    assert not caplog.records
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_pipeline_folder_gives_its_vae(vae, folder):
+    (folder.parent / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
+    assert_same_weights(load_vae(folder.parent), vae)
+    assert_same_weights(load_vae(str(folder.parent), subfolder="vae"), vae)
+
+
+def test_a_root_configuration_of_something_else_does_not_hide_the_vae_folder(vae, folder):
+    (folder.parent / "config.json").write_text('{"model_type": "clip"}')
+    assert_same_weights(load_vae(folder.parent), vae)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_precisions_are_loaded_to_float32(folder, dtype):
+    cast = tiny_vae().to(dtype)
+    cast.save_pretrained(folder)
+    assert_same_weights(load_vae(folder), cast)
+
+
+@pytest.mark.parametrize("convolutions", [False, True])
+@pytest.mark.parametrize("suffix", ["safetensors", "bin"])
+def test_old_attention_names_give_the_same_images(vae, folder, convolutions, suffix):
+    old = old_attention_names(vae.state_dict(), convolutions)
+    (folder / WEIGHTS).unlink()
+    if suffix == "safetensors":
+        save_file(old, folder / WEIGHTS)
+    else:
+        torch.save(old, folder / "diffusion_pytorch_model.bin")
+    images = torch.rand(1, 3, 16, 16) * 2 - 1
+    with torch.no_grad():
+        assert torch.equal(load_vae(folder)(images).sample, vae(images).sample)
+
+
+def test_missing_and_unexpected_tensors_are_errors_that_name_them(vae, folder):
+    tensors = load_file(folder / WEIGHTS)
+    dropped = {key: value for key, value in tensors.items() if key != "decoder.conv_in.bias"}
+    save_file(dropped, folder / WEIGHTS)
+    with pytest.raises(ValueError, match=rf"{FLAG}.*missing tensors: decoder\.conv_in\.bias$"):
+        load_vae(folder)
+
+    save_file(tensors | {"decoder.foo.bias": torch.ones(1)}, folder / WEIGHTS)
+    with pytest.raises(ValueError, match=rf"{FLAG}.*found decoder\.foo\.bias"):
+        load_vae(folder)
+
+    extra_layer = "decoder.up_blocks.0.resnets.2.conv1.bias"
+    save_file(tensors | {extra_layer: torch.ones(64)}, folder / WEIGHTS)
+    with pytest.raises(ValueError, match=f"unexpected tensors: {extra_layer}"):
+        load_vae(folder)
+
+
+def test_a_configuration_of_other_shapes_is_an_error(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"latent_channels": 8}))
+    with pytest.raises(ValueError, match=r"decoder\.conv_in\.weight \[64, 4, 3, 3\] instead of"):
+        load_vae(folder)
+    (folder / "config.json").write_text(json.dumps(config | {"norm_num_groups": 31}))
+    with pytest.raises(ValueError, match=f"{FLAG}.*norm_num_groups is 31 and must be a divisor"):
+        load_vae(folder)
+    (folder / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=f"{FLAG}.*config.json is damaged"):
+        load_vae(folder)
+    (folder / "config.json").write_text("[]")
+    with pytest.raises(ValueError, match="not a JSON object"):
+        load_vae(folder)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_weights_that_are_not_finite_are_an_error(folder, bad):
+    tensors = load_file(folder / WEIGHTS)
+    tensors["encoder.conv_in.bias"][3] = bad
+    save_file(tensors, folder / WEIGHTS)
+    with pytest.raises(ValueError, match=r"NaN or infinite values: encoder\.conv_in\.bias"):
+        load_vae(folder)
+
+
+def test_integer_weights_are_an_error(folder):
+    tensors = load_file(folder / WEIGHTS)
+    tensors["encoder.conv_in.weight"] = tensors["encoder.conv_in.weight"].to(torch.int8)
+    save_file(tensors, folder / WEIGHTS)
+    with pytest.raises(ValueError, match=r"not floating point: encoder\.conv_in\.weight"):
+        load_vae(folder)
+
+
+@pytest.mark.parametrize("name", ["AutoencoderTiny", "AsymmetricAutoencoderKL"])
+def test_other_classes_of_autoencoder_are_refused_by_name(folder, name):
+    config = json.loads((folder / "config.json").read_text()) | {"_class_name": name}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=f"only an AutoencoderKL .* config.json describes {name}"):
+        load_vae(folder)
+    with pytest.raises(ValueError, match=f"vae/config.json describes {name}"):
+        load_vae(folder.parent)
+
+
+def test_a_folder_that_is_no_vae_is_listed(tmp_path):
+    (tmp_path / "unet").mkdir()
+    (tmp_path / "unet" / "weights.bin").touch()
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(ValueError, match=rf"{FLAG}{tmp_path}.*found notes\.txt, unet/weights\.bin"):
+        load_vae(tmp_path)
+    with pytest.raises(ValueError, match=r"in its other/"):
+        load_vae(tmp_path, subfolder="other")
+
+
+def test_a_folder_with_only_a_variant_asks_for_the_flag(vae, folder):
+    save_fp16_variant(vae, folder)
+    (folder / WEIGHTS).unlink()
+    with pytest.raises(ValueError, match=r"fp16\.safetensors .*--variant=fp16"):
+        load_vae(folder)
+    assert_same_weights(load_vae(folder, variant="fp16"), tiny_vae().half())
+    with pytest.raises(ValueError, match=r"no diffusion_pytorch_model\.bf16\.safetensors"):
+        load_vae(folder, variant="bf16")
+
+
+@pytest.mark.parametrize("path", ["missing.safetensors", "./nowhere", "/no/such/folder", "~/nope"])
+def test_a_missing_path_is_reported_without_asking_the_hub(path, monkeypatch):
+    monkeypatch.delattr("modules.weights.sources.hf_hub_download")
+    with pytest.raises(ValueError, match=f"{FLAG}{path}: no such file or folder"):
+        load_vae(path)
+
+
+def shard(folder: Path, vae: AutoencoderKL, suffix: str = "safetensors", variant: str = "") -> list:
+    """Cuts a folder's weights in two, as save_pretrained(max_shard_size=...) does."""
+    names = sorted(vae.state_dict())
+    files, places = [], {}
+    for number, part in enumerate((names[:50], names[50:]), start=1):
+        file = folder / f"diffusion_pytorch_model{variant}-0000{number}-of-00002.{suffix}"
+        tensors = {name: vae.state_dict()[name].contiguous() for name in part}
+        save_file(tensors, file) if suffix == "safetensors" else torch.save(tensors, file)
+        files.append(file)
+        places |= dict.fromkeys(part, file.name)
+    index = folder / f"diffusion_pytorch_model.{suffix}.index{variant}.json"
+    index.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": places}))
+    (folder / WEIGHTS).unlink(missing_ok=True)
+    return [*files, index]
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "bin"])
+def test_weights_in_several_files_load_and_a_missing_one_is_named(vae, folder, suffix):
+    first, second, index = shard(folder, vae, suffix)
+    assert_same_weights(load_vae(folder), vae)
+    assert_same_weights(load_vae(folder.parent), vae)
+    second.unlink()
+    with pytest.raises(ValueError, match=f"{FLAG}{folder}: .*names 2 files.*{second.name} cannot"):
+        load_vae(folder)
+    index.write_text(json.dumps({"weight_map": {"decoder.conv_in.bias": f"../vae/{first.name}"}}))
+    with pytest.raises(ValueError, match="cannot be found"):
+        load_vae(folder)
+    for damaged in ("{}", "[", '{"weight_map": []}'):
+        index.write_text(damaged)
+        with pytest.raises(ValueError, match=r"index\.json is damaged"):
+            load_vae(folder)
+
+
+def test_diffusers_own_shards_and_their_variant_load(vae, folder):
+    (folder / WEIGHTS).unlink()
+    vae.save_pretrained(folder, max_shard_size="200KB")
+    assert len(list(folder.glob("*-of-*"))) > 1
+    assert_same_weights(load_vae(folder), vae)
+    half = tiny_vae().half()
+    half.save_pretrained(folder, max_shard_size="200KB", variant="fp16")
+    assert_same_weights(load_vae(folder, variant="fp16"), half)
+
+
+# Single files
+
+
+@pytest.mark.parametrize("prefix", ["", "first_stage_model."])
+@pytest.mark.parametrize("suffix", ["safetensors", "ckpt", "pt"])
+def test_a_single_ldm_file_loads_with_the_architecture_inferred(
+    vae, tmp_path, prefix, suffix, caplog
+):
+    path = tmp_path / f"checkpoint.{suffix}"
+    tensors = ldm_tensors(vae, prefix) | {"model.diffusion_model.out.bias": torch.ones(4)}
+    if suffix == "safetensors":
+        save_file(tensors, path)
+    else:
+        torch.save({"state_dict": tensors, "global_step": 7, "epoch": [1, None]}, path)
+    found = load_vae(path)
+    assert_same_weights(found, vae)
+    assert found.config.scaling_factor == 0.18215
+    assert "0.13025" in caplog.text
+    assert load_vae(path, config_overrides={"scaling_factor": 0.13025}).config.scaling_factor == (
+        0.13025
+    )
+
+
+def test_a_16_channel_vae_without_quant_conv_loads(tmp_path):
+    flux = AutoencoderKL(
+        block_out_channels=[32],
+        latent_channels=16,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+    )
+    save_file(ldm_tensors(flux), tmp_path / "ae.sft")
+    found = load_vae(tmp_path / "ae.sft")
+    assert_same_weights(found, flux)
+    assert (found.config.scaling_factor, found.config.shift_factor) == (0.3611, 0.1159)
+
+
+def test_a_folders_weights_file_given_alone_takes_the_configuration_beside_it(vae, folder, caplog):
+    found = load_vae(folder / WEIGHTS)
+    assert_same_weights(found, vae)
+    assert found.config.scaling_factor == 0.7
+    assert not caplog.records
+
+
+def test_one_file_has_no_variants(folder):
+    with pytest.raises(ValueError, match=f"{FLAG}.*this is one file"):
+        load_vae(folder / WEIGHTS, variant="fp16")
+
+
+class Bomb:
+    """Creates a file when a pickle of it is read."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("suffix", ["ckpt", "pt", "bin"])
+def test_a_pickle_that_holds_code_is_refused_and_never_run(vae, tmp_path, suffix):
+    path, trace = tmp_path / f"model.{suffix}", tmp_path / "trace"
+    torch.save({"state_dict": ldm_tensors(vae), "callbacks": Bomb(trace)}, path)
+    with pytest.raises(ValueError, match=f"{FLAG}.*is refused.*safetensors version"):
+        load_vae(path)
+    assert not trace.exists()
+    # The bomb works: reading it carelessly would have set it off.
+    torch.load(path, weights_only=False)
+    assert trace.exists()
+
+
+@pytest.mark.parametrize("kept", [0, 5, 200, 40_000])
+@pytest.mark.parametrize("suffix", ["safetensors", "ckpt"])
+def test_a_truncated_file_is_called_damaged(vae, tmp_path, suffix, kept):
+    path = tmp_path / f"model.{suffix}"
+    if suffix == "safetensors":
+        save_file(ldm_tensors(vae), path)
+    else:
+        torch.save(ldm_tensors(vae), path)
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(ValueError, match=rf"{FLAG}.*model\.{suffix} is .*damaged"):
+        load_vae(path)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_misnamed_file_is_read_by_its_content_and_its_precision_is_said(tmp_path, dtype, caplog):
+    cast = tiny_vae().to(dtype)
+    save_file(ldm_tensors(cast), tmp_path / "vae.ckpt")
+    torch.save(ldm_tensors(cast), tmp_path / "vae.safetensors")
+    legacy = {"_use_new_zipfile_serialization": False}
+    torch.save(ldm_tensors(cast), tmp_path / "vae.download", **legacy)
+    for name in ("vae.ckpt", "vae.safetensors", "vae.download"):
+        caplog.clear()
+        assert_same_weights(load_vae(tmp_path / name), cast)
+        assert f"the weights are {str(dtype)[6:]} and become float32" in caplog.text
+
+
+def test_a_misnamed_pickle_that_holds_code_is_never_run(vae, tmp_path):
+    path, trace = tmp_path / "model.safetensors", tmp_path / "trace"
+    torch.save({"state_dict": ldm_tensors(vae), "callbacks": Bomb(trace)}, path)
+    with pytest.raises(ValueError, match=f"{FLAG}.*is refused.*safetensors version"):
+        load_vae(path)
+    assert not trace.exists()
+
+
+def test_axes_of_one_that_say_nothing_are_harmless_and_others_are_not(vae, folder):
+    tensors = load_file(folder / WEIGHTS)
+    changed = dict(tensors)
+    for name in ("quant_conv.weight", "encoder.down_blocks.1.resnets.0.conv_shortcut.weight"):
+        changed[name] = tensors[name].flatten(1)
+    for name in ("encoder.conv_norm_out.weight", "decoder.conv_out.bias"):
+        changed[name] = tensors[name].view(1, -1, 1, 1)
+    name = "decoder.mid_block.attentions.0.to_k.weight"
+    changed[name] = tensors[name][:, :, None]
+    save_file(changed, folder / WEIGHTS)
+    assert_same_weights(load_vae(folder), vae)
+    for shape in ((64, 64, 2, 2), (64 * 64,), (32, 2, 64)):
+        save_file(tensors | {name: torch.ones(shape)}, folder / WEIGHTS)
+        with pytest.raises(ValueError, match=rf"{name} \[{shape[0]}.*instead of \[64, 64\]"):
+            load_vae(folder)
+
+
+def test_shapes_and_names_that_claim_the_memory_of_a_data_centre_are_refused(vae, tmp_path):
+    tensors = ldm_tensors(vae)
+    name = "encoder.conv_in.bias"
+    huge = torch.zeros(1).expand(10**12)  # four bytes in the file
+    torch.save(tensors | {name: huge}, tmp_path / "a.ckpt")
+    with pytest.raises(ValueError, match=r"encoder\.conv_in\.bias \[1000000000000\] instead"):
+        load_vae(tmp_path / "a.ckpt")
+    for name in ("encoder.down.99999999.block.0.norm1.weight", "decoder.up.0.attn.99999999.q.bias"):
+        torch.save(tensors | {name: torch.ones(1)}, tmp_path / "a.ckpt")
+        with pytest.raises(ValueError, match="names count"):
+            load_vae(tmp_path / "a.ckpt")
+    torch.save(tensors | {"encoder.conv_out.weight": torch.ones(8)}, tmp_path / "a.ckpt")
+    with pytest.raises(ValueError, match=r"encoder\.conv_out\.weight has shape \[8\]"):
+        load_vae(tmp_path / "a.ckpt")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty"),
+        (b"\n<!DOCTYPE html><html>Sign in</html>", "is a web page"),
+        (b'{"_class_name": "AutoencoderKL"}', "is JSON, not weights; give the folder"),
+        ((2**63).to_bytes(8, "little") + b"{" + bytes(99), "is damaged or incomplete"),
+        ((99 * 10**6).to_bytes(8, "little") + b"{" + bytes(99), "is damaged or incomplete"),
+        ((90).to_bytes(8, "little") + b"{" * 90 + bytes(99), "is damaged or incomplete"),
+        (b"PK\x03\x04" + bytes(99), "is damaged or incomplete"),
+        (b"\x80\x02" + bytes(99), "damaged"),
+        (bytes(99), "is damaged, or of an unknown file type"),
+    ],
+)
+@pytest.mark.parametrize("suffix", ["safetensors", "ckpt"])
+def test_what_is_no_file_of_weights_is_answered_in_one_line(tmp_path, content, message, suffix):
+    path = tmp_path / f"vae.{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"^{FLAG}{path}: vae.{suffix} .*{message}") as raised:
+        load_vae(path)
+    assert "\n" not in str(raised.value)
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    kept=st.integers(0, 3000),
+    flips=st.lists(st.integers(0, 2999), max_size=3),
+    new=st.integers(0, 255),
+)
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("form", ["safetensors", "ckpt", "legacy"])
+def test_damage_anywhere_ends_in_tensors_or_in_one_kind_of_error(
+    form, kept, flips, new, tmp_path_factory
+):
+    path = tmp_path_factory.getbasetemp() / f"damaged-{form}"
+    if form == "safetensors":
+        save_file({"a": torch.ones(9)}, path)
+    else:
+        torch.save({"a": {"b": torch.ones(9)}}, path,
+                   _use_new_zipfile_serialization=form == "ckpt")  # fmt: skip
+    data = bytearray(path.read_bytes()[:kept])
+    for place in flips:
+        if place < len(data):
+            data[place] = new
+    path.write_bytes(data)
+    with suppress(UnreadableTensors):
+        read_tensors(path)
+
+
+def test_a_git_lfs_pointer_and_an_unknown_file_type_are_named(tmp_path):
+    pointer = tmp_path / "vae.safetensors"
+    pointer.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    with pytest.raises(ValueError, match="git lfs pull"):
+        load_vae(pointer)
+    (tmp_path / "vae.gguf").write_bytes(b"GGUF" + bytes(100))
+    with pytest.raises(ValueError, match=r"expected the content of \.safetensors"):
+        load_vae(tmp_path / "vae.gguf")
+
+
+def test_a_file_of_something_else_lists_what_it_holds(tmp_path):
+    save_file({f"blocks.{i}.weight": torch.ones(1) for i in range(9)}, tmp_path / "a.safetensors")
+    with pytest.raises(ValueError, match=rf"{FLAG}.*found blocks\.0\.weight, .* and 3 more"):
+        load_vae(tmp_path / "a.safetensors")
+    torch.save([1, 2], tmp_path / "a.pt")
+    with pytest.raises(ValueError, match="found nothing"):
+        load_vae(tmp_path / "a.pt")
+
+
+def test_the_network_does_not_depend_on_its_file_afterwards(vae, folder):
+    found = load_vae(folder)
+    data = bytearray((folder / WEIGHTS).read_bytes())
+    (folder / WEIGHTS).write_bytes(bytes(len(data)))
+    assert_same_weights(found, vae)
+
+
+# Writing
+
+
+@pytest.mark.parametrize("prefix", ["", "first_stage_model."])
+@pytest.mark.parametrize(("quant", "attention"), [(True, True), (False, True), (True, False)])
+def test_an_exported_ldm_file_is_bit_equal_for_diffusers_and_for_us(
+    tmp_path, prefix, quant, attention, caplog
+):
+    vae = tiny_vae(quant, attention, scaling_factor=0.9)
+    vae.save_pretrained(tmp_path / "vae")
+    path = tmp_path / "export" / "vae.safetensors"
+    save_ldm(vae, path, prefix)
+    assert_same_weights(
+        AutoencoderKL.from_single_file(str(path), config=str(tmp_path / "vae")), vae
+    )
+    caplog.clear()
+    ours = load_vae(path)
+    assert_same_weights(ours, vae)
+    assert public_config(ours) == public_config(vae)
+    assert not caplog.records
+
+
+def test_an_exported_file_is_float32_and_marked_as_pytorchs(tmp_path):
+    save_ldm(tiny_vae().half(), tmp_path / "vae.safetensors")
+    with safe_open(tmp_path / "vae.safetensors", framework="pt") as file:
+        assert file.metadata()["format"] == "pt"
+        assert {file.get_tensor(key).dtype for key in list(file.keys())} == {torch.float32}
+    assert_same_weights(load_vae(tmp_path / "vae.safetensors"), tiny_vae().half())
+
+
+@pytest.mark.parametrize("step", ["save_file", "os.replace"])
+def test_a_failed_write_leaves_the_old_file_and_no_debris(vae, tmp_path, monkeypatch, step):
+    path = tmp_path / "vae.safetensors"
+    save_ldm(vae, path)
+    before = path.read_bytes()
+
+    def fail(_, filename, **metadata):
+        if step == "save_file":
+            Path(filename).write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(f"modules.weights.tensor_files.{step}", fail)
+    with pytest.raises(OSError, match="disk full"):
+        save_ldm(vae, path)
+    assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == ["vae.safetensors"]
+
+
+def test_groups_that_other_programs_cannot_know_are_warned_about(tmp_path, caplog):
+    vae = AutoencoderKL(block_out_channels=[24], norm_num_groups=8)
+    with caplog.at_level(logging.WARNING):
+        save_ldm(vae, tmp_path / "vae.safetensors")
+    assert "norm_num_groups 8" in caplog.text
+    assert_same_weights(load_vae(tmp_path / "vae.safetensors"), vae)
+
+
+def test_the_fp16_variant_lies_beside_the_fp32_weights(vae, folder):
+    save_fp16_variant(vae, folder)
+    found = AutoencoderKL.from_pretrained(folder, variant="fp16", torch_dtype=torch.float16)
+    assert found.dtype == torch.float16
+    assert_same_weights(found.float(), tiny_vae().half())
+    assert_same_weights(load_vae(folder), vae)
+
+
+def test_the_fp16_variant_is_refused_alone_or_overflowing(vae, folder, tmp_path):
+    with pytest.raises(ValueError, match="save_pretrained"):
+        save_fp16_variant(vae, tmp_path)
+    with torch.no_grad():
+        vae.decoder.conv_in.weight[0, 0] = 70_000.0
+    with pytest.raises(ValueError, match=r"65504.*decoder\.conv_in\.weight"):
+        save_fp16_variant(vae, folder)
+
+
+# The Hub, played by a local server
+
+
+class HubHandler(BaseHTTPRequestHandler):
+    """The part of the Hub that downloads use: files of one repository, and its refusals."""
+
+    def __init__(self, root: Path, *args) -> None:
+        self.root = root
+        super().__init__(*args)
+
+    def log_message(self, *args) -> None:
+        """Keeps the test's output clean."""
+
+    def refuse(self, status: int, code: str) -> None:
+        self.send_response(status)
+        self.send_header("X-Error-Code", code)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def do_HEAD(self) -> None:
+        self.server.paths.append(self.path)
+        if self.path.startswith("/api/models/lab/model/tree/main"):
+            return self.answer(json.dumps(self.tree()).encode())
+        repository, _, rest = self.path.strip("/").partition("/resolve/")
+        revision, _, name = rest.partition("/")
+        if repository == "lab/gated":
+            return self.refuse(403, "GatedRepo")
+        if repository != "lab/model":
+            return self.refuse(401, "RepoNotFound")
+        if revision != "main":
+            return self.refuse(404, "RevisionNotFound")
+        if not (self.root / name).is_file():
+            return self.refuse(404, "EntryNotFound")
+        return self.answer((self.root / name).read_bytes())
+
+    do_GET = do_HEAD
+
+    def tree(self) -> list[dict]:
+        files = [path.relative_to(self.root) for path in self.root.rglob("*") if path.is_file()]
+        return [{"type": "file", "path": str(path), "size": 1, "oid": "0"} for path in files]
+
+    def answer(self, body: bytes) -> None:
+        self.send_response(200)
+        self.send_header("X-Repo-Commit", "0" * 40)
+        self.send_header("ETag", f'"{hashlib.sha256(body).hexdigest()}"')
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    root = tmp_path / "served"
+    root.mkdir()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(HubHandler, root))
+    server.root, server.paths = root, []
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
+    thread.start()
+    url = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setattr(constants, "ENDPOINT", url)
+    template = url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
+    yield server
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@pytest.mark.parametrize("place", ["", "vae"])
+def test_a_hub_id_loads_a_vae_or_the_vae_of_a_pipeline(hub, vae, tmp_path, monkeypatch, place):
+    vae.save_pretrained(hub.root / place)
+    assert_same_weights(load_vae("lab/model", cache_dir=tmp_path / "cache"), vae)
+    assert_same_weights(load_vae("lab/model", revision="main", cache_dir=tmp_path / "cache"), vae)
+    # Once downloaded, it loads offline.
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    hub.paths.clear()
+    assert_same_weights(load_vae("lab/model", cache_dir=tmp_path / "cache"), vae)
+    assert hub.paths == []
+
+
+def test_a_hub_variant_downloads_no_other_weights(hub, vae, tmp_path):
+    vae.save_pretrained(hub.root)
+    save_fp16_variant(vae, hub.root)
+    found = load_vae("lab/model", variant="fp16", cache_dir=tmp_path / "cache")
+    assert_same_weights(found, tiny_vae().half())
+    assert not any(path.endswith(WEIGHTS) for path in hub.paths)
+
+
+@pytest.mark.parametrize(
+    ("name", "revision", "message"),
+    [
+        ("lab/typo", None, "Hub shows no such repository; .*hf auth login"),
+        ("lab/gated", None, "gated: .*/lab/gated, then run `hf auth login`"),
+        ("lab/model", "nowhere", "no branch, tag or commit --revision=nowhere"),
+        ("lab/model", None, r"not a VAE: .*found readme\.md"),
+        ("not a repo", None, "no hub id"),
+        ("a/b/c", None, "no hub id"),
+    ],
+)
+def test_what_the_hub_refuses_is_explained(hub, tmp_path, name, revision, message):
+    (hub.root / "readme.md").touch()
+    with pytest.raises(ValueError, match=f"{FLAG}{name}: .*{message}"):
+        load_vae(name, revision=revision, cache_dir=tmp_path / "cache")
+
+
+def test_an_unreachable_hub_is_reported_with_the_cause(tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(ValueError, match=f"{FLAG}lab/model: .*could not be reached.*offline"):
+        load_vae("lab/model", cache_dir=tmp_path / "cache")
+
+
+def test_a_hub_that_did_not_answer_is_not_asked_again(monkeypatch):
+    asked = []
+
+    def unreachable(repo_id, name, local_files_only, **options):
+        asked.append((name, local_files_only))
+        raise LocalEntryNotFoundError("no answer")
+
+    monkeypatch.setattr("modules.weights.sources.hf_hub_download", unreachable)
+    with pytest.raises(ValueError, match=r"could not be reached \(no answer\)"):
+        load_vae("lab/model")
+    assert asked == [("config.json", False), ("vae/config.json", True)]
