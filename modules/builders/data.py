@@ -16,7 +16,8 @@ from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
 from modules.builders.overlap import searched_by_datasets, would_match
-from modules.config.arguments import Arguments, DataArguments
+from modules.config.arguments import Arguments
+from modules.config.inputs import DataArguments
 from modules.data.image_sizes import read_sizes
 from modules.data.loader import TrainingImages, prefetched_batches, training_loader
 from modules.data.samplers.buckets import Buckets, num_batches
