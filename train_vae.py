@@ -393,7 +393,7 @@ def main(args: Arguments) -> None:
 
         # Train and export.
         shape = latent_shape(vae.vae, args.data.resolution)
-        run.loader = make_loader(args, data, shape, accelerator, run.samples)
+        run.loader = make_loader(args, data, shape, accelerator, run.samples, run.stream)
         run.meter.restart_clock()  # the loader may have looked at the sizes of all images
         if not run.validation_due and train(run, watch):
             export(run, watch)

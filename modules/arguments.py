@@ -136,7 +136,16 @@ class DataArguments:
     max_train_samples: int | None = flag(None, "use a random subset of this many training images")
     streaming: bool = flag(False, "read the dataset as a stream instead of downloading it first")
     shuffle_buffer_size: int = flag(
-        1000, "images in the shuffle buffers with --streaming, kept encoded by every worker"
+        1000,
+        "images in the shuffle of --streaming, kept encoded: those of all lanes together, in all "
+        "processes and workers, so that each lane shuffles its own in blocks of a share of this",
+    )
+    stream_lanes: int | None = flag(
+        None,
+        "sequences that --streaming reads apart from each other, each from its own shards, taking "
+        "turns sample by sample; by default 64, or as many as there are shards. Every byte is read "
+        "once where processes x workers divide this. It decides the order of the samples, so it "
+        "is kept on resume",
     )
     resolution: int = flag(512, "side of the square training and validation crops, in pixels")
     train_resolutions: tuple[int, ...] | None = flag(
@@ -168,7 +177,8 @@ class DataArguments:
     dataloader_num_workers: int = flag(0, "processes that load images; 0 is the main process")
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "max_train_samples", "min_image_size", "shuffle_buffer_size")
+        at_least(self, 1, "max_train_samples", "min_image_size", "shuffle_buffer_size",
+                 "stream_lanes")  # fmt: skip
         at_least(self, 8, "resolution")
         at_least(self, 0, "dataloader_num_workers")
         require(0 <= self.max_bad_images <= 1, "max_bad_images", self.max_bad_images,

@@ -15,6 +15,7 @@ from modules.buckets import Buckets, num_batches
 from modules.data import TrainingImages, training_loader
 from modules.errors import ArgumentError
 from modules.image_sizes import read_sizes
+from modules.lane_balance import warn_of_lanes
 from modules.mixture import Mixture
 from modules.open_dataset import load_rows
 from modules.order import EpochOrder, Permutations
@@ -22,7 +23,7 @@ from modules.parts import Concatenation, ImageSource, hold_back, part_sizes, ran
 from modules.rows import MixedRows, RowStream, ShardRows, SourceRows
 from modules.shards import Shards
 from modules.sources import open_files, open_folder, open_source
-from modules.streaming import StreamedImages
+from modules.streaming import StreamedImages, StreamLoader, StreamPosition
 
 logger = logging.getLogger(__name__)
 
@@ -157,10 +158,9 @@ def _open_stream(args: Arguments, name: str, buffer_size: int) -> RowStream:
         streaming=True,
     )
     return ShardRows(
-        Shards(loaded.rows, name, loaded.files),
+        Shards(loaded.rows, name, loaded.files, loaded.column, token),
         seed=args.optimization.seed,
-        buffer_size=max(1, buffer_size),
-        token=token,
+        buffer_size=buffer_size,
         version=loaded.fingerprint,
     )
 
@@ -193,8 +193,12 @@ def make_loader(
     latent_shape: tuple[int, int, int],
     accelerator: Accelerator,
     start_position: int,
-) -> DataLoader:
-    """The endless stream of this process's training batches, from sample `start_position` on."""
+    stream: StreamPosition,
+) -> DataLoader | StreamLoader:
+    """The endless stream of this process's training batches, from sample `start_position` on.
+
+    stream: where the run is with --streaming; it learns how many lanes there are.
+    """
     options = {
         "latent_shape": latent_shape,
         "seed": args.optimization.seed,
@@ -206,7 +210,16 @@ def make_loader(
     }
     resolution = args.data.resolution
     if isinstance(data.images, RowStream):
-        dataset = StreamedImages(data.images, resolution, **options)
+        stream.lanes = stream.lanes or args.data.stream_lanes or data.images.num_lanes
+        if start_position and not stream.cursors:
+            logger.warning(
+                "this run was begun by a version without lanes: its images come in another order "
+                "now, and all are read up to where it was"
+            )
+        if accelerator.process_index == 0:
+            processes, workers = accelerator.num_processes, args.data.dataloader_num_workers
+            warn_of_lanes(data.images, stream.lanes, processes, workers)
+        dataset = StreamedImages(data.images, resolution, stream.lanes, stream.cursors, **options)
     else:
         order, buckets = _make_order(args, data.images), None
         if args.data.aspect_ratio_bucketing:

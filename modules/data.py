@@ -24,7 +24,7 @@ from modules.order import EpochOrder, Permutations
 from modules.samples import Candidate, Sample, SampleMaker, collate
 from modules.seeding import seed_for
 from modules.sources import ImageSource, reduced
-from modules.streaming import StreamedImages
+from modules.streaming import StreamedImages, StreamLoader, StreamReader
 
 PREFETCHED_SAMPLES = 16  # each worker works at least this far ahead
 PEER_ATTEMPTS = 10  # then a picture of any bucket will do, which loses more to the crop
@@ -91,24 +91,23 @@ def training_loader(
     start_position: int = 0,
     num_workers: int = 0,
     pin_memory: bool = False,
-) -> DataLoader:
+) -> DataLoader | StreamLoader:
     """The endless batches of one process, as `collate` makes them, from `start_position` on.
 
     batch_size: of one process. start_position: samples that all processes together have used. The
     batches do not depend on num_workers, and the global random state is left alone.
     """
+    division = batch_size, rank, world_size, start_position
     if isinstance(dataset, StreamedImages):
-        reader = dataset.reader(batch_size, rank, world_size, start_position)
-        order: dict[str, Any] = {"dataset": reader, "batch_size": batch_size}
+        reader = StreamReader(dataset, *division, num_workers)
+        size, make = reader.at_once, partial(StreamLoader, reader, batch_size)
     else:
-        sampler = dataset.batches(batch_size, rank, world_size, start_position)
-        order = {"dataset": dataset, "batch_sampler": sampler}
-    return DataLoader(
-        **order,
-        collate_fn=collate,
+        size, sampler = batch_size, dataset.batches(*division)
+        make = partial(DataLoader, dataset, batch_sampler=sampler, collate_fn=collate)
+    return make(
         num_workers=num_workers,
         pin_memory=pin_memory,
-        prefetch_factor=max(2, -(-PREFETCHED_SAMPLES // batch_size)) if num_workers else None,
+        prefetch_factor=max(2, -(-PREFETCHED_SAMPLES // size)) if num_workers else None,
         worker_init_fn=_leave_signals_to_parent,
         generator=torch.Generator(),  # otherwise it draws its workers' seed from the global state
     )

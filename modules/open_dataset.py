@@ -18,6 +18,8 @@ from datasets import (
 )
 from datasets import Image as ImageFeature
 from datasets.exceptions import DatasetGenerationError
+from datasets.packaged_modules.parquet.parquet import Parquet
+from datasets.packaged_modules.webdataset.webdataset import WebDataset
 from datasets.utils.file_utils import is_local_path
 
 from modules.data_files import READ_ERRORS, check_files, fingerprint
@@ -28,11 +30,15 @@ NUM_SAVED_SHARDS = 64  # what `save_to_disk` wrote is streamed as this many
 
 
 class LoadedRows(NamedTuple):
-    """rows: one column IMAGE. files: what `load_dataset` reads them from. fingerprint: of all."""
+    """rows: one column IMAGE. files: what `load_dataset` reads them from. fingerprint: of all.
+
+    column: the images' column in the files, if these are plain parquet or tar files.
+    """
 
     rows: Dataset | IterableDataset
     files: Sequence[str]
     fingerprint: str
+    column: str | None = None
 
 
 def load_rows(
@@ -89,7 +95,11 @@ def load_rows(
     except READ_ERRORS as error:
         cause = f" ({error.__cause__})" if isinstance(error, DatasetGenerationError) else ""
         raise ArgumentError(f"{where}: {error}{cause}") from error
-    return LoadedRows(_one_column(rows, image_column, where), files, version)
+    plain = isinstance(builder, Parquet | WebDataset) and not any(
+        file.endswith((".gz", ".bz2", ".xz", ".zst")) for file in files
+    )
+    column = image_column if plain else None
+    return LoadedRows(_one_column(rows, image_column, where), files, version, column)
 
 
 def _files(builder: DatasetBuilder, split: str) -> tuple[Sequence[str], str]:

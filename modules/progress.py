@@ -11,6 +11,7 @@ from accelerate.utils import gather_object
 from modules.checkpoint import load_checkpoint, read_trainer_state, rotate
 from modules.errors import ArgumentError
 from modules.run import Run
+from modules.streaming import StreamPosition
 
 logger = logging.getLogger(__name__)
 
@@ -22,6 +23,7 @@ def trainer_state(
     return {
         "step": run.step,
         "samples": run.samples,
+        "stream": run.stream.state_dict(),
         "best": run.best,
         "validation_due": run.validation_due,
         "guard": run.guard.state_dict(),
@@ -49,6 +51,8 @@ def resume(
                 f"and {ours} here; use the flags of that run (its train_config.yaml), or another "
                 "--output_dir"
             )
+    changed = state.get("data_fingerprint", data_fingerprint) != data_fingerprint
+    run.stream = StreamPosition.restored(state.get("stream"), run.args.data.stream_lanes, changed)
     load_checkpoint(run.accelerator, path, run.ema)
     run.step, run.samples, run.best = state["step"], state["samples"], state["best"]
     run.validation_due = state.get("validation_due", False)  # earlier versions always completed it
@@ -68,7 +72,7 @@ def resume(
             "the training set had %s images when %s was written and has %s now: the order of the "
             "data changes from here on", state["num_train_images"], path, num_train_images,
         )  # fmt: skip
-    elif state.get("data_fingerprint", data_fingerprint) != data_fingerprint:
+    elif changed:
         logger.warning(
             "the files of the training set (names, sizes or versions) are not those that %s was "
             "trained on: what follows is not what that run would have seen", path,

@@ -1,19 +1,21 @@
-"""Endless sequences of encoded pictures that are read from a place on, and never jumped about in.
+"""Endless sequences of encoded pictures, in lanes that are read one apart from the other.
 
 What `--streaming` draws from: the shards of one dataset, a source that is at hand, or several of
-these in fixed shares. Each is one order, that of a single reader: shuffled epoch after shuffled
-epoch, which depends on nothing but the seed and the data.
+these in fixed shares. Sample p of a run is the next one of lane p % L. A lane is shuffled epoch
+after shuffled epoch, which depends on nothing but the seed, the data and L; it can be entered at
+any block of its shuffle by the block's Cursor, a handful of numbers.
 """
 
 from __future__ import annotations
 
 import hashlib
+import logging
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import count, islice, takewhile
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -24,33 +26,62 @@ from modules.mixture import Shares
 from modules.order import Permutations
 from modules.parts import Concatenation, ImageSource, hold_back
 from modules.seeding import seed_for
-from modules.shards import Cell, Shards
+from modules.shard_files import Cell
+from modules.shards import SHARDS_AT_ONCE, Shards
 from modules.sources import encoded_image, reduced
 
+logger = logging.getLogger(__name__)
+
 RUN = 1024  # samples of a mixture whose order is drawn together
-T = TypeVar("T")
+MAX_LANES = 64  # by default
 
 
 class Row(NamedTuple):
     """A picture and its place: `draw` is (epoch, what is unique in it).
 
     open: takes the shorter side in pixels that decoding must not fall short of, or None. label:
-    what a person finds the picture by.
+    what a person finds the picture by. cursor: where its lane is entered again, as plain JSON.
     """
 
     draw: tuple[int, int]
     open: Callable[[int | None], Image.Image]
     label: Callable[[], str]
+    cursor: Any = None
+
+
+class Lane(NamedTuple):
+    """One of `count` lanes."""
+
+    number: int = 0
+    count: int = 1
+
+
+class Cursor(NamedTuple):
+    """Where a block of a lane over shards begins.
+
+    index: of its first row in the endless lane, or -1 for wherever the run is. drawn, opened: rows
+    and shards of the epoch before it. reading: (shard, *Place) of those in the middle. whole: the
+    lane has no rows of its own and reads all shards.
+    """
+
+    index: int = 0
+    epoch: int = 0
+    drawn: int = 0
+    opened: int = 0
+    reading: Sequence[Sequence[int]] = ()
+    whole: bool = False
 
 
 class RowStream(ABC):
-    """An endless sequence of pictures."""
+    """Endless sequences of pictures."""
 
     name: str
+    num_shards: int  # more lanes than these would read the same bytes
 
     @abstractmethod
-    def rows(self, position: int) -> Iterator[Row]:
-        """The rows from `position` on. Raises ArgumentError where there are none at all."""
+    def lane(self, lane: Lane, start: int = 0, cursor: Any = None) -> Iterator[Row]:
+        """The rows of a lane from its row `start` on; without the cursor of a row before, all are
+        read up to there. Raises ArgumentError where there are none at all."""
 
     @abstractmethod
     def hold_back(self, num_images: int) -> tuple[ImageSource, RowStream]:
@@ -60,80 +91,109 @@ class RowStream(ABC):
     def fingerprint(self) -> str:
         """Changes with the files that are read."""
 
+    @property
+    def num_lanes(self) -> int:
+        """How many there are unless --stream_lanes says."""
+        return max(1, min(MAX_LANES, self.num_shards))
+
     def first(self, num_images: int) -> ImageSource:
-        """The first pictures in training's own order, no more than one epoch's."""
-        rows = takewhile(lambda row: row.draw[0] == 0, self.rows(0))
+        """Pictures as a single lane begins, no more than one epoch's."""
+        rows = takewhile(lambda row: row.draw[0] == 0, self.lane(Lane()))
         return ReadRows(self.name, list(islice(rows, num_images)))
 
 
 class ShardRows(RowStream):
-    """The shards in a random order, a few at a time, through a shuffle buffer.
+    """The shards dealt to the lanes; each lane shuffles its own, and their rows in blocks.
 
-    buffer_size: encoded pictures that the shuffle draws from, held by each reader.
+    buffer_size: encoded pictures in the blocks of all lanes together. Where there are fewer shards
+    than lanes, the lanes that share one take its rows in turns.
     """
 
-    def __init__(
-        self,
-        shards: Shards,
-        *,
-        seed: int,
-        buffer_size: int,
-        token: str | None = None,
-        version: str = "",
-    ) -> None:
-        self.shards, self.name, self.seed = shards, shards.name, seed
-        self.buffer_size, self.token, self.version = buffer_size, token, version
+    def __init__(self, shards: Shards, *, seed: int, buffer_size: int, version: str = "") -> None:
+        self.shards, self.name, self.num_shards = shards, shards.name, len(shards)
+        self.seed, self.buffer_size, self.version = seed, buffer_size, version
 
-    def rows(self, position: int) -> Iterator[Row]:
-        """The rows from `position` on. Raises ArgumentError for an empty stream."""
-        size = None  # of an epoch; known once one has been read
-        for epoch in count():
-            if size is not None and position >= size:
-                position -= size
-                continue
-            offset = -1
-            for offset, cell in enumerate(self._cells(epoch)):
-                if offset >= position:
-                    yield self._row(epoch, offset, cell)
-            if offset < 0:
-                raise ArgumentError(f"--dataset_name={self.name} has no images to train on")
-            size = offset + 1
-            position = max(0, position - size)
+    def lane(self, lane: Lane, start: int = 0, cursor: Any = None) -> Iterator[Row]:
+        """The rows of a lane. Raises ArgumentError for an empty stream."""
+        for at, cells in self._blocks(lane, Cursor(*(cursor or ())), start):
+            for number, cell in enumerate(cells):
+                if at.index + number >= start:
+                    draw = at.epoch, (at.drawn + number) * lane.count + lane.number
+                    yield self._row(draw, cell, tuple(at))
 
     def hold_back(self, num_images: int) -> tuple[ImageSource, RowStream]:
         """The first rows of a few shards."""
         cells, rest = self.shards.hold_back(num_images)
-        rows = [self._row(0, offset, cell) for offset, cell in enumerate(cells)]
-        options = {"seed": self.seed, "buffer_size": self.buffer_size, "token": self.token}
-        return ReadRows(self.name, rows), ShardRows(rest, version=self.version, **options)
+        rows = [self._row((0, number), cell) for number, cell in enumerate(cells)]
+        options = {"seed": self.seed, "buffer_size": self.buffer_size, "version": self.version}
+        return ReadRows(self.name, rows), ShardRows(rest, **options)
 
     def fingerprint(self) -> str:
         """That of the files."""
         return self.version
 
-    def _cells(self, epoch: int) -> Iterator[Cell]:
-        draw = random.Random(seed_for(self.seed, "order", epoch))
-        order = draw.sample(range(len(self.shards)), len(self.shards))
-        return _shuffled(self.shards.cells(order), self.buffer_size, draw)
+    def _blocks(self, lane: Lane, at: Cursor, start: int) -> Iterator[tuple[Cursor, list[Cell]]]:
+        """Where each block begins, and its rows as they come."""
+        if at.index < 0:
+            at = at._replace(index=start)
+        most = max(1, self.buffer_size // lane.count)
+        while True:
+            rows = self._unshuffled(lane, at)
+            # The first blocks differ in length, so that the lanes do not all read at once.
+            size = most if at.drawn else max(1, most * (lane.number + 1) // lane.count)
+            while block := list(islice(rows, size)):
+                cells = [cell for cell, _, _ in block]
+                seed = seed_for(self.seed, "block", lane.number, at.epoch, at.drawn)
+                random.Random(seed).shuffle(cells)
+                yield at, cells
+                index, drawn = at.index + len(cells), at.drawn + len(cells)
+                at = Cursor(index, at.epoch, drawn, *block[-1][1:], at.whole)
+                size = most
+            if at.drawn:
+                at = Cursor(at.index, at.epoch + 1, whole=at.whole)
+            elif at.whole or lane.count == 1:
+                raise ArgumentError(f"--dataset_name={self.name} has no images to train on")
+            else:
+                logger.warning(
+                    "%s has no images for lane %d of %d, which therefore reads all shards: leave "
+                    "out empty shards, or lower --stream_lanes", self.name, *lane,
+                )  # fmt: skip
+                at = at._replace(whole=True)
 
-    def _row(self, epoch: int, offset: int, cell: Cell) -> Row:
+    def _unshuffled(self, lane: Lane, at: Cursor) -> Iterator[tuple[Cell, int, list]]:
+        """What is left of an epoch of a lane, as the shards have it."""
+        size = self.num_shards
+        own, turn, sharers = range(size), 0, 1
+        if not at.whole:
+            own = range(lane.number % size, size, lane.count)
+            turn, sharers = lane.number // size, len(range(own.start, lane.count, size))
+        seed = seed_for(self.seed, "order", own.start, at.epoch)
+        order = random.Random(seed).sample(own, len(own))
+        at_once = max(1, SHARDS_AT_ONCE // lane.count)
+        rows = self.shards.in_turns(order, at_once, at.opened, at.reading)
+        return islice(rows, sharers - 1 if at.drawn else turn, None, sharers)
+
+    def _row(self, draw: tuple[int, int], cell: Cell, cursor: Any = None) -> Row:
         # Not bound methods: a row may be sent to a process of its own, the stream should not be.
-        opened, labelled = partial(_open, cell, self.token), partial(_label, cell, self.name)
-        return Row((epoch, offset), opened, labelled)
+        token = self.shards.token
+        opened, labelled = partial(_open, cell, token), partial(_label, cell, self.name)
+        return Row(draw, opened, labelled, cursor)
 
 
 class SourceRows(RowStream):
-    """A source that is at hand, as a stream: permutation after permutation."""
+    """A source that is at hand, as a stream: permutation after permutation, dealt to the lanes."""
+
+    num_shards = MAX_LANES
 
     def __init__(self, source: ImageSource, seed: int) -> None:
         self.source, self.name, self.seed = source, source.name, seed
 
-    def rows(self, position: int) -> Iterator[Row]:
-        """The rows from `position` on. Raises ArgumentError for an empty source."""
+    def lane(self, lane: Lane, start: int = 0, cursor: Any = None) -> Iterator[Row]:
+        """The rows of a lane. Raises ArgumentError for an empty source."""
         if len(self.source) == 0:
             raise ArgumentError(f"--dataset_name={self.name} has no images to train on")
         order = Permutations(len(self.source), self.seed)
-        for place in count(position):
+        for place in count(start * lane.count + lane.number, lane.count):
             epoch, offset = divmod(place, order.size)
             index = int(order.indices(epoch)[offset])
             opened = partial(_open_reduced, self.source, index)
@@ -150,7 +210,7 @@ class SourceRows(RowStream):
 
 
 class MixedRows(RowStream):
-    """Several streams in fixed shares, each in its own endless order.
+    """Several streams in fixed shares, which hold in every lane, each in its own endless order.
 
     weights: of the streams, positive, of any sum.
     """
@@ -158,20 +218,26 @@ class MixedRows(RowStream):
     def __init__(self, parts: Sequence[RowStream], weights: Sequence[float], seed: int) -> None:
         self.parts, self.shares = tuple(parts), Shares(tuple(weights), seed)
         self.name = ", ".join(part.name for part in parts)
+        self.num_shards = max(part.num_shards for part in parts)
 
-    def rows(self, position: int) -> Iterator[Row]:
-        """The rows from `position` on. Raises ArgumentError where one of the streams is empty."""
-        first, skipped = divmod(position, RUN)
-        before = self.shares.draws(first, RUN).parts[:skipped]
-        starts = self.shares.counts(first * RUN) + np.bincount(before, minlength=len(self.parts))
+    def lane(self, lane: Lane, start: int = 0, cursor: Any = None) -> Iterator[Row]:
+        """The rows of a lane; its cursor holds one of each stream. Raises ArgumentError where one
+        of the streams is empty."""
+        shares, (first, skipped) = self.shares.of_lane(*lane), divmod(start, RUN)
+        before = shares.draws(first, RUN).parts[:skipped]
+        starts = shares.counts(first * RUN) + np.bincount(before, minlength=len(self.parts))
+        cursors = tuple(cursor or [None] * len(self.parts))
         readers = [
-            part.rows(start) for part, start in zip(self.parts, starts.tolist(), strict=True)
+            part.lane(lane, number, at)
+            for part, number, at in zip(self.parts, starts.tolist(), cursors, strict=True)
         ]
         for run in count(first):
-            for part in self.shares.draws(run, RUN).parts[skipped:].tolist():
+            for part in shares.draws(run, RUN).parts[skipped:].tolist():
                 row = next(readers[part])
+                cursors = (*cursors[:part], row.cursor, *cursors[part + 1 :])
                 # The same place in two streams must not mean the same crop.
-                yield row._replace(draw=(row.draw[0], row.draw[1] + (part << 40)))
+                draw = row.draw[0], row.draw[1] + (part << 40)
+                yield row._replace(draw=draw, cursor=cursors)
             skipped = 0
 
     def hold_back(self, num_images: int) -> tuple[ImageSource, RowStream]:
@@ -232,16 +298,3 @@ def _label(cell: Cell, name: str) -> str:
         return path or f"{name}: a row without an image"
     digest = hashlib.blake2b(content, digest_size=8).hexdigest()
     return f"{name}: {path or 'a row'} (blake2b-64 {digest})"
-
-
-def _shuffled(cells: Iterable[T], buffer_size: int, draw: random.Random) -> Iterator[T]:
-    buffer: list[T] = []
-    for cell in cells:
-        if len(buffer) < buffer_size:
-            buffer.append(cell)
-            continue
-        place = draw.randrange(buffer_size)
-        yield buffer[place]
-        buffer[place] = cell
-    draw.shuffle(buffer)
-    yield from buffer

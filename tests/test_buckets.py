@@ -381,7 +381,7 @@ def test_processes_have_the_same_resolution_and_see_together_what_one_sees(make)
            for rank in range(2)]  # fmt: skip
 
     assert len(set(sides(one))) == 2
-    assert_equal(merged(two), one)
+    assert_equal(merged(two, dataset, 3), one)
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
