@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from datasets import Dataset, DownloadConfig
 from datasets.utils.file_utils import is_local_path, xopen
 from PIL import Image
@@ -25,15 +28,18 @@ SUFFIXES = {
     ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp",
 }  # fmt: skip
 PACKED_SUFFIXES = {".arrow", ".parquet", ".tar", ".zip"}
+BYTES = pa.large_binary()
 
 
 class FileSource:
     """Image files, in the order given; nothing is checked before a file is opened."""
 
-    def __init__(self, paths: Iterable[str | Path], name: str = "files") -> None:
+    def __init__(self, paths: Iterable[str | Path | bytes], name: str = "files") -> None:
         # One buffer for all paths: a list would be copied into every worker, object by object, as
         # its reference counts are written. Bytes, because a path need not be valid Unicode.
-        self.paths = pa.array([os.fsencode(path) for path in paths], pa.large_binary())
+        runs = iter(partial(_some, iter(paths)), [])
+        chunks = pa.chunked_array([pa.array(run, BYTES) for run in runs], BYTES)
+        self.paths = chunks.combine_chunks()
         self.name = name
         self.target: int | None = None
 
@@ -54,7 +60,11 @@ class FileSource:
 
     def fingerprint(self) -> str:
         """Of the paths and sizes, as far as `modules.data_files` looks at them."""
-        return fingerprint(self.paths.to_pylist())
+        return fingerprint(self.paths)
+
+
+def _some(paths: Iterator[str | Path | bytes]) -> list[bytes]:
+    return [os.fsencode(path) for path in islice(paths, 100_000)]
 
 
 class RowSource:
@@ -153,26 +163,33 @@ def open_folder(folder: str | Path, flag: str = "--train_data_dir") -> FileSourc
     """
     if not Path(folder).is_dir():
         raise ArgumentError(f"{flag}={folder} is not a folder; check the path")
-    files = list(_files_below(folder))
-    images = sorted(path for path in files if Path(path).suffix.lower() in SUFFIXES)
-    if images:
-        return FileSource(images, name=str(folder))
-    packed = sorted({Path(path).suffix for path in files} & PACKED_SUFFIXES)
+    others: set[str] = set()
+    source = FileSource(_images_below(folder, others), name=str(folder))
+    if len(source):
+        source.paths = source.paths.take(pc.array_sort_indices(source.paths))
+        return source
+    packed = sorted(others & PACKED_SUFFIXES)
     fix = f"it holds {', '.join(packed)} files: pass it as --dataset_name" if packed else (
         f"files must end in {' '.join(sorted(SUFFIXES))}"
     )  # fmt: skip
     raise ArgumentError(f"{flag}={folder} holds no images; {fix}")
 
 
-def _files_below(folder: str | Path) -> Iterable[str]:
+def _images_below(folder: str | Path, others: set[str]) -> Iterator[bytes]:
+    """The paths of images, in no order; `others` takes the suffixes of what else is there."""
     visited = set()  # a link to a folder above would lead round in circles
-    for parent, folders, names in os.walk(folder, followlinks=True):
+    for parent, folders, names in os.walk(os.fsencode(folder), followlinks=True):
         if (real := os.path.realpath(parent)) in visited:
             folders.clear()
             continue
         visited.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (os.path.join(parent, name) for name in names if not name.startswith("."))
+        folders[:] = (name for name in folders if not name.startswith(b"."))
+        for name in names:
+            suffix = os.fsdecode(os.path.splitext(name)[1])
+            if suffix.lower() not in SUFFIXES:
+                others.add(suffix)
+            elif not name.startswith(b"."):
+                yield os.path.join(parent, name)
 
 
 def open_source(
