@@ -17,8 +17,8 @@ from pathlib import Path
 import datasets
 
 from modules.data import training_loader
+from modules.lanes import ShardRows
 from modules.open_dataset import load_rows
-from modules.rows import ShardRows
 from modules.shards import Shards
 from modules.streaming import StreamedImages, StreamPosition
 

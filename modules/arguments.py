@@ -159,7 +159,7 @@ class DataArguments:
         "train on pictures in nearly their own shape, from 1:2 to 2:1, in an area of at most "
         "resolution x resolution: each batch has one shape, and the last one of each shape in an "
         "epoch is filled with pictures of that shape again. Sizes are read from the headers at "
-        "every start",
+        "the first start and kept in the cache folder",
     )
     crop: str = flag(
         "random", "which part of the resized image to train on", choices=("random", "center")

@@ -6,8 +6,10 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 from accelerate import Accelerator
+from datasets.config import HF_DATASETS_CACHE
 from torch.utils.data import DataLoader
 
 from modules.arguments import Arguments, DataArguments
@@ -16,11 +18,12 @@ from modules.data import TrainingImages, training_loader
 from modules.errors import ArgumentError
 from modules.image_sizes import read_sizes
 from modules.lane_balance import warn_of_lanes
+from modules.lanes import RowStream, ShardRows
 from modules.mixture import Mixture
 from modules.open_dataset import load_rows
 from modules.order import EpochOrder, Permutations
 from modules.parts import Concatenation, ImageSource, hold_back, part_sizes, random_subset
-from modules.rows import MixedRows, RowStream, ShardRows, SourceRows
+from modules.rows import MixedRows, SourceRows
 from modules.shards import Shards
 from modules.sources import open_files, open_folder, open_source
 from modules.streaming import StreamedImages, StreamLoader, StreamPosition
@@ -239,7 +242,8 @@ def make_loader(
 def _make_buckets(args: Arguments, images: ImageSource, order: EpochOrder, factor: int) -> Buckets:
     """The buckets of --aspect_ratio_bucketing; says how the images fall into them. Collective."""
     resolutions, batch_size = args.data.training_resolutions, args.optimization.train_batch_size
-    buckets = Buckets(read_sizes(images), resolutions, factor)
+    folder = Path(args.model.cache_dir or HF_DATASETS_CACHE) / "image_sizes"
+    buckets = Buckets(read_sizes(images, folder), resolutions, factor)
     batches = num_batches(order.indices(0), buckets.of, batch_size)
     shapes = [f"{n:,} of {width} x {height}" for (height, width), n in buckets.occupied().items()]
     logger.info(

@@ -68,7 +68,8 @@ def fingerprint(paths: Sequence[str | bytes] | pa.Array, more: Iterable[object] 
 
 
 def _names(paths: Sequence[str | bytes] | pa.Array) -> list[bytes]:
-    return [os.fsencode(path.as_py() if isinstance(path, pa.Scalar) else path) for path in paths]
+    listed = paths.to_pylist() if isinstance(paths, pa.Array) else paths
+    return [os.fsencode(path) for path in listed]
 
 
 def _size(path: bytes) -> int | None:

@@ -8,7 +8,8 @@ import os
 import numpy as np
 from datasets.utils.file_utils import is_local_path
 
-from modules.rows import MixedRows, RowStream, ShardRows
+from modules.lanes import RowStream, ShardRows
+from modules.rows import MixedRows
 
 logger = logging.getLogger(__name__)
 

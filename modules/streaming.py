@@ -21,8 +21,8 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from modules.errors import ArgumentError
+from modules.lanes import Lane, Row, RowStream
 from modules.reduce import gather_from_processes
-from modules.rows import Lane, Row, RowStream
 from modules.samples import Candidate, Sample, SampleMaker, collate
 
 Cursors = dict[int, tuple[int, Any]]  # by lane: the row after the last one used, and its cursor

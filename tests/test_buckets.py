@@ -21,8 +21,10 @@ from modules.image_sizes import read_sizes
 from modules.images import UnreadableImage, decode_rgb, random_crop, upright_shape
 from modules.mixture import Mixture
 from modules.order import Permutations
+from modules.parts import Subset
 from modules.rows import SourceRows
 from modules.samples import UNREADABLE
+from modules.sources import FileSource
 from modules.streaming import StreamedImages
 
 RESOLUTION, FACTOR = 32, 4
@@ -455,3 +457,25 @@ def test_sizes_are_read_in_the_sources_order_and_unreadable_ones_are_zero(monkey
         shares.append(read_sizes(Ramps(SIZES, damaged=(3, 17))))
     assert torch.equal(sum(shares), expected)
     assert all(len(share.any(1).nonzero()) < len(SIZES) / 2 for share in shares)
+
+
+def test_sizes_are_read_once_for_each_data_set_and_share_of_it(tmp_path):
+    cache, paths = tmp_path / "cache", [tmp_path / f"{number}.png" for number in range(4)]
+    for number, path in enumerate(paths):
+        Image.new("RGB", (20 + number, 30)).save(path)
+    source = FileSource(paths)
+
+    sizes = read_sizes(source, cache)
+    assert sizes.tolist() == [[30, 20 + number] for number in range(4)]
+    (kept,) = cache.iterdir()
+    np.save(kept, sizes.numpy() + 1)
+    assert torch.equal(read_sizes(FileSource(paths), cache), sizes + 1)
+    assert torch.equal(read_sizes(Subset(source, [3, 1]), cache), sizes[[3, 1]])
+    kept.write_bytes(kept.read_bytes()[:-5])
+    assert torch.equal(read_sizes(source, cache), sizes)
+    assert torch.equal(torch.from_numpy(np.load(kept)), sizes)
+    Image.new("RGB", (50, 50)).save(paths[2])
+    assert read_sizes(source, cache)[2].tolist() == [50, 50]
+    assert len(list(cache.iterdir())) == 3
+    (tmp_path / "file").touch()
+    assert len(read_sizes(source, tmp_path / "file" / "cache")) == 4

@@ -24,9 +24,9 @@ from modules.batches import ShuffledBatches
 from modules.data import TrainingImages, training_loader
 from modules.errors import RunStopped
 from modules.images import UnreadableImage
+from modules.lanes import ShardRows
 from modules.open_dataset import IMAGE, load_rows
 from modules.order import Permutations
-from modules.rows import ShardRows
 from modules.samples import MAX_ATTEMPTS, TOO_SMALL, UNREADABLE, Rejection
 from modules.shards import Shards
 from modules.sources import FileSource

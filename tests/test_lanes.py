@@ -19,9 +19,10 @@ from test_data import assert_equal, merged
 from modules.data import training_loader
 from modules.errors import ArgumentError
 from modules.lane_balance import warn_of_lanes
+from modules.lanes import Lane, RowStream, ShardRows
 from modules.mixture import Shares
 from modules.open_dataset import load_rows
-from modules.rows import Lane, MixedRows, RowStream, ShardRows, SourceRows
+from modules.rows import MixedRows, SourceRows
 from modules.shards import Shards
 from modules.streaming import StreamedImages, StreamPosition
 from modules.synthetic import SyntheticImages

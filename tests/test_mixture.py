@@ -21,9 +21,9 @@ from survival import Variant, command, differences, killed_at
 from modules.build_data import make_loader, open_data
 from modules.command_line import resolve_arguments, to_yaml
 from modules.errors import ArgumentError
+from modules.lanes import Lane
 from modules.mixture import BLOCK, Mixture, Shares
 from modules.parts import Concatenation, Subset, hold_back, part_sizes
-from modules.rows import Lane
 from modules.streaming import StreamPosition
 
 WEIGHTS = st.lists(st.floats(0.001, 1000), min_size=1, max_size=6).map(tuple)

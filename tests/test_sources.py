@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from modules.data_files import fingerprint
 from modules.images import UnreadableImage
 from modules.open_dataset import IMAGE, load_rows
 from modules.parts import Subset, hold_back
@@ -173,6 +174,19 @@ def test_a_folder_is_searched_recursively_in_sorted_order_whatever_the_names(tmp
 
     labels = [os.path.relpath(source.label(index), tmp_path) for index in range(len(source))]
     assert labels == ["a/test_1.jpg", "b/x.PNG", "validation/y.webp", "z.png"]
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.binary(min_size=1, max_size=6), unique=True), st.integers(1, 5))
+def test_names_in_one_buffer_are_in_order_and_recognised_as_a_list_would_be(names, at_once):
+    names = [b"/photos/" + name.replace(b"/", b"_").replace(b"\0", b"_") for name in names]
+    expected = fingerprint(names)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("modules.data_files.NUM_NAMES", at_once)
+        assert FileSource(names).fingerprint() == expected
+    assert [FileSource(names).label(index) for index in range(len(names))] == [
+        os.fsdecode(name) for name in names
+    ]
 
 
 def test_links_are_followed_but_not_in_circles(tmp_path):

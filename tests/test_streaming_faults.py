@@ -24,8 +24,8 @@ from modules import data_files, progress, sources
 from modules.checkpoint import checkpoint_steps, verify
 from modules.data_files import NETWORK_ERRORS, fingerprint
 from modules.errors import ArgumentError, RunStopped
+from modules.lanes import Lane, ShardRows
 from modules.open_dataset import IMAGE, load_rows
-from modules.rows import Lane, ShardRows
 from modules.run import Run
 from modules.shards import SHARDS_AT_ONCE, Shards
 
