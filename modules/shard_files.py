@@ -7,7 +7,7 @@ parquet file at the row group that holds the row.
 from __future__ import annotations
 
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,29 +29,37 @@ class Place(NamedTuple):
     byte: int = 0
 
 
-def tar_rows(file: str, place: Place, column: str, token: str | None) -> Iterator[tuple[Cell, int]]:
-    """The cell of every sample in webdataset's layout, and the byte that the next one begins at.
+def tar_rows(file: str, byte: int, column: str, token: str | None) -> Iterator[tuple[Cell, int]]:
+    """The cell of every sample in webdataset's layout, and the byte that the next one begins at."""
+    for key, fields, end in _tar_samples(file, byte, column.__eq__, token):
+        found = {"bytes": fields[column], "path": f"{key}.{column}"} if column in fields else None
+        yield found, end
 
-    Of the other columns only the headers are read, where the file can be sought in.
-    """
-    with _opened(file, token) as stream:
-        stream.seek(place.byte)
-        with tarfile.open(fileobj=stream, mode="r:") as tar:
-            key, cell = None, None
+
+def _tar_samples(
+    file: str, byte: int, wanted: Callable[[str], bool], token: str | None
+) -> Iterator[tuple[str, dict[str, bytes], int]]:
+    """(key, members by field, the byte after it) of every sample; only `wanted` fields are read."""
+    # From far away one long request is faster than many, and a whole file needs no ranges.
+    mode, first = ("r:", 0) if is_local_path(file) else ("r|", byte)
+    options = {} if byte or mode == "r:" else {"block_size": 0}
+    with _opened(file, token, **options) as stream:
+        stream.seek(byte)
+        with tarfile.open(fileobj=stream, mode=mode) as tar:
+            key, fields = None, {}
             for member in tar:
                 tar.members.clear()  # it keeps all headers, for lookups by name
-                name, field = base_plus_ext(member.name)
-                if not member.isreg() or name is None or _is_hidden(member.name):
+                own, field = base_plus_ext(member.name)
+                hidden = member.name.rpartition("/")[2].startswith((".", "__"))
+                if not member.isreg() or own is None or hidden:
                     continue
-                if key not in (None, name):
-                    yield cell, member.offset
-                    cell = None
-                key = name
-                if field == column:
-                    content = tar.extractfile(member).read()
-                    cell = {"bytes": content, "path": f"{name}.{field}"}
-            if key is not None:
-                yield cell, tar.offset
+                if fields and (own != key or field in fields):
+                    yield key, fields, first + member.offset
+                    fields = {}
+                content = tar.extractfile(member).read() if wanted(field) else b""
+                key, fields[field] = own, content
+            if fields:
+                yield key, fields, first + tar.offset
 
 
 def parquet_rows(file: str, row: int, column: str, token: str | None) -> Iterator[Cell]:
@@ -72,11 +80,7 @@ def parquet_rows(file: str, row: int, column: str, token: str | None) -> Iterato
             yield from Image(decode=False).cast_storage(cells).to_pylist()
 
 
-def _opened(file: str, token: str | None) -> Any:
+def _opened(file: str, token: str | None, **options: int) -> Any:
     if is_local_path(file):
         return open(file, "rb")
-    return xopen(file, "rb", download_config=DownloadConfig(token=token))
-
-
-def _is_hidden(path: str) -> bool:
-    return path.rpartition("/")[2].startswith((".", "__"))
+    return xopen(file, "rb", download_config=DownloadConfig(token=token), **options)

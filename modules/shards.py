@@ -102,7 +102,7 @@ class Shards:
         if self.column and self.files:
             file = self.files[shard]
             if file.endswith(".tar"):
-                return tar_rows(file, place, self.column, self.token)
+                return tar_rows(file, place.byte, self.column, self.token)
             rows = parquet_rows(file, place.row, self.column, self.token)
         else:
             left = self.stream.shard(len(self), shard).skip(place.row)

@@ -9,6 +9,7 @@ any number of processes and workers, and each lane reads one block of its shuffl
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import ChainMap, deque
 from collections.abc import Iterator
@@ -24,6 +25,8 @@ from modules.errors import ArgumentError
 from modules.lanes import Lane, Row, RowStream
 from modules.reduce import gather_from_processes
 from modules.samples import Candidate, Sample, SampleMaker, collate
+
+logger = logging.getLogger(__name__)
 
 Cursors = dict[int, tuple[int, Any]]  # by lane: the row after the last one used, and its cursor
 
@@ -53,6 +56,8 @@ class StreamPosition:
                 f"--stream_lanes={wanted} cannot continue a run with {state['lanes']} lanes: its "
                 "samples would come in another order; leave the flag out"
             )
+        if anew:
+            logger.warning("--streaming begins its epoch again, so that it leaves no image out")
         cursors = {
             lane: (row, _epoch_anew(cursor) if anew else cursor)
             for lane, (row, cursor) in enumerate(state["cursors"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 from collections import Counter
@@ -9,7 +10,9 @@ from itertools import islice
 from pathlib import Path
 
 import datasets
+import fsspec
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -23,6 +26,7 @@ from modules.lanes import Lane, RowStream, ShardRows
 from modules.mixture import Shares
 from modules.open_dataset import load_rows
 from modules.rows import MixedRows, SourceRows
+from modules.shard_files import Place
 from modules.shards import Shards
 from modules.streaming import StreamedImages, StreamPosition
 from modules.synthetic import SyntheticImages
@@ -185,21 +189,40 @@ def test_a_larger_buffer_shuffles_a_lane_further(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["parquet", "tar"])
-def test_what_lies_before_the_place_is_not_read(streams, kind, monkeypatch):
-    shards = streams[kind].shards
-    *_, (_, place), _ = shards.read(0)
-    sizes = []
-    real = open
+def test_what_lies_before_the_place_is_not_read(kind, tmp_path, monkeypatch):
+    (file,) = write_shards(tmp_path / "data", kind, [200])
+    if kind == "parquet":
+        pq.write_table(pq.read_table(file), file, row_group_size=20)
+    shards, read = opened(tmp_path / "data").shards, []
 
-    def counted(*args):
-        file = real(*args)
-        sizes.append(Path(args[0]).stat().st_size - place.byte)
-        return file
+    class Counted(io.FileIO):
+        def read(self, size: int = -1) -> bytes:
+            read.append(content := super().read(size))
+            return content
 
-    monkeypatch.setattr("modules.shard_files.open", counted, raising=False)
-    assert len(list(shards.read(0, place))) == 1
-    if kind == "tar":
-        assert sizes[0] < Path(shards.files[0]).stat().st_size / 3
+    monkeypatch.setattr("modules.shard_files.open", Counted, raising=False)
+    rows = list(shards.read(0))
+    whole, every = sum(map(len, read)), file.stat().st_size
+    assert every * 0.98 < whole < every + 70_000  # whose end is looked for in that much
+    for row in (199, 185, 100):
+        read.clear()
+        assert list(shards.read(0, rows[row - 1][1])) == rows[row:]
+        assert sum(map(len, read)) < 75_000 + (220 - row) / 200 * every
+
+
+@pytest.mark.parametrize("kind", ["parquet", "tar"])
+def test_shards_that_are_far_away_are_entered_where_a_run_was(kind, tmp_path):
+    paths = write_shards(tmp_path / "data", kind, [30])
+    near = list(opened(tmp_path / "data").shards.read(0))
+    far = fsspec.filesystem("memory")
+    far.pipe(f"/{kind}/shard-00.{kind}", paths[0].read_bytes())
+
+    loaded = load_rows(kind.replace("tar", "webdataset"), image_column="png", streaming=True,
+                       data_files=[f"memory://{kind}/shard-00.{kind}"])  # fmt: skip
+    shards = Shards(loaded.rows, "far", loaded.files, loaded.column)
+    for row in (0, 1, 17, 29):
+        place = near[row - 1][1] if row else Place()
+        assert list(shards.read(0, place)) == near[row:]
 
 
 def test_lanes_without_images_read_the_shards_of_the_others(tmp_path, caplog):
