@@ -203,7 +203,7 @@ def test_what_lies_before_the_place_is_not_read(kind, tmp_path, monkeypatch):
     monkeypatch.setattr("modules.shard_files.open", Counted, raising=False)
     rows = list(shards.read(0))
     whole, every = sum(map(len, read)), file.stat().st_size
-    assert every * 0.98 < whole < every + 70_000  # whose end is looked for in that much
+    assert every * 0.8 < whole < every + 70_000  # words are passed over; a parquet's end is read
     for row in (199, 185, 100):
         read.clear()
         assert list(shards.read(0, rows[row - 1][1])) == rows[row:]
