@@ -55,9 +55,9 @@ class Lane(NamedTuple):
 class Cursor(NamedTuple):
     """Where a block of a lane over shards begins.
 
-    index: of its first row in the endless lane, or -1 for wherever the run is. drawn, opened: rows
-    and shards of the epoch before it. reading: (shard, *Place) of those in the middle. whole: the
-    lane has no rows of its own and reads all shards.
+    index: of its first row in the endless lane; -1 for wherever the run is. drawn, opened: rows and
+    shards of the epoch before it. reading: (shard, *Place) of those in the middle. whole: the lane
+    has no rows of its own and reads all shards.
     """
 
     index: int = 0
@@ -111,7 +111,10 @@ class ShardRows(RowStream):
 
     def lane(self, lane: Lane, start: int = 0, cursor: Any = None) -> Iterator[Row]:
         """The rows of a lane. Raises ArgumentError for an empty stream."""
-        for at, cells in self._blocks(lane, Cursor(*(cursor or ())), start):
+        entry, most = Cursor(*(cursor or ())), max(1, self.buffer_size // lane.count)
+        if cursor and not 0 <= entry.index <= start <= entry.index + most:  # other flags than then
+            entry = entry._replace(index=start)
+        for at, cells in self._blocks(lane, entry, most):
             for number, cell in enumerate(cells):
                 if at.index + number >= start:
                     draw = at.epoch, (at.drawn + number) * lane.count + lane.number
@@ -128,11 +131,8 @@ class ShardRows(RowStream):
         """That of the files."""
         return self.version
 
-    def _blocks(self, lane: Lane, at: Cursor, start: int) -> Iterator[tuple[Cursor, list[Cell]]]:
-        """Where each block begins, and its rows as they come."""
-        if at.index < 0:
-            at = at._replace(index=start)
-        most = max(1, self.buffer_size // lane.count)
+    def _blocks(self, lane: Lane, at: Cursor, most: int) -> Iterator[tuple[Cursor, list[Cell]]]:
+        """Where each block of at most `most` rows begins, and its rows as they come."""
         while True:
             rows = self._unshuffled(lane, at)
             # The first blocks differ in length, so that the lanes do not all read at once.

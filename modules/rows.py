@@ -66,7 +66,8 @@ class MixedRows(RowStream):
         shares, (first, skipped) = self.shares.of_lane(*lane), divmod(start, RUN)
         before = shares.draws(first, RUN).parts[:skipped]
         starts = shares.counts(first * RUN) + np.bincount(before, minlength=len(self.parts))
-        cursors = tuple(cursor or [None] * len(self.parts))
+        one_for_all = cursor is None or isinstance(cursor[0], int)
+        cursors = (cursor,) * len(self.parts) if one_for_all else tuple(cursor)
         readers = [
             part.lane(lane, number, at)
             for part, number, at in zip(self.parts, starts.tolist(), cursors, strict=True)

@@ -80,10 +80,9 @@ class StreamPosition:
 
 
 def _epoch_anew(cursor: Any) -> Any:
-    """The start of the epoch, of a lane or of each data set of a mixture."""
-    if cursor is None or isinstance(cursor[0], int):
-        return cursor and (-1, cursor[1])
-    return [_epoch_anew(part) for part in cursor]
+    """The start of a lane's epoch, or of the latest of a mixture's, for whatever streams follow."""
+    parts = [cursor] if cursor is None or isinstance(cursor[0], int) else cursor
+    return -1, max((part[1] for part in parts if part), default=0)
 
 
 class StreamedImages:
