@@ -23,30 +23,39 @@ from __future__ import annotations
 
 import os
 
-from modules.command_line import (
-    exit_on_mistakes,
-    for_trackers,
-    parse_arguments,
-    show_messages,
-    to_yaml,
-)
-from modules.threads import undo_launchers_limit
+from modules.terminal import leave_when_interrupted, outlive_the_terminal
 
 if __name__ == "__main__":
-    arguments = parse_arguments()  # before the slow imports: a mistyped flag is answered at once
+    outlive_the_terminal()
+    leave_when_interrupted("train_vae.py: interrupted before training; there was nothing to save")
+
+from modules.answers import exit_on_mistakes
+from modules.command_line import for_trackers, parse_arguments, show_messages, to_yaml
+from modules.folder_lock import PATIENCE, FolderLock
+from modules.threads import undo_launchers_limit
+
+if __name__ == "__main__":  # before the slow imports: some mistakes are answered at once
+    arguments = parse_arguments()
+    with exit_on_mistakes():
+        output_lock = None
+        if not arguments.dry_run:
+            patience = PATIENCE if arguments.checkpoints.resume_from_checkpoint else 0.0
+            output_lock = FolderLock(arguments.checkpoints.output_dir, patience)
     undo_launchers_limit(os.environ)
 
 import logging
+import math
 import sys
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
+from functools import cache, partial
 
 import torch
 
 from eval.latent_pass import measure_latents
+from eval.loading import Interrupted
 from eval.protocol import Protocol, ProtocolImages
+from eval.rehearsal import explained, rehearse
 from eval.training_report import write_training_report
 from eval.validation import Validation, ValidationResult
 from modules.accelerator import make_accelerator
@@ -63,28 +72,37 @@ from modules.build import (
     make_vae,
     training_length,
 )
-from modules.build_data import TrainingData, make_loader, open_data
+from modules.build_data import TrainingData, check_shared_memory, make_loader, open_data
 from modules.checkpoint import save_checkpoint
 from modules.compilation import compile_networks
 from modules.ema import ExponentialMovingAverage
+from modules.errors import ArgumentError, dispensable
 from modules.export import export_everything, export_vae, latent_config
 from modules.gan_guard import GanGuard
 from modules.guard import FiniteGuard
 from modules.hardware import convolution_layout, device_name
 from modules.hub import planned_push
 from modules.journal import Journal
-from modules.losses import batch_psnr, discriminator_loss, generator_loss, kl_loss, rec_loss
+from modules.launch_environment import check_environment
+from modules.losses import batch_psnr, discriminator_loss, kl_loss, rec_loss
 from modules.meter import Meter
+from modules.metrics_log import comparable
 from modules.model_card import Provenance
-from modules.modes import frozen
-from modules.output_dir import check_output_dir, clear_output_dir, resume_path
-from modules.progress import resume, trainer_state
+from modules.output_dir import (
+    check_output_dir,
+    clear_output_dir,
+    owned_files,
+    refuse_together,
+    resume_path,
+)
+from modules.progress import reached_by, resume, trainer_state
 from modules.publisher import Publisher
 from modules.reduce import gather_from_processes
 from modules.run import Run
+from modules.run_files import AT_THE_END
+from modules.schedule import BEGINNING, Reached
 from modules.signals import StopRequest
-from modules.trackers import start_trackers
-from modules.update import backward_through, loss_scale
+from modules.trackers import end_trackers, start_trackers
 
 logger = logging.getLogger("modules.train_vae")
 
@@ -108,16 +126,21 @@ class Watch:
         protocol = self.validation.protocol
         return Provenance(protocol.describe(), protocol.stamp(), repository)
 
-    def write_report(self, output_dir: Path, result: ValidationResult) -> None:
+    def rows(self, run: Run) -> list[dict[str, float]]:
+        """Those of metrics.jsonl, with validations of the images that are validated on now."""
+        return comparable(self.journal.metrics_log.rows(), run.measured_since)
+
+    def write_report(self, run: Run, result: ValidationResult) -> None:
         """Refreshes report.html: all curves so far, and the pictures of this validation."""
-        write_training_report(
-            output_dir / "report.html",
-            output_dir.name,
-            self.journal.metrics_log.rows(),
-            result.evaluation,
-            self.validation.protocol,
-            result.latent_grid,
-        )
+        with dispensable(str(run.output_dir / "report.html")):
+            write_training_report(
+                run.output_dir / "report.html",
+                run.output_dir.name,
+                self.rows(run),
+                result.evaluation,
+                self.validation.protocol,
+                result.latent_grid,
+            )
 
 
 def train(run: Run, watch: Watch) -> bool:
@@ -128,57 +151,48 @@ def train(run: Run, watch: Watch) -> bool:
             return True
         vae_turn = run.schedule.trains_vae(run.step)
         disc_turn = run.schedule.trains_discriminator(run.step)
-        share = run.adversarial_share()
         images, noise = run.to_device(batch)
+        elements, terms = images[0].numel(), {}
+        share = run.adversarial_share(elements)
 
         with accelerator.accumulate(run.vae, run.discriminator):
-            # Generator: reconstruct through the prepared module. The losses act on a leaf copy, so
-            # that each of their networks is run backward once, and freed before the VAE's own.
+            # Generator: reconstruct through the prepared module, and let the frozen discriminator
+            # judge; one backward carries every term through the VAE.
             with torch.set_grad_enabled(vae_turn):
                 reconstructions, posterior = run.vae(images, noise)
-            output = reconstructions.detach().requires_grad_()
+            fakes = reconstructions.detach()
             if vae_turn:
-                nll = rec = rec_loss(losses.rec_loss, images, output)
+                nll = terms["rec_loss"] = rec_loss(losses.rec_loss, images, reconstructions)
                 if run.perceptual is not None:
-                    p_loss = run.perceptual(images, output).mean()
-                    nll = rec + losses.perceptual_scale * p_loss
-                    run.record(p_loss=p_loss)
-                kl, scale = kl_loss(posterior.kl(), images[0].numel()), loss_scale(accelerator)
-                (gradient,) = torch.autograd.grad(scale * nll, output)
-                run.record(rec_loss=rec, kl_loss=kl, psnr=batch_psnr(images, output))
-
-                # The discriminator judges, frozen; both gradients are balanced at the last layer.
+                    p_loss = terms["p_loss"] = run.perceptual(images, reconstructions).mean()
+                    nll = nll + losses.perceptual_scale * p_loss
+                kl = terms["kl_loss"] = kl_loss(posterior.kl(), elements)
+                loss = nll + losses.kl_scale * kl
                 if share:
-                    with frozen(run.raw_discriminator):
-                        g_loss = generator_loss(run.raw_discriminator(output))
-                    (g_gradient,) = torch.autograd.grad(scale * g_loss, output)
-                    weight = run.adversarial_weight(reconstructions, gradient, g_gradient, scale)
-                    gradient = gradient + share * weight * g_gradient
-                    run.record(g_loss=g_loss)
+                    g_loss = terms["g_loss"] = run.judge(reconstructions)
+                    d_weight = terms["d_weight"] = run.d_weight(nll, g_loss, elements)
+                    loss = loss + share * d_weight * g_loss
+                accelerator.backward(loss)
+                terms["psnr"] = batch_psnr(images, fakes)
 
-                # One backward through the VAE carries every term.
-                backward_through(
-                    accelerator, [reconstructions, losses.kl_scale * kl], [gradient, scale]
-                )
-
-            # Discriminator: both halves in one forward, so that DDP sees one graph.
+            # Discriminator: real and fake in one forward, so that DDP sees one graph.
             if disc_turn:
-                both = torch.cat([images, output.detach()])
-                logits_real, logits_fake = run.discriminator(both).chunk(2)
+                logits_real, logits_fake = run.discriminator(images, fakes)
                 d_loss = discriminator_loss(disc.disc_loss, logits_real, logits_fake)
                 accelerator.backward(d_loss)
-                run.record(d_loss=d_loss, logits_real=logits_real.mean(),
-                           logits_fake=logits_fake.mean())  # fmt: skip
+                terms |= {"d_loss": d_loss, "logits_real": logits_real.mean(),
+                          "logits_fake": logits_fake.mean()}  # fmt: skip
+            run.record(**terms)
 
         # One optimizer step is complete: update the VAE, then the discriminator; then look around.
         if accelerator.sync_gradients:
             run.update(vae_turn, disc_turn)
-            if not look_around(run, watch):
+            if not after_step(run, watch):
                 return False
     return True
 
 
-def look_around(run: Run, watch: Watch) -> bool:
+def after_step(run: Run, watch: Watch) -> bool:
     """Between two optimizer steps: logs, validates and saves when due; False if asked to stop."""
     args, last = run.args, run.step == run.max_train_steps
     watch.journal.advance()
@@ -203,8 +217,7 @@ def log(run: Run, watch: Watch) -> None:
     means |= run.gan_guard.judge(means)
     if means["upscaled"]:
         warn_of_upscaling(max(run.args.data.training_resolutions))
-    watch.journal.write(run.step, {f"train/{name}": value for name, value in means.items()})
-    watch.journal.show(means)
+    watch.journal.write(run.step, "train", means)
 
 
 @cache
@@ -235,29 +248,33 @@ def validate(run: Run, watch: Watch) -> None:
         if result is None:
             return
         run.validation_due, metrics = False, result.metrics
-        watch.journal.write(run.step, {f"val/{name}": value for name, value in metrics.items()})
+        watch.journal.write(run.step, "val", metrics)
         if result.grid is not None:
             watch.journal.draw(run.step, result.grid)
             watch.journal.draw_latents(run.step, result.latent_grid, result.grid_latents)
         if run.accelerator.is_main_process:
-            watch.write_report(run.output_dir, result)
+            watch.write_report(run, result)
         if watch.validation.improves(metrics, run.best, run.args.validation.best_metric):
-            run.best = {"step": run.step, **metrics}
+            run.require_finite_weights()
+            finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
+            run.best = {"step": run.step, **finite}
             if run.accelerator.is_main_process:
-                config = latent_config(run.args, result.latents)
-                export_vae(run.raw_vae.vae, run.output_dir / "best", **config)
+                with dispensable(str(run.output_dir / "best"), (OSError, ArgumentError)):
+                    config = latent_config(run.args, result.latents)
+                    export_vae(run.raw_vae.vae, run.output_dir / "best", **config)
     run.meter.restart_clock()
 
 
 def save(run: Run, watch: Watch) -> None:
     """Writes a checkpoint from which the run continues bit for bit."""
+    run.require_finite_weights()
     name_bad_images(run, watch)
     save_checkpoint(
         run.accelerator,
         run.output_dir / "checkpoints",
         run.step,
         run.ema,
-        trainer_state(run, watch.data.size, watch.data.fingerprint),
+        trainer_state(run, watch.data.identity()),
         run.args.checkpoints.checkpoints_total_limit,
     )
     run.meter.restart_clock()
@@ -267,31 +284,45 @@ def push(run: Run, watch: Watch) -> None:
     """Sends the best weights so far to the Hub when due; training does not wait for it."""
     watch.publisher.report()
     if watch.publisher.is_due(run.step):
-        watch.publisher.push(run, watch.journal.metrics_log.rows(), watch.provenance())
+        watch.publisher.push(run, watch.rows(run), watch.provenance())
 
 
-def export(run: Run, watch: Watch) -> None:
-    """Writes what diffusers loads: the averaged weights, and a config with measured latents."""
+def export(run: Run, watch: Watch) -> bool:
+    """Writes what diffusers loads: the averaged weights, and a config with measured latents.
+
+    False if a signal asked to stop while the latents were measured: nothing is written then.
+    """
     args, latents = run.args, None
+    run.require_finite_weights()
     with run.averaged_weights():
         if not args.model.decoder_only:
             count = args.checkpoints.num_latent_images
-            latents = measure_latents(
-                run.raw_vae.vae,
-                ProtocolImages(watch.data.finite(count), Protocol(args.data.resolution), count),
-                batch_size=args.validation.validation_batch_size,
-                device=run.accelerator.device,
-                progress=False,
-            )
+            images = watch.data.finite(args, count)
+            try:
+                latents = measure_latents(
+                    run.raw_vae.vae,
+                    ProtocolImages(images, Protocol(args.data.resolution), count),
+                    batch_size=args.validation_batch_size,
+                    device=run.accelerator.device,
+                    progress=False,
+                    stop=watch.stop.agreed,
+                )
+            except Interrupted:
+                return False
         if run.accelerator.is_main_process:
             watch.journal.close()
-            rows = watch.journal.metrics_log.rows()
+            owned, rows = owned_files(args), watch.rows(run)
+            owned.claim(AT_THE_END)
             vae = export_everything(run, latents, rows, watch.provenance())
+            owned.sign("README.md")  # people write on in it
             print(summary(vae, run.output_dir, rows), file=sys.stderr)
     run.accelerator.wait_for_everyone()
+    return True
 
 
-def make_run(args: Arguments, vae: TrainableVAE, num_train_images: int | None) -> Run:
+def make_run(
+    args: Arguments, vae: TrainableVAE, num_train_images: int | None, reached: Reached = BEGINNING
+) -> Run:
     """Builds what trains and lets accelerate prepare it, all of it with weights on the device."""
     accelerator = make_accelerator(args)
     discriminator = make_discriminator(args, accelerator)
@@ -300,9 +331,9 @@ def make_run(args: Arguments, vae: TrainableVAE, num_train_images: int | None) -
         network.to(memory_format=layout)
     perceptual = make_perceptual(args)
     schedule = make_gan_schedule(args)
-    steps = training_length(args, num_train_images, accelerator.num_processes)
+    steps = training_length(args, num_train_images, accelerator.num_processes, reached)
     optimizers = make_optimizers(args, vae, discriminator, accelerator.num_processes)
-    schedulers = make_schedulers(args, *optimizers, schedule, steps)
+    schedulers = make_schedulers(args, *optimizers, schedule, steps, reached)
     if args.precision.compile:
         compile_networks(vae.vae, discriminator, perceptual, args.data.several_shapes)
     prepared = accelerator.prepare(vae, discriminator, *optimizers, *schedulers)
@@ -322,7 +353,10 @@ def make_run(args: Arguments, vae: TrainableVAE, num_train_images: int | None) -
         layout=layout,
         meter=Meter(accelerator),
         guard=FiniteGuard(accelerator, args.optimization.max_skipped_steps),
-        gan_guard=GanGuard(args.discriminator.gan_guard, args.discriminator.disc_weight_max),
+        gan_guard=GanGuard(
+            args.discriminator.gan_guard,
+            args.discriminator.disc_weight_max if args.discriminator.disc_adaptive_weight else 0.0,
+        ),
     )
 
 
@@ -337,30 +371,39 @@ def make_validation(run: Run, data: TrainingData) -> Validation | None:
         num_images=args.num_validation_images,
         lpips=run.perceptual,
         lpips_backbone=run.args.losses.lpips_backbone,
-        batch_size=args.validation_batch_size,
+        batch_size=run.args.validation_batch_size,
         num_grid_images=args.num_grid_images,
         device=run.accelerator.device,
     )
 
 
-def main(args: Arguments) -> None:
-    """Build, prepare, resume, train, export."""
+def main(args: Arguments, lock: FolderLock | None) -> None:
+    """Build, prepare, resume, train, export. lock: of output_dir; None for a dry run."""
     show_messages()
+    check_environment(
+        os.environ, args.optimization.gradient_accumulation_steps, args.precision.compile
+    )
     # Build what can be wrong first: nothing has touched a GPU or been written to yet.
-    check_output_dir(args.checkpoints, create=not args.dry_run)
+    check_output_dir(args, create=not args.dry_run)
     vae = TrainableVAE(make_vae(args), args.model.decoder_only)
+    checkpoint = resume_path(args.checkpoints)
+    reached = reached_by(checkpoint, args, vae.vae)
     if args.dry_run:
         print(to_yaml(args), banner(args, vae.vae), planned_push(args), sep="\n")
         return
+    shape = latent_shape(vae.vae, args.data.resolution)
+    check_shared_memory(args, shape)
     data = open_data(args)
 
     # Prepare.
-    run = make_run(args, vae, data.size)
+    run = make_run(args, vae, data.size, reached)
+    refuse_together(lock)
+    rehearse(run, partial(train, watch=None), len(data.validation or ()))
     accelerator, output_dir, publisher = run.accelerator, run.output_dir, None
     if accelerator.is_main_process:
         if args.logging.push_to_hub:  # first: a refusal must not cost what an old run left
             publisher = Publisher(args)
-        clear_output_dir(args.checkpoints)
+        clear_output_dir(args)
         situation = f"{accelerator.num_processes} x {device_name(accelerator.device)}, "
         situation += f"precision {accelerator.mixed_precision}"
         text = banner(args, vae.vae, data.describe(args), situation, run.max_train_steps)
@@ -381,33 +424,34 @@ def main(args: Arguments) -> None:
 
     with closing(watch.journal), publisher or nullcontext():
         # Resume, or measure what training starts from.
-        checkpoint = resume_path(args.checkpoints)
-        if checkpoint is not None:
-            resume(run, checkpoint, data.size, data.fingerprint)
+        if checkpoint is None or not resume(run, checkpoint, data.identity()):
+            watch.bad_images.forget()
         start_trackers(accelerator, args.logging.tracker_project_name, for_trackers(args), run.step)
         watch.journal.start_at(run.step)
         if run.validation_due:
             validate(run, watch)
         if accelerator.is_main_process:  # not before: a refused resume leaves the old one as it was
-            (output_dir / "train_config.yaml").write_text(to_yaml(args), encoding="utf-8")
+            (output_dir / "train_config.yaml").write_text(
+                to_yaml(args, run.history), encoding="utf-8"
+            )
 
         # Train and export.
-        shape = latent_shape(vae.vae, args.data.resolution)
         run.loader = make_loader(args, data, shape, accelerator, run.samples, run.stream)
         run.meter.restart_clock()  # the loader may have looked at the sizes of all images
-        if not run.validation_due and train(run, watch):
-            export(run, watch)
+        if not run.validation_due and train(run, watch) and export(run, watch):
             if publisher is not None:
                 publisher.finish(run.step)
         else:
-            logger.info("stopped at step %d by a signal; --resume_from_checkpoint latest goes on "
-                        "from there", run.step)  # fmt: skip
+            logger.info("stopped at step %d of %d by a signal; the same command with "
+                        "--resume_from_checkpoint latest goes on from there", run.step,
+                        run.max_train_steps)  # fmt: skip
         # The networks first: where DDP is the last to let go of the processes' group, as when this
         # function returns, PyTorch waits for the group's threads while they wait for Python.
         run.vae, run.discriminator = accelerator.free_memory(run.vae, run.discriminator)
+        end_trackers(accelerator.trackers)
         accelerator.end_training()
 
 
 if __name__ == "__main__":
-    with exit_on_mistakes():
-        main(arguments)
+    with exit_on_mistakes(), explained(arguments), output_lock or nullcontext():
+        main(arguments, output_lock)

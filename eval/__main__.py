@@ -18,8 +18,20 @@ import pkgutil
 import sys
 from collections.abc import Sequence
 from types import ModuleType
+from typing import NoReturn
 
 from eval import commands
+from eval.commands.checks import check_texts, prepare_outputs
+from modules.answers import Answer, answer_to
+from modules.errors import one_line
+from modules.terminal import leave_when_interrupted, outlive_the_terminal
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse that says what is wrong without its usage in front of it."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}\n")
 
 
 def command_modules() -> dict[str, ModuleType]:
@@ -31,7 +43,7 @@ def command_modules() -> dict[str, ModuleType]:
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser with one subparser for each command."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="python -m eval",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -59,11 +71,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     elif training_flags:
         parser.error(f"unrecognized arguments: {' '.join(training_flags)}")
     try:
+        check_texts(args)
+        prepare_outputs(args)
         return args.run(args)
-    except ValueError as error:
-        print(f"python -m eval {args.command}: error: {error}", file=sys.stderr)
-        return 2
+    except Exception as error:
+        answer = answer_to(error, "start again")
+        if answer is None and isinstance(error, ValueError):
+            answer = Answer(2, one_line(error))
+        if answer is None:
+            raise
+        print(f"python -m eval {args.command}: error: {answer.message}", file=sys.stderr)
+        return answer.code
 
 
 if __name__ == "__main__":
+    outlive_the_terminal()
+    leave_when_interrupted("python -m eval: interrupted")
     sys.exit(main())

@@ -19,7 +19,8 @@ import torch
 from eval.device_speed import peak_flops_per_s, useful_flops
 from eval.levers import UNDO
 from eval.phases import PHASES, PhaseClock, watched
-from eval.script import Nobody, random_batch, skip_to_full_gan, training_script
+from eval.rehearsal import random_batch
+from eval.script import Nobody, skip_to_full_gan, training_script
 from eval.spread import Spread, ratio
 from eval.stopwatch import MemoryGauge, Stopwatch
 from eval.textbook_step import DTYPES, TextbookTrainer
@@ -181,7 +182,7 @@ class Bench:
     def _phases(self, steps: int) -> dict[str, list[float]]:
         clock, ours = PhaseClock(self.stopwatch), self.contestants[OURS]
         times: dict[str, list[float]] = {phase: [] for phase in PHASES}
-        with watched(self.script, self.run, clock):
+        with watched(self.run, clock):
             for _ in range(steps):
                 clock.begin(PHASES[0])
                 ours.step()

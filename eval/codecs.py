@@ -162,11 +162,12 @@ def quantize(values: Tensor, rounding: str) -> Tensor:
     return to_uint8(values)
 
 
-def open_codec(name: str) -> VAECodec | PixelCodec:
+def open_codec(name: str, weights: str = "auto") -> VAECodec | PixelCodec:
     """The codec that `--model NAME` means.
 
     "identity", "jpeg:QUALITY" (1 to 100), "downsample:FACTOR" (bicubic down and up again), or
-    anything `load_vae` reads: a folder, a hub id, a pipeline, a single file. Raises ValueError.
+    anything `load_vae` reads: a folder, a hub id, a pipeline, a single file, of which `weights` are
+    taken. Raises ValueError.
     """
     kind, _, value = name.partition(":")
     if name == "identity":
@@ -177,13 +178,13 @@ def open_codec(name: str) -> VAECodec | PixelCodec:
     if kind == "downsample" and not Path(name).exists():
         factor = _parameter(name, value, 1, 1024, "downsample:FACTOR")
         return PixelCodec(lambda image: _down_and_up(image, factor))
-    return VAECodec(open_vae(name))
+    return VAECodec(open_vae(name, weights))
 
 
-def open_vae(name: str) -> AutoencoderKL:
+def open_vae(name: str, weights: str = "auto") -> AutoencoderKL:
     """`load_vae` for `--model NAME`. Raises ValueError naming that flag."""
     try:
-        return load_vae(name)
+        return load_vae(name, weights=weights)
     except ValueError as error:
         message = str(error).replace("--pretrained_model_name_or_path", "--model")
         raise ValueError(message) from error

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from modules.durable import where_supported
+
 
 def config_path(model: str) -> Path:
     """The config.json of the VAE in a folder, which may be a pipeline's.
@@ -18,6 +20,8 @@ def config_path(model: str) -> Path:
     for folder in (Path(model), Path(model) / "vae"):
         file = folder / "config.json"
         if file.is_file():
+            if not (os.access(file, os.W_OK) and os.access(folder, os.W_OK)):
+                raise ValueError(f"--write: no permission to write to {file}")
             return file
     raise ValueError(
         f"--write needs a local folder with a config.json, --model={model} has none; save the "
@@ -45,6 +49,7 @@ def update_config(file: Path, entries: Mapping[str, Any]) -> dict[str, tuple[Any
     handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=".config-")
     with os.fdopen(handle, "w", encoding="utf-8") as stream:
         stream.write(json.dumps({**config, **entries}, indent=2) + "\n")
-    os.chmod(temporary, file.stat().st_mode & 0o777)
+    with where_supported():
+        os.chmod(temporary, file.stat().st_mode & 0o777)
     os.replace(temporary, file)
     return changed

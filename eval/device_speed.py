@@ -10,7 +10,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from eval.fake_run import fake_run
-from eval.script import Nobody, random_batch
+from eval.rehearsal import random_batch
+from eval.script import Nobody
 from eval.stopwatch import Stopwatch
 from modules.arguments import Arguments
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
 from eval.choices import DEFAULT_BATCH_SIZE
 from eval.codecs import Codec
@@ -16,21 +15,17 @@ from eval.columns import keys_of
 from eval.digests import combined_digest
 from eval.loading import Batch, OwnBatches
 from eval.precise import full_precision
-from eval.protocol import Protocol
+from eval.protocol import Protocol, ProtocolImages
 from eval.results import Evaluation
-from eval.rfid import StreamedFID
+from eval.rfid import CHANGED, StreamedFID
 from eval.tally import Tally
 from modules.reduce import gather_from_processes, sum_over_processes
-
-
-class Interrupted(Exception):
-    """The evaluation was asked to stop before it had seen all images."""
 
 
 @torch.no_grad()
 def evaluate_reconstruction(
     models: Mapping[str, Codec],
-    images: Dataset[Tensor],
+    images: ProtocolImages,
     metrics: Sequence[str],
     *,
     protocol: Protocol | None = None,
@@ -48,10 +43,11 @@ def evaluate_reconstruction(
 ) -> dict[str, Evaluation]:
     """Reconstructs every image with every model, in one pass, and measures what `metrics` names.
 
-    images: uint8 [3, H, W] by position; under torch.distributed every rank of P takes each P-th and
-    all ranks return the same numbers. metrics: names of `eval.columns.METRICS`. lpips: networks by
-    backbone, ([B, 3, H, W] in [-1, 1], same) to [B]; inception: `build_inception()`; a metric whose
-    network is not given is reported as missing, with the reason in `unavailable` if it has one.
+    images: uint8 [3, H, W] by position, with a fingerprint where rFID is wanted; under
+    torch.distributed every rank of P takes each P-th and all ranks return the same numbers.
+    metrics: names of `eval.columns.METRICS`. lpips: networks by backbone, ([B, 3, H, W] in [-1, 1],
+    same) to [B]; inception: `build_inception()`; a metric whose network is not given is reported as
+    missing, with the reason in `unavailable` if it has one.
     `fid_cache`: folder of reference statistics. `latents`: also LatentStatistics of the models that
     have a posterior. `num_samples`: the first so many (index, original, reconstruction).
     `stop`: asked between batches, by all processes together; where it says so, Interrupted is
@@ -64,7 +60,7 @@ def evaluate_reconstruction(
     keys, missing = _available(keys_of(metrics), lpips, inception, unavailable or {})
     fid = None
     if "rfid" in keys:
-        fid = StreamedFID(inception.to(device), list(models), images, fid_cache)
+        fid = StreamedFID(inception.to(device), list(models), images.fingerprint(), fid_cache)
     networks = {name: network.to(device) for name, network in lpips.items()}
     tallies = {
         label: Tally(codec, keys, len(images), latents, num_samples)
@@ -72,19 +68,19 @@ def evaluate_reconstruction(
     }
     record = _Record(len(images))
     size = 1 if protocol.crop == "full" else batch_size  # images of that crop differ in size
-    batches = OwnBatches(images, size, num_workers, progress)
+    batches = OwnBatches(images, size, num_workers, progress, stop)
     with ExitStack() as stack:
         stack.enter_context(full_precision())
         for codec in models.values():
             stack.enter_context(codec.prepared(device))
-        for number, batch in enumerate(batches):
-            if number < batches.common and stop():
-                raise Interrupted
+        for batch in batches:
             record.add(batch)
             if batch.count:
                 _add(batch, batch.images.to(device), tallies, networks, protocol, fid)
         unreadable, content = record.finish()
-        distances = fid.finish(content, batches) if fid else {}
+        distances = fid.finish(content) if fid else {}
+        if distances is None:
+            distances, missing = {}, missing | {"rfid": CHANGED}
     return {
         label: tally.finish(unreadable, content, missing, distances.get(label))
         for label, tally in tallies.items()

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from types import ModuleType
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
@@ -33,14 +34,10 @@ def cuda_autocast() -> Iterator[None]:
 
     The other functions of a step that the two devices treat differently are outside of autocast.
     """
-    originals = {name: getattr(F, name) for name in ("group_norm", "interpolate")}
-    for name, function in originals.items():
-        setattr(F, name, _widened(function))
-    try:
+    with ExitStack() as stack:
+        for name in ("group_norm", "interpolate"):
+            stack.enter_context(patch.object(F, name, _widened(getattr(F, name))))
         yield
-    finally:
-        for name, function in originals.items():
-            setattr(F, name, function)
 
 
 def _widened(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -61,10 +58,9 @@ class OneProcess:
 
     def __init__(self, args: Arguments) -> None:
         self.dtype = DTYPES[args.precision.mixed_precision]
-        # More micro-batches than two need no more memory.
-        self.gradient_accumulation_steps = min(2, args.optimization.gradient_accumulation_steps)
+        self.gradient_accumulation_steps = args.optimization.gradient_accumulation_steps
         self.sync_gradients = True
-        self.micro_batches = 0
+        self.step = 0  # micro-batches
 
     def prepare(self, vae: nn.Module, discriminator: nn.Module, *others: Any) -> tuple[Any, ...]:
         """The same objects; both networks now run under autocast."""
@@ -75,8 +71,8 @@ class OneProcess:
     @contextmanager
     def accumulate(self, *networks: nn.Module) -> Iterator[None]:
         """Counts micro-batches; gradients are complete at the last one of a step."""
-        self.micro_batches += 1
-        self.sync_gradients = self.micro_batches % self.gradient_accumulation_steps == 0
+        self.step += 1
+        self.sync_gradients = self.step % self.gradient_accumulation_steps == 0
         yield
 
     def reduce(self, tensor: Tensor, reduction: str) -> Tensor:
@@ -109,8 +105,10 @@ def fake_run(args: Arguments, *modes: Any) -> Iterator[tuple[ModuleType, Run]]:
     script.convolution_layout = lambda device, width: LAYOUT
     script.make_discriminator = lambda args, accelerator: _fake(discriminator)
     script.make_perceptual = lambda args: perceptual and _fake(perceptual)
-    with FakeTensorMode(allow_non_fake_inputs=True), cuda_autocast(), ExitStack() as stack:
-        for mode in modes:
+    with ExitStack() as stack:
+        # Where they are is where they stay: a network cannot exchange fake tensors for others.
+        stack.enter_context(patch.object(nn.Module, "to", lambda network, *_, **__: network))
+        for mode in (FakeTensorMode(allow_non_fake_inputs=True), cuda_autocast(), *modes):
             stack.enter_context(mode)
         run = script.make_run(args, _fake(vae), args.optimization.images_per_step(1))
         skip_to_full_gan(run)
@@ -127,7 +125,6 @@ def _fake(network: nn.Module) -> nn.Module:
         for name, buffer in module._buffers.items():
             if buffer is not None:
                 module._buffers[name] = _empty_like(buffer)
-    network.to = lambda *_, **__: network
     return network
 
 

@@ -10,7 +10,6 @@ import os
 import pickle
 import tempfile
 import zipfile
-from collections.abc import Sequence
 from pathlib import Path
 from urllib.error import URLError
 
@@ -20,7 +19,6 @@ from torch import Tensor, nn
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric
 
-from eval.digests import combined_digest
 from modules.reduce import sum_over_processes
 
 EXTRACTOR = "inception-v3-compat"
@@ -112,25 +110,31 @@ def default_cache_dir() -> Path:
     """$VAE_EVAL_CACHE, else vae-eval under $XDG_CACHE_HOME or ~/.cache."""
     if os.environ.get(CACHE_VARIABLE):
         return Path(os.environ[CACHE_VARIABLE])
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vae-eval"
+    return Path(os.environ.get("XDG_CACHE_HOME") or _home() / ".cache") / "vae-eval"
+
+
+def _home() -> Path:
+    try:
+        return Path.home()
+    except RuntimeError:
+        raise ValueError(
+            f"this user has no home folder to keep statistics in: set {CACHE_VARIABLE}"
+        ) from None
 
 
 class ReferenceCache:
-    """Statistics of the originals on disk, found by content and never by name.
+    """Statistics of the originals on disk, by a `key` for network and images; "" keeps nothing.
 
-    The whole content is only known after the pass over the data, so a file is found by a probe (the
-    network, the number of images and the pixels of some), and trusted only if the hash of every
-    image's pixels, stored in it, turns out to be that of the images just seen. Crop, filter and
-    resolution are in the pixels.
+    The key knows images by name and size. So the hash of all pixels is stored as well, for the
+    reader to compare with what it has seen in the end.
     """
 
-    def __init__(self, folder: Path, network: str, probe: Sequence[int], count: int) -> None:
-        self.network = network
-        self.file = folder / f"reference-{combined_digest(network, tuple(probe), count)}.npz"
+    def __init__(self, folder: Path, key: str) -> None:
+        self.file = folder / f"reference-{key}.npz" if key else None
 
     def read(self) -> tuple[str, dict[str, np.ndarray]] | None:
         """(content, statistics), or None where there is no whole file."""
-        if not self.file.is_file():
+        if self.file is None or not self.file.is_file():
             return None
         try:
             with np.load(self.file, allow_pickle=False) as stored:
@@ -140,9 +144,15 @@ class ReferenceCache:
             return None  # damaged or foreign: computed again and replaced
 
     def write(self, content: str, statistics: dict[str, np.ndarray]) -> None:
-        """Stores the statistics under their content; the file appears complete or not at all."""
+        """Stores the statistics with their content; the file appears complete or not at all."""
+        if self.file is None:
+            return
         self.file.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=self.file.parent, suffix=".tmp")
         with os.fdopen(handle, "wb") as stream:
             np.savez(stream, content=np.array(content), **statistics)
         os.replace(temporary, self.file)
+
+    def forget(self) -> None:
+        """Deletes what is outdated."""
+        self.file.unlink(missing_ok=True)

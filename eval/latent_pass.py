@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from diffusers import AutoencoderKL
@@ -26,17 +27,18 @@ def measure_latents(
     device: torch.device | str = "cpu",
     num_workers: int = 0,
     progress: bool = True,
+    stop: Callable[[], bool] = lambda: False,
 ) -> LatentStatistics:
     """Encodes every image once and returns the statistics of its posteriors.
 
     images: uint8 [3, H, W] by position, all of one size; the processes of torch.distributed share
-    them and all get the same result. Unreadable images are left out. Raises ArgumentError when the
-    encoder gives NaN or no image can be read.
+    them and all get the same result. Unreadable images are left out. stop: as of OwnBatches. Raises
+    ArgumentError when the encoder gives NaN or no image can be read.
     """
     codec, accumulator = VAECodec(vae), LatentAccumulator(vae.config.latent_channels)
     device = torch.device(device)
     with full_precision(), codec.prepared(device):
-        for batch in OwnBatches(images, batch_size, num_workers, progress):
+        for batch in OwnBatches(images, batch_size, num_workers, progress, stop):
             if batch.count:
                 posterior = codec.encode(batch.images.to(device))
                 accumulator.update(posterior.mean[: batch.count], posterior.logvar[: batch.count])

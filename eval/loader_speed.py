@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 from eval.spread import Spread, ratio
 from modules.data import TrainingImages, training_loader
+from modules.shared_memory import end_rather_than_drop
 from modules.sources import ImageSource, open_folder
 from modules.synthetic import SyntheticImages
 
@@ -110,4 +111,12 @@ def _plain_batches(
 ) -> Iterator[Tensor]:
     images = PlainImages(paths, resolution)
     order = RandomSampler(images, replacement=True, num_samples=10**6)
-    return iter(DataLoader(images, batch_size=batch_size, sampler=order, num_workers=workers))
+    return iter(
+        DataLoader(
+            images,
+            batch_size=batch_size,
+            sampler=order,
+            num_workers=workers,
+            worker_init_fn=end_rather_than_drop,
+        )
+    )

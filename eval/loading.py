@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +13,7 @@ from tqdm import tqdm
 from eval.digests import image_digest
 from modules.images import UnreadableImage
 from modules.reduce import process_index_and_count
+from modules.shared_memory import end_rather_than_drop
 
 
 @dataclass(frozen=True)
@@ -35,14 +36,24 @@ class Batch:
         return len(self.positions)
 
 
+class Interrupted(Exception):
+    """A pass over the images was asked to stop before it had seen all of them."""
+
+
 class OwnBatches:
     """Iterates over every P-th image of the data, starting at this process's rank.
 
-    No image is seen twice, whatever the number of processes; each iteration is a new pass.
+    No image is seen twice, whatever the number of processes; each iteration is a new pass. stop:
+    asked between batches, by all processes together; where it says so, all raise Interrupted.
     """
 
     def __init__(
-        self, images: Dataset[Tensor], batch_size: int, num_workers: int, progress: bool
+        self,
+        images: Dataset[Tensor],
+        batch_size: int,
+        num_workers: int,
+        progress: bool,
+        stop: Callable[[], bool] = lambda: False,
     ) -> None:
         rank, world_size = process_index_and_count()
         total = len(images)
@@ -50,7 +61,8 @@ class OwnBatches:
         self.batch_size = max(1, min(batch_size, total))
         self.common = -(-(total // world_size) // self.batch_size)  # batches every process has
         self.num_workers = num_workers
-        self.progress = progress and rank == 0
+        self.stop = stop
+        self.no_bar = None if progress and rank == 0 else True  # None: where there is no terminal
 
     def __iter__(self) -> Iterator[Batch]:
         loader = DataLoader(
@@ -58,10 +70,13 @@ class OwnBatches:
             batch_size=self.batch_size,
             num_workers=self.num_workers,
             collate_fn=self._collate,
+            worker_init_fn=end_rather_than_drop,
             generator=torch.Generator(),  # otherwise a seed is drawn from the global state
         )
-        with tqdm(total=len(self.reader), unit="image", disable=not self.progress) as bar:
-            for batch in loader:
+        with tqdm(total=len(self.reader), unit="image", disable=self.no_bar) as bar:
+            for number, batch in enumerate(loader):
+                if number < self.common and self.stop():
+                    raise Interrupted
                 yield batch
                 bar.update(batch.count + len(batch.unreadable))
 

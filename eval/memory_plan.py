@@ -1,22 +1,36 @@
-"""How much GPU memory training takes, predicted without one: states to the byte, then the peak."""
+"""How much GPU memory a run takes, predicted without one: states to the byte, then the peaks."""
 
 from __future__ import annotations
 
 import warnings
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import product
+from functools import partial
 from types import ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from eval.fake_run import fake_run
-from eval.script import Nobody, random_batch
+from eval.random_lpips import with_random_lpips
+from eval.rehearsal import (
+    BEFORE_GAN,
+    LATENTS,
+    TRAINING,
+    VALIDATION,
+    largest_batch,
+    moment_bytes,
+    moments,
+    rehearse_latents,
+    rehearse_training,
+    rehearse_validation,
+)
+from eval.script import Nobody
 from eval.textbook_step import TextbookTrainer
 from modules.arguments import Arguments
 from modules.run import Run
@@ -25,7 +39,6 @@ TEXTBOOK = "textbook"
 BLOCK = 512  # bytes; CUDA's caching allocator rounds every tensor up to these
 CONTEXT = 0.6e9  # bytes outside the allocator: CUDA's context, cuDNN's and cuBLAS's kernels
 OVERHEAD = 0.10  # of the peak: fragmentation of the allocator, and the convolutions' workspaces
-STATES_8BIT_BLOCK = 256  # elements that share one float32 scale in 8-bit AdamW
 
 
 class AllocationMeter(TorchDispatchMode):
@@ -59,8 +72,8 @@ class AllocationMeter(TorchDispatchMode):
 
 
 @dataclass(frozen=True)
-class Peak:
-    """The predicted peak of one training step, in bytes; `lpips_slice` None is the whole batch.
+class Peaks:
+    """Bytes allocated at the worst moment of each part of a run; `lpips_slice` None is all images.
 
     recompute: "none", "norm" or "full", or TEXTBOOK for the step of `eval.textbook_step`.
     """
@@ -69,7 +82,24 @@ class Peak:
     batch_size: int
     recompute: str
     lpips_slice: int | None
-    allocated: int
+    parts: Mapping[str, int]
+
+    @classmethod
+    def of(cls, args: Arguments, recompute: str, parts: Mapping[str, int]) -> Peaks:
+        """Those of a run by `args`."""
+        side, batch = max(args.data.training_resolutions), args.optimization.train_batch_size
+        at_once = args.precision.perceptual_slice_size or batch
+        return cls(side, batch, recompute, at_once if at_once < batch else None, parts)
+
+    @property
+    def largest(self) -> str:
+        """The part that needs most."""
+        return max(self.parts, key=self.parts.get)
+
+    @property
+    def allocated(self) -> int:
+        """What it needs."""
+        return self.parts[self.largest]
 
     @property
     def on_card(self) -> float:
@@ -78,19 +108,16 @@ class Peak:
 
 
 def state_bytes(run: Run) -> dict[str, int]:
-    """Exact bytes of what a run keeps between steps or, for gradients, at the end of a backward.
-
-    `run` is real or fake, and has taken one step, in which the optimizers make their moments.
-    """
-    networks = {"VAE": (run.raw_vae, run.optimizer_vae)}
+    """Exact bytes of what a run keeps between steps or, for gradients, at the end of a backward."""
+    networks = {"VAE": run.raw_vae}
     if run.args.discriminator.enabled:
-        networks["discriminator"] = (run.raw_discriminator, run.optimizer_disc)
+        networks["discriminator"] = run.raw_discriminator
     found = {}
-    for name, (network, optimizer) in networks.items():
+    for name, network in networks.items():
         trained = [p for p in network.parameters() if p.requires_grad]
         found[f"{name}: weights"] = _bytes(network.parameters()) + _bytes(network.buffers())
         found[f"{name}: gradients"] = _bytes(trained)
-        found[f"{name}: Adam's moments"] = _moments(run, optimizer, trained)
+        found[f"{name}: Adam's moments"] = sum(moment_bytes(p, run.args) for p in trained)
     if run.ema is not None:
         found["EMA"] = _bytes([*run.ema.averages, run.ema.num_updates])
     if run.perceptual is not None:
@@ -98,77 +125,51 @@ def state_bytes(run: Run) -> dict[str, int]:
     return found
 
 
-def _moments(run: Run, optimizer: Any, trained: list[nn.Parameter]) -> int:
-    if run.args.precision.use_8bit_adam:
-        return sum(map(_moments_8bit, trained))
-    return _bytes(value for state in optimizer.state.values() for value in state.values())
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(t.numel() * t.element_size() for t in tensors)
 
 
-def _moments_8bit(parameter: nn.Parameter) -> int:
-    """bitsandbytes keeps tensors of fewer than 4096 elements in float32."""
-    count = parameter.numel()
-    return 8 * count if count < 4096 else 2 * (count + 4 * -(-count // STATES_8BIT_BLOCK))
+def plan(args: Arguments) -> tuple[dict[str, int], Peaks]:
+    """The states of a run by `args`, and what each of its parts needs at its worst moment."""
+    meter, parts = AllocationMeter(), {}
+    with _fake_run(args, meter) as (script, run), moments(run):
+        train = partial(script.train, watch=Nobody())
+        parts[TRAINING] = partial(rehearse_training, run, train, run.step)
+        if run.schedule.adversarial_share(0) < run.schedule.adversarial_share(run.step):
+            parts[BEFORE_GAN] = partial(rehearse_training, run, train, 0)
+        parts[VALIDATION] = partial(rehearse_validation, run, args.validation_batch_size)
+        if not args.model.decoder_only:
+            parts[LATENTS] = partial(rehearse_latents, run, args.validation_batch_size)
+        found = {name: _peak(meter, part) for name, part in parts.items()}
+        return state_bytes(run), Peaks.of(args, args.precision.recomputed, found)
 
 
-def _bytes(tensors: Iterable[Any]) -> int:
-    return sum(t.numel() * t.element_size() for t in tensors if isinstance(t, Tensor))
-
-
-def plan(
-    args: Arguments, resolutions: Iterable[int], batch_sizes: Iterable[int]
-) -> tuple[dict[str, int], list[Peak]]:
-    """The states, and the peak of every resolution and batch size under the options of `args`.
-
-    args: --lpips_weights must name a file, of any weights. The discriminator is at work.
-    """
-    saved = args.precision.use_8bit_adam
-    meter, peaks = AllocationMeter(), []
-    with fake_run(_plain(args), meter) as (script, run):
-        _step(script, run, 1, _smallest(run))
-        run.args = args
-        states = state_bytes(run)
-        moments = [run.optimizer_vae.state, run.optimizer_disc.state]
-        kept = sum(_bytes(v for s in state.values() for v in s.values()) for state in moments)
-        excess = kept - sum(v for k, v in states.items() if "moments" in k) if saved else 0
-        precision = args.precision
-        for resolution, batch_size in product(resolutions, batch_sizes):
-            meter.peak = meter.now
-            _step(script, run, batch_size, resolution)
-            options = precision.recomputed, precision.perceptual_slice_size
-            peaks.append(Peak(resolution, batch_size, *options, meter.peak - excess))
-    return states, peaks
-
-
-def plan_textbook(
-    args: Arguments, resolutions: Iterable[int], batch_sizes: Iterable[int]
-) -> list[Peak]:
-    """The peaks of a plain step on the same networks; arguments as of `plan`."""
-    meter, peaks = AllocationMeter(), []
-    with fake_run(_plain(args), meter) as (_, run):
+def plan_textbook(args: Arguments) -> Peaks:
+    """The peak of a plain step on the same networks."""
+    meter = AllocationMeter()
+    with _fake_run(args, meter) as (_, run):
         ours = meter.now
         with warnings.catch_warnings():  # its networks are copied, which looks at their memory
             warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")
             trainer = TextbookTrainer(run)
-        count = run.accelerator.gradient_accumulation_steps
-        trainer.step([random_batch(run, 1, _smallest(run))])  # makes the optimizers' moments
-        for resolution, batch_size in product(resolutions, batch_sizes):
-            meter.peak = meter.now
-            trainer.step([random_batch(run, batch_size, resolution)] * count)
-            peaks.append(Peak(resolution, batch_size, TEXTBOOK, None, meter.peak - ours))
-    return peaks
+        batch = largest_batch(run)
+        trainer.step([batch])  # makes the optimizers' moments
+        # More micro-batches than two need no more memory.
+        count = min(2, args.optimization.gradient_accumulation_steps)
+        peak = _peak(meter, partial(trainer.step, [batch] * count))
+        return Peaks.of(args, TEXTBOOK, {TRAINING: peak - ours})
 
 
-def _plain(args: Arguments) -> Arguments:
-    """Without what works on real tensors alone."""
-    return replace(args, precision=replace(args.precision, use_8bit_adam=False, compile=False))
+@contextmanager
+def _fake_run(args: Arguments, meter: AllocationMeter) -> Iterator[tuple[ModuleType, Run]]:
+    """Built without what works on real tensors alone; what it says of itself is in `args`."""
+    plain = replace(args, precision=replace(args.precision, use_8bit_adam=False, compile=False))
+    with with_random_lpips(plain) as plain, fake_run(plain, meter) as (script, run):
+        run.args = args
+        yield script, run
 
 
-def _smallest(run: Run) -> int:
-    """A resolution at which a step costs nothing."""
-    return 2 ** (len(run.raw_vae.vae.config.block_out_channels) + 2)
-
-
-def _step(script: ModuleType, run: Run, batch_size: int, resolution: int) -> None:
-    batch = random_batch(run, batch_size, resolution)
-    run.loader = [batch] * run.accelerator.gradient_accumulation_steps
-    script.train(run, Nobody())
+def _peak(meter: AllocationMeter, act: Callable[[], object]) -> int:
+    meter.peak = meter.now
+    act()
+    return meter.peak

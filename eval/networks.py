@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
-from safetensors import safe_open
 from torch import nn
 
 from eval.columns import keys_of
 from eval.fid import InceptionUnavailable, build_inception
+from modules.errors import blaming
 from modules.perceptual import build_lpips
+from modules.tensor_files import read_tensors
 
 # The first convolution of torchvision's state dict tells the backbones apart.
 FIRST_LAYER = "features.0.weight"
@@ -77,11 +77,9 @@ def backbone_of(file: str) -> str:
 def _shapes(file: str) -> dict[str, tuple[int, ...]]:
     if not Path(file).is_file():
         raise ValueError(f"--lpips_weights={file} does not exist")
-    if file.endswith(".safetensors"):
-        with safe_open(file, framework="pt") as tensors:
-            return {key: tuple(tensors.get_slice(key).get_shape()) for key in tensors.keys()}  # noqa: SIM118
-    state = torch.load(file, map_location="cpu", weights_only=True)
-    return {name: tuple(value.shape) for name, value in state.items()}
+    with blaming(f"--lpips_weights={file}", "give torchvision's file"):
+        tensors, _ = read_tensors(Path(file))
+    return {name: tuple(value.shape) for name, value in tensors.items()}
 
 
 def _download_failure(error: ValueError) -> str:

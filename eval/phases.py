@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import ModuleType
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -37,6 +37,11 @@ class PhaseClock:
         """What happens from now on belongs to `phase`."""
         self.began.append((phase, self.stopwatch.mark()))
 
+    def begin_unless(self, present: str, phase: str) -> None:
+        """As `begin`, but for a `present` phase that goes on."""
+        if self.began[-1][0] != present:
+            self.begin(phase)
+
     def milliseconds(self) -> dict[str, float]:
         """Time in each phase until now."""
         names = [phase for phase, _ in self.began]
@@ -49,7 +54,7 @@ class PhaseClock:
 
 
 @contextmanager
-def watched(script: ModuleType, run: Run, clock: PhaseClock) -> Iterator[None]:
+def watched(run: Run, clock: PhaseClock) -> Iterator[None]:
     """Within, `clock` is told what the script's step is doing; afterwards nothing is left of it."""
     vae = run.raw_vae.vae
     hooks = [
@@ -58,21 +63,20 @@ def watched(script: ModuleType, run: Run, clock: PhaseClock) -> Iterator[None]:
         vae.decoder.register_forward_hook(lambda *_: clock.begin(LOSSES)),
         _before(run.raw_discriminator, lambda: clock.begin(_judge_or_learner(run))),
     ]
-    originals = [(script, "backward_through", script.backward_through)]
+    # The discriminator's backward belongs to its own step.
+    backward = partial(clock.begin_unless, DISCRIMINATOR, BACKWARD)
+    announced = [(run.accelerator, "backward", backward),
+                 (run, "update", partial(clock.begin, UPDATE))]  # fmt: skip
     if run.ema is not None:
-        originals.append((run.ema, "update", run.ema.update))
-    originals.append((run, "update", run.update))
-    phases = {"backward_through": BACKWARD, "update": UPDATE}
-    for owner, name, function in originals:
-        phase = AVERAGE if owner is run.ema else phases[name]
-        setattr(owner, name, _announced(function, phase, clock))
+        announced.append((run.ema, "update", partial(clock.begin, AVERAGE)))
+    for owner, name, announce in announced:
+        setattr(owner, name, _announced(getattr(owner, name), announce))
     try:
         yield
     finally:
         for hook in hooks:
             hook.remove()
-        script.backward_through = originals[0][2]
-        for owner, name, _ in originals[1:]:
+        for owner, name, _ in announced:
             delattr(owner, name)  # the class's own method is seen again
 
 
@@ -88,9 +92,9 @@ def _before(module: nn.Module, action: Callable[[], None]) -> Any:
     return module.register_forward_pre_hook(announce)
 
 
-def _announced(function: Callable, phase: str, clock: PhaseClock) -> Callable:
+def _announced(function: Callable, announce: Callable[[], None]) -> Callable:
     def announced(*args: Any, **kwargs: Any) -> Any:
-        clock.begin(phase)
+        announce()
         return function(*args, **kwargs)
 
     return announced

@@ -10,10 +10,10 @@ import torch
 
 @contextmanager
 def full_precision() -> Iterator[None]:
-    """No autocast, no TF32 or bfloat16 inside float32 operations; all settings are put back.
+    """No autocast, no TF32 or bfloat16 inside float32 operations, nothing compiled; all put back.
 
-    A number then does not depend on `--mixed_precision` or `--allow_tf32` of the run it stands in,
-    nor on which of its kernels cuDNN found fastest there.
+    A number then does not depend on `--mixed_precision`, `--allow_tf32` or `--compile` of the run
+    it stands in, nor on which of its kernels cuDNN found fastest there.
     """
     backends = torch.backends
     settings = (
@@ -25,6 +25,7 @@ def full_precision() -> Iterator[None]:
     )
     before = [getattr(owner, name) for owner, name, _ in settings]
     with ExitStack() as stack:
+        stack.enter_context(torch.compiler.set_stance("force_eager"))
         for device_type in ("cpu", "cuda"):
             stack.enter_context(torch.autocast(device_type, enabled=False))
         for owner, name, value in settings:

@@ -20,6 +20,7 @@ from eval.choices import (
     POSTERIORS,
     ROUNDINGS,
 )
+from eval.digests import combined_digest
 from eval.metrics import PSNR_CAP
 from modules.images import center_crop_adm, to_uint8_tensor
 from modules.sources import ImageSource
@@ -122,6 +123,11 @@ class ProtocolImages(Dataset[Tensor]):
     def label(self, position: int) -> str:
         """The source's name of an image: its path or its row."""
         return self.source.label(self.indices[position])
+
+    def fingerprint(self) -> str:
+        """Changes with the files' names and sizes, and with how they are seen; "" if unknown."""
+        source = self.source.fingerprint()
+        return source and combined_digest(source, self.protocol, len(self), len(self.source))
 
     def describe(self) -> str:
         """Where the images come from and how many of them, for the stamp."""

@@ -73,6 +73,7 @@ class Outputs:
 def measure(
     model_names: Sequence[str],
     labels: Sequence[str] | None,
+    weights: str,
     images: ProtocolImages,
     metrics: Sequence[str],
     networks: Networks,
@@ -87,7 +88,7 @@ def measure(
     progress: bool,
 ) -> Result | None:
     """Evaluates the named models together; None on every process but the first."""
-    models = open_models(model_names, labels)
+    models = open_models(model_names, labels, weights)
     names = dict(zip(models, model_names, strict=True))
     start = time.perf_counter()
     evaluations = evaluate_reconstruction(
@@ -128,13 +129,15 @@ def measure(
     )
 
 
-def open_models(names: Sequence[str], labels: Sequence[str] | None) -> dict[str, Codec]:
+def open_models(
+    names: Sequence[str], labels: Sequence[str] | None, weights: str
+) -> dict[str, Codec]:
     """The codecs by distinct label. Raises ValueError when labels and models do not match."""
     if labels is None:
         labels = distinct_labels(names)
     if len(labels) != len(names) or len(set(labels)) != len(labels):
         raise ValueError(f"--labels {' '.join(labels)} must give {len(names)} different names")
-    return {label: open_codec(name) for label, name in zip(labels, names, strict=True)}
+    return {label: open_codec(name, weights) for label, name in zip(labels, names, strict=True)}
 
 
 def write_outputs(result: Result, outputs: Outputs) -> None:
@@ -155,9 +158,11 @@ def write_outputs(result: Result, outputs: Outputs) -> None:
         Path(outputs.json).write_text(text + "\n")
     if outputs.markdown:
         lines = [markdown_table(evaluations), "", *messages, *result.stamp]
-        Path(outputs.markdown).write_text("\n\n".join(["\n".join(lines[:1]), *lines[2:]]) + "\n")
+        page = "\n\n".join(["\n".join(lines[:1]), *lines[2:]]) + "\n"
+        Path(outputs.markdown).write_text(page, encoding="utf-8", errors="backslashreplace")
     if outputs.report:
-        Path(outputs.report).write_text(reconstruction_page(result), encoding="utf-8")
+        page = reconstruction_page(result)
+        Path(outputs.report).write_text(page, encoding="utf-8", errors="backslashreplace")
     if outputs.grid:
         comparison_grid(evaluations).save(outputs.grid)
 

@@ -12,15 +12,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any
-
-import torch
 
 from modules.arguments import Arguments
-from modules.autoencoder import latent_shape
 from modules.command_line import resolve_arguments
 from modules.run import Run
-from modules.samples import Sample, collate
 
 SCRIPT = Path(__file__).parent.parent / "train_vae.py"
 NEVER = 10**12  # steps
@@ -70,20 +65,3 @@ class Nobody:
 
     def advance(self) -> None:
         """A step is complete."""
-
-
-def random_batch(run: Run, batch_size: int, resolution: int) -> dict[str, Any]:
-    """What the loader yields, but noise: `batch_size` images of `resolution` x `resolution`."""
-    shape = latent_shape(run.raw_vae.vae, resolution)
-    generator = torch.Generator().manual_seed(0)
-    size = (3, resolution, resolution)
-    samples = [
-        Sample(
-            image=torch.randint(256, size, dtype=torch.uint8, generator=generator),
-            noise=torch.randn(shape, generator=generator),
-            upscaled=False,
-            rejected=[],
-        )
-        for _ in range(batch_size)
-    ]
-    return collate(samples)

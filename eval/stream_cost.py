@@ -92,7 +92,7 @@ class StreamCost:
             first, every = Cost(), Cost()
             with _measured(every):
                 with _measured(first):
-                    restored = StreamPosition.restored(state, None, anew=False)
+                    restored = StreamPosition.restored(state, anew=False)
                     resumed = iter(self._loader(restored, samples))
                     next(resumed)
                 for _ in islice(resumed, -(-images.lanes // self.batch_size) - 1):
@@ -101,7 +101,7 @@ class StreamCost:
 
     def _images(self, position: StreamPosition) -> StreamedImages:
         loaded = load_rows(str(self.folder), image_column=COLUMN, streaming=True)
-        shards = Shards(loaded.rows, self.folder.name, loaded.files, loaded.column)
+        shards = Shards(loaded.rows, self.folder.name, loaded.files, loaded.direct)
         rows = ShardRows(shards, seed=0, buffer_size=self.buffer_size)
         options = {"latent_shape": LATENT_SHAPE, "seed": 0}
         return StreamedImages(rows, RESOLUTION, position.lanes, position.cursors, **options)

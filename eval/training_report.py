@@ -24,6 +24,7 @@ from eval.report import (
     wide_picture,
 )
 from eval.results import Evaluation
+from modules.metrics_log import best_psnr, whole_validations
 
 Rows = Sequence[Mapping[str, float]]
 
@@ -74,7 +75,7 @@ def write_training_report(
         stamp=[protocol.describe()],
     )
     partial = file.with_suffix(".partial")
-    partial.write_text(html, encoding="utf-8")
+    partial.write_text(html, encoding="utf-8", errors="backslashreplace")  # of the folder's name
     os.replace(partial, file)
 
 
@@ -90,10 +91,10 @@ def _latent_grid(picture: Image.Image | None) -> str:
 
 def _validation(rows: Rows) -> str:
     """The first, the best and the last validation."""
-    found = [row for row in rows if "val/psnr" in row]
+    found = whole_validations(rows)
     if not found:
         return ""
-    best = max(found, key=lambda row: row["val/psnr"])
+    best = best_psnr(found)
     columns = [column for key, column in COLUMN.items() if f"val/{key}" in found[-1]]
     shown = {"start": found[0], "best PSNR": best, "latest": found[-1]}
     table = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -13,9 +13,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from eval.codecs import Reconstruction, VAECodec
-from eval.evaluate import Interrupted, evaluate_reconstruction
+from eval.evaluate import evaluate_reconstruction
 from eval.grid import comparison_grid
 from eval.latent_picture import latent_picture
+from eval.loading import Interrupted
 from eval.protocol import Protocol, ProtocolImages
 from eval.results import Evaluation
 from modules.errors import ArgumentError
@@ -23,6 +24,11 @@ from modules.images import UnreadableImage
 from modules.latents import LatentStatistics
 from modules.reduce import gather_from_processes
 from modules.sources import ImageSource
+
+
+def metrics(lpips: Iterable[str]) -> list[str]:
+    """What a validation measures, with LPIPS over these backbones."""
+    return ["psnr", "ssim", "rec", "kl", *(f"lpips_{name}" for name in lpips)]
 
 
 @dataclass(frozen=True)
@@ -92,7 +98,7 @@ class Validation:
         """Whether `metrics` are finite and better than `best` in "psnr", "ssim" or "lpips"."""
         key = f"lpips_{next(iter(self.lpips))}" if name == "lpips" else name
         sign = -1.0 if name == "lpips" else 1.0
-        if metrics["nan_images"] or math.isnan(metrics[key]):
+        if metrics["nan_images"] or not math.isfinite(metrics[key]):
             return False
         return key not in best or sign * metrics[key] > sign * best[key]
 
@@ -108,7 +114,7 @@ class Validation:
             evaluation = evaluate_reconstruction(
                 {"vae": codec},
                 self.images,
-                ["psnr", "ssim", "rec", "kl", *(f"lpips_{name}" for name in self.lpips)],
+                metrics(self.lpips),
                 protocol=self.protocol,
                 batch_size=self.batch_size,
                 device=self.device,

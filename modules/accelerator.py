@@ -10,12 +10,18 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
-from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration
+from accelerate.utils import (
+    DistributedType,
+    GradientAccumulationPlugin,
+    InitProcessGroupKwargs,
+    ProjectConfiguration,
+)
 
 from modules.arguments import Arguments
 from modules.determinism import make_deterministic
 from modules.errors import ArgumentError
 from modules.hardware import multiplies_bfloat16
+from modules.launch_environment import chosen_precision
 
 logger = logging.getLogger(__name__)
 
@@ -32,10 +38,15 @@ def make_accelerator(args: Arguments) -> Accelerator:
     else:
         # A run has few shapes and meets each of them often: cuDNN tries its kernels once for each.
         torch.backends.cudnn.benchmark = True
+    precision = chosen_precision(args.precision.mixed_precision, os.environ)
     try:
         accelerator = Accelerator(
-            mixed_precision=args.precision.mixed_precision,
-            gradient_accumulation_steps=args.optimization.gradient_accumulation_steps,
+            mixed_precision=precision,
+            # As plugins, because accelerate puts variables of the environment before plain numbers.
+            gradient_accumulation_plugin=GradientAccumulationPlugin(
+                num_steps=args.optimization.gradient_accumulation_steps
+            ),
+            dynamo_backend="no",  # --compile compiles the networks' blocks
             # Stepped once for each update by hand; accelerate would step them once a process.
             step_scheduler_with_optimizer=False,
             log_with=_trackers(args.logging.report_to) or None,
@@ -48,8 +59,10 @@ def make_accelerator(args: Arguments) -> Accelerator:
         )
     except ValueError as error:
         raise ArgumentError(
-            f"--mixed_precision={args.precision.mixed_precision} cannot be used here: {error}"
+            f"--mixed_precision={precision} cannot be used here: {error}"
         ) from error
+    if accelerator.distributed_type == DistributedType.XLA:
+        raise ArgumentError("distributed_type XLA (TPU) is not supported; use GPUs or a CPU")
     expected = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != expected:
         raise ArgumentError(
@@ -82,8 +95,9 @@ def _limit_memory(limit_gb: float | None, accelerator: Accelerator) -> None:
         raise ArgumentError(
             f"--memory_limit_gb={limit_gb} needs a CUDA device; here it is {accelerator.device}"
         )
-    total = torch.cuda.get_device_properties(accelerator.device).total_memory
-    torch.cuda.set_per_process_memory_fraction(min(1.0, limit_gb * 1e9 / total), accelerator.device)
+    device = torch.cuda.current_device()  # accelerate's own has no index on a single GPU
+    total = torch.cuda.get_device_properties(device).total_memory
+    torch.cuda.set_per_process_memory_fraction(min(1.0, limit_gb * 1e9 / total), device)
 
 
 def _trackers(report_to: str) -> list[str]:

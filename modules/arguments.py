@@ -11,27 +11,32 @@ from pathlib import PurePath
 from typing import Any
 
 from modules.errors import ArgumentError
+from modules.limits import Limits, check_limits, shown
+from modules.smallest_sides import LPIPS, SSIM_WINDOW, discriminator_side, require_side
 
 # Never written to train_config.yaml: secrets, and what describes this launch rather than the run.
 LAUNCH_ONLY = ("hub_token", "resume_from_checkpoint", "overwrite_output_dir", "dry_run")
 
 
-def flag(default: Any, help: str, choices: Sequence[Any] | None = None) -> Any:
-    """A dataclass field whose default, help and choices become the command line's."""
-    return field(default=default, metadata={"help": help, "choices": choices})
+def flag(
+    default: Any,
+    help: str,
+    choices: Sequence[Any] | None = None,
+    **limits: Any,
+) -> Any:
+    """A dataclass field whose default, help and choices become the command line's.
+
+    limits: those of `Limits`, which every value keeps to.
+    """
+    metadata = {"help": help, "choices": choices}
+    metadata["limits"] = Limits(**limits)
+    return field(default=default, metadata=metadata)
 
 
 def require(condition: bool, name: str, value: object, rule: str) -> None:
     """Raises ArgumentError("--name=value rule") unless `condition` holds."""
     if not condition:
-        raise ArgumentError(f"--{name}={value} {rule}")
-
-
-def at_least(group: object, minimum: float, *names: str) -> None:
-    """Every named field of `group` that is set must be >= `minimum`."""
-    for name in names:
-        value = getattr(group, name)
-        require(value is None or value >= minimum, name, value, f"must be at least {minimum}")
+        raise ArgumentError(f"--{name}={shown(value)} {rule}")
 
 
 @dataclass(frozen=True)
@@ -42,27 +47,46 @@ class ModelArguments:
         None,
         "VAE to fine-tune: a hub id, a VAE's folder, a pipeline's folder with vae/, or one "
         ".safetensors or .ckpt file in latent-diffusion's layout",
+        path=True,
     )
     model_config_name_or_path: str | None = flag(
-        None, "hub id, folder or config.json of an AutoencoderKL to build with random weights"
+        None,
+        "hub id, folder or config.json of an AutoencoderKL to build with random weights",
+        path=True,
     )
     revision: str | None = flag(None, "branch, tag or commit of the pretrained model on the hub")
     variant: str | None = flag(None, 'weights variant to load, such as "fp16"')
-    cache_dir: str | None = flag(None, "where downloaded models and datasets are kept")
+    pretrained_weights: str = flag(
+        "auto",
+        "which weights of a checkpoint that holds both: raw as trained, ema their average, auto "
+        "the average where there is one",
+        choices=("auto", "raw", "ema"),
+    )
+    cache_dir: str | None = flag(None, "where downloaded models and datasets are kept", path=True)
     downsample_factor: int = flag(
         8, "image side over latent side of a VAE from scratch", choices=(4, 8, 16, 32)
     )
     latent_channels: int | None = flag(
-        None, "channels C of the latent; from scratch 4, else it must match the pretrained model"
+        None,
+        "channels C of the latent; from scratch 4, else it must match the pretrained model",
+        minimum=1,
+        maximum=4096,
     )
     block_out_channels: tuple[int, ...] | None = flag(
-        None, "width of each level from scratch; by default latent-diffusion's for the factor"
+        None,
+        "width of each level from scratch; by default latent-diffusion's for the factor",
+        minimum=1,
+        maximum=16384,
     )
-    layers_per_block: int = flag(2, "residual blocks of each level, from scratch")
+    layers_per_block: int = flag(
+        2, "residual blocks of each level, from scratch", minimum=1, maximum=32
+    )
     norm_num_groups: int | None = flag(
         None,
         "groups of each GroupNorm, from scratch; by default 32, or fewer so that a group keeps at "
         "least 4 channels (a group of one channel erases that channel's mean, which is colour)",
+        minimum=1,
+        maximum=16384,
     )
     mid_block_add_attention: bool = flag(True, "self-attention at the lowest level, from scratch")
     vae_init: str = flag(
@@ -78,7 +102,7 @@ class ModelArguments:
     )
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "latent_channels", "layers_per_block", "norm_num_groups")
+        check_limits(self)
         if self.pretrained_model_name_or_path and self.model_config_name_or_path:
             raise ArgumentError(
                 "--pretrained_model_name_or_path and --model_config_name_or_path exclude each "
@@ -94,6 +118,11 @@ class ModelArguments:
                 f"--vae_init={self.vae_init} is for a VAE from scratch; drop it, or "
                 "--pretrained_model_name_or_path"
             )
+        if self.pretrained_weights != "auto" and not self.pretrained_model_name_or_path:
+            raise ArgumentError(
+                f"--pretrained_weights={self.pretrained_weights} needs "
+                "--pretrained_model_name_or_path, whose weights it chooses; drop it"
+            )
         if self.block_out_channels is not None:
             levels = self.downsample_factor.bit_length()
             require(
@@ -106,7 +135,7 @@ class ModelArguments:
             groups = self.norm_num_groups or 1
             for width in self.block_out_channels:
                 require(
-                    width >= 1 and width % groups == 0,
+                    width % groups == 0,
                     "norm_num_groups",
                     groups,
                     f"must divide every width of --block_out_channels, also {width}",
@@ -121,24 +150,41 @@ class DataArguments:
         None,
         'hub id or local folder of a dataset, or several that are mixed; "synthetic" (also when '
         "neither this nor --train_data_dir is given) is the built-in procedural set",
+        path=True,
     )
     dataset_weights: tuple[float, ...] | None = flag(
         None,
         "share of each --dataset_name in the samples, in any unit; by default every image comes "
         "once in an epoch. An epoch stays as long as all the images together",
+        minimum=1e-9,
     )
     dataset_config_name: str | None = flag(None, "configuration of the dataset, if it has several")
-    data_files: tuple[str, ...] | None = flag(None, "files or globs of the dataset to use")
-    train_data_dir: str | None = flag(None, "folder with the training images, searched recursively")
-    image_column: str = flag(
-        "image", "column that holds the images, the same in every --dataset_name"
+    data_files: tuple[str, ...] | None = flag(
+        None, "files or globs of the dataset to use", path=True
     )
-    max_train_samples: int | None = flag(None, "use a random subset of this many training images")
+    train_data_dir: str | None = flag(
+        None, "folder with the training images, searched recursively", path=True
+    )
+    train_split: str = flag(
+        "train",
+        "split of every --dataset_name to train on; without --streaming also a part of it, "
+        "train[:90%], or several, train+extra",
+    )
+    image_column: str = flag(
+        "image",
+        "column that holds the images, the same in every --dataset_name; of webdataset shards, the "
+        "ending of the members, for which other image formats stand in",
+    )
+    max_train_samples: int | None = flag(
+        None, "use a random subset of this many training images", minimum=1
+    )
     streaming: bool = flag(False, "read the dataset as a stream instead of downloading it first")
     shuffle_buffer_size: int = flag(
         1000,
         "images in the shuffle of --streaming, kept encoded: those of all lanes together, in all "
         "processes and workers, so that each lane shuffles its own in blocks of a share of this",
+        minimum=1,
+        maximum=10**9,
     )
     stream_lanes: int | None = flag(
         None,
@@ -146,13 +192,19 @@ class DataArguments:
         "turns sample by sample; by default 64, or as many as there are shards. Every byte is read "
         "once where processes x workers divide this. It decides the order of the samples, so it "
         "is kept on resume",
+        minimum=1,
+        maximum=65536,
     )
-    resolution: int = flag(512, "side of the square training and validation crops, in pixels")
+    resolution: int = flag(
+        512, "side of the square training and validation crops, in pixels", minimum=8, maximum=16384
+    )
     train_resolutions: tuple[int, ...] | None = flag(
         None,
         "train on several resolutions: each batch draws one of these, on all processes the same; "
         "one named twice is drawn twice as often, and the largest decides the memory. --resolution "
         "then is that of validation alone and need not be among them",
+        minimum=8,
+        maximum=16384,
     )
     aspect_ratio_bucketing: bool = flag(
         False,
@@ -169,22 +221,28 @@ class DataArguments:
         "lanczos", "filter for resizing training images", choices=("lanczos", "bicubic")
     )
     min_image_size: int | None = flag(
-        None, "drop training images whose shorter side is smaller; others are upsampled and counted"
+        None,
+        "drop training images whose shorter side is smaller; others are upsampled and counted",
+        minimum=1,
+        maximum=10**6,
+    )
+    fast_jpeg_decoding: bool = flag(
+        False,
+        "decode JPEGs at 1/2, 1/4 or 1/8 where 1.5 times the crop's size is left: 2 to 3 times as "
+        "fast, but the finest detail is 7 to 12 % weaker than in evaluation, which decodes all",
     )
     max_bad_images: float = flag(
-        0.01, "stop when more than this fraction of the training images cannot be read"
+        0.01,
+        "stop when more than this fraction of the training images cannot be read",
+        minimum=0,
+        maximum=1,
     )
-    dataloader_num_workers: int = flag(0, "processes that load images; 0 is the main process")
+    dataloader_num_workers: int = flag(
+        0, "processes that load images; 0 is the main process", minimum=0, maximum=1024
+    )
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "max_train_samples", "min_image_size", "shuffle_buffer_size",
-                 "stream_lanes")  # fmt: skip
-        at_least(self, 8, "resolution")
-        at_least(self, 0, "dataloader_num_workers")
-        require(0 <= self.max_bad_images <= 1, "max_bad_images", self.max_bad_images,
-                "must be a fraction between 0 and 1")  # fmt: skip
-        for resolution in self.train_resolutions or ():
-            require(resolution >= 8, "train_resolutions", resolution, "must be at least 8")
+        check_limits(self)
         if self.streaming and self.aspect_ratio_bucketing:
             raise ArgumentError(
                 "--aspect_ratio_bucketing cannot be used with --streaming: a stream does not tell "
@@ -198,6 +256,14 @@ class DataArguments:
 
     def _check_mixture(self) -> None:
         names, weights = self.dataset_name or (), self.dataset_weights
+        if set(names) <= {"synthetic"}:
+            for option, value in (
+                ("dataset_config_name", self.dataset_config_name),
+                ("data_files", " ".join(self.data_files or ())),
+            ):
+                require(not value, option, value, "needs the --dataset_name that it belongs to")
+            require(not (names and self.train_data_dir), "train_data_dir", self.train_data_dir,
+                    "is not read with --dataset_name=synthetic; drop one of the two")  # fmt: skip
         for option in ("dataset_config_name", "data_files", "train_data_dir"):
             if len(names) > 1 and getattr(self, option):
                 raise ArgumentError(
@@ -211,11 +277,9 @@ class DataArguments:
                     "does not say how many images it has"
                 )
             return
-        shown = " ".join(f"{weight:g}" for weight in weights)
-        require(len(weights) == len(names), "dataset_weights", shown,
+        text = " ".join(f"{weight:g}" for weight in weights)
+        require(len(weights) == len(names), "dataset_weights", text,
                 f"must be {len(names)} numbers, one for each --dataset_name")  # fmt: skip
-        require(all(0 < weight < float("inf") for weight in weights), "dataset_weights", shown,
-                "must be positive; leave out the dataset instead")  # fmt: skip
 
     @property
     def training_resolutions(self) -> tuple[int, ...]:
@@ -248,31 +312,46 @@ class LossArguments:
 
     rec_loss: str = flag("l2", "pixel error, mean over all elements", choices=("l1", "l2"))
     kl_scale: float = flag(
-        1e-6, "weight of the KL (per-image sum over the pixels' number), as in latent-diffusion"
+        1e-6,
+        "weight of the KL (per-image sum over the pixels' number), as in latent-diffusion",
+        minimum=0,
+        maximum=10**6,
     )
-    perceptual_scale: float = flag(0.5, "weight of LPIPS (mean over the batch); 0 never builds it")
+    perceptual_scale: float = flag(
+        0.5, "weight of LPIPS (mean over the batch); 0 never builds it", minimum=0, maximum=10**6
+    )
     lpips_backbone: str = flag(
         "vgg", "network under LPIPS in training and validation", choices=("vgg", "alex", "squeeze")
     )
     lpips_weights: str | None = flag(
-        None, "local file with torchvision's weights of that network, instead of a download"
+        None,
+        "local file with torchvision's weights of that network, instead of a download",
+        path=True,
     )
 
     def __post_init__(self) -> None:
-        at_least(self, 0, "kl_scale", "perceptual_scale")
+        check_limits(self)
 
 
 @dataclass(frozen=True)
 class DiscriminatorArguments:
     """Discriminator"""
 
-    disc_start: int = flag(50001, "optimizer step from which the discriminator trains")
+    disc_start: int = flag(50001, "optimizer step from which the discriminator trains", minimum=0)
     disc_warmup_steps: int = flag(
-        500, "steps the discriminator trains alone before the VAE feels it; 0 starts both at once"
+        500,
+        "steps the discriminator trains alone before the VAE feels it; 0 starts both at once",
+        minimum=0,
     )
-    disc_ramp_steps: int = flag(500, "steps over which the adversarial term then grows to full")
-    disc_factor: float = flag(1.0, "factor on the adversarial term; 0 turns the GAN off")
-    disc_scale: float = flag(1.0, "weight of the adversarial term, beside the adaptive weight")
+    disc_ramp_steps: int = flag(
+        500, "steps over which the adversarial term then grows to full", minimum=0
+    )
+    disc_factor: float = flag(
+        1.0, "factor on the adversarial term; 0 turns the GAN off", minimum=0, maximum=10**6
+    )
+    disc_scale: float = flag(
+        1.0, "weight of the adversarial term, beside the adaptive weight", minimum=0, maximum=10**6
+    )
     disc_loss: str = flag("hinge", "loss of the discriminator", choices=("hinge", "vanilla"))
     disc_adaptive_weight: bool = flag(
         True,
@@ -280,7 +359,9 @@ class DiscriminatorArguments:
         "micro-batch; off, --disc_scale alone weighs it (against the per-element mean loss)",
     )
     disc_weight_max: float = flag(
-        1e4, "clamp of the adaptive weight, in latent-diffusion's convention (summed loss)"
+        1e4,
+        "clamp of the adaptive weight, in latent-diffusion's convention (summed loss)",
+        minimum=0,
     )
     gan_guard: bool = flag(
         False,
@@ -293,14 +374,18 @@ class DiscriminatorArguments:
         "normalisation in the discriminator; batch needs 2 images per device",
         choices=("spectral", "spectral_group", "batch", "group", "none"),
     )
-    disc_hidden_channels: int = flag(64, "width of the discriminator's first layer (ndf)")
-    disc_num_layers: int = flag(3, "stride-2 layers of the discriminator (n_layers)")
-    disc_num_groups: int = flag(32, "groups of the discriminator's GroupNorm")
+    disc_hidden_channels: int = flag(
+        64, "width of the discriminator's first layer (ndf)", minimum=1, maximum=4096
+    )
+    disc_num_layers: int = flag(
+        3, "stride-2 layers of the discriminator (n_layers)", minimum=1, maximum=10
+    )
+    disc_num_groups: int = flag(
+        32, "groups of the discriminator's GroupNorm", minimum=1, maximum=32768
+    )
 
     def __post_init__(self) -> None:
-        at_least(self, 0, "disc_start", "disc_warmup_steps", "disc_ramp_steps", "disc_factor",
-                 "disc_scale", "disc_weight_max")  # fmt: skip
-        at_least(self, 1, "disc_hidden_channels", "disc_num_layers", "disc_num_groups")
+        check_limits(self)
         if "group" in self.disc_norm_type:
             require(
                 self.disc_hidden_channels * 2 % self.disc_num_groups == 0,
@@ -319,13 +404,19 @@ class DiscriminatorArguments:
 class OptimizationArguments:
     """Optimization"""
 
-    seed: int = flag(0, "seed of weights, order, crops and noise")
-    train_batch_size: int = flag(4, "images per device and micro-batch")
-    gradient_accumulation_steps: int = flag(1, "micro-batches per optimizer step")
-    num_train_epochs: int = flag(1, "passes over the data, unless --max_train_steps is given")
-    max_train_steps: int | None = flag(None, "optimizer steps in all")
-    learning_rate: float = flag(4.5e-6, "peak learning rate of the VAE")
-    disc_learning_rate: float = flag(4.5e-6, "peak learning rate of the discriminator")
+    seed: int = flag(0, "seed of weights, order, crops and noise", minimum=0, maximum=2**63 - 2)
+    train_batch_size: int = flag(4, "images per device and micro-batch", minimum=1, maximum=65536)
+    gradient_accumulation_steps: int = flag(
+        1, "micro-batches per optimizer step", minimum=1, maximum=10**6
+    )
+    num_train_epochs: int = flag(
+        1, "passes over the data, unless --max_train_steps is given", minimum=1, maximum=10**9
+    )
+    max_train_steps: int | None = flag(None, "optimizer steps in all", minimum=0)
+    learning_rate: float = flag(4.5e-6, "peak learning rate of the VAE", minimum=0, maximum=10**6)
+    disc_learning_rate: float = flag(
+        4.5e-6, "peak learning rate of the discriminator", minimum=0, maximum=10**6
+    )
     scale_lr: bool = flag(
         False, "multiply both learning rates by accumulation x processes x batch size"
     )
@@ -342,37 +433,42 @@ class OptimizationArguments:
                  "constant_with_warmup"),
     )  # fmt: skip
     lr_warmup_steps: int = flag(
-        500, "updates over which each learning rate rises from 0; the schedule constant has none"
+        500,
+        "updates over which each learning rate rises from 0; the schedule constant has none",
+        minimum=0,
     )
-    lr_num_cycles: int = flag(1, "restarts of cosine_with_restarts")
-    lr_power: float = flag(1.0, "power of the polynomial schedule")
-    adam_beta1: float = flag(0.9, "AdamW's beta1, both networks")
-    adam_beta2: float = flag(0.999, "AdamW's beta2, both networks")
-    disc_adam_beta1: float | None = flag(None, "beta1 for the discriminator, if another")
-    disc_adam_beta2: float | None = flag(None, "beta2 for the discriminator, if another")
-    adam_weight_decay: float = flag(1e-2, "AdamW's decoupled weight decay")
-    adam_epsilon: float = flag(1e-8, "AdamW's epsilon")
-    max_grad_norm: float = flag(1.0, "clip each network's gradient to this norm")
+    lr_num_cycles: int = flag(1, "restarts of cosine_with_restarts", minimum=1, maximum=10**6)
+    lr_power: float = flag(1.0, "power of the polynomial schedule", minimum=0, maximum=100)
+    adam_beta1: float = flag(0.9, "AdamW's beta1, both networks", minimum=0, below=1)
+    adam_beta2: float = flag(0.999, "AdamW's beta2, both networks", minimum=0, below=1)
+    disc_adam_beta1: float | None = flag(
+        None, "beta1 for the discriminator, if another", minimum=0, below=1
+    )
+    disc_adam_beta2: float | None = flag(
+        None, "beta2 for the discriminator, if another", minimum=0, below=1
+    )
+    adam_weight_decay: float = flag(1e-2, "AdamW's decoupled weight decay", minimum=0, maximum=1000)
+    adam_epsilon: float = flag(1e-8, "AdamW's epsilon", minimum=1e-30, maximum=1)
+    max_grad_norm: float = flag(
+        1.0, "clip each network's gradient to this norm; 0 never clips", minimum=0
+    )
     alternation: str = flag(
         "every_step",
         "update both networks at every step, or in turns as diffusers' script does",
         choices=("every_step", "every_other_step"),
     )
     use_ema: bool = flag(False, "average the VAE's weights; the average is validated and exported")
-    ema_decay: float = flag(0.9999, "decay of the average, approached as (1 + n) / (10 + n)")
+    ema_decay: float = flag(
+        0.9999, "decay of the average, approached as (1 + n) / (10 + n)", minimum=0, below=1
+    )
     max_skipped_steps: int = flag(
-        10, "stop after this many updates in a row were skipped because a number was not finite"
+        10,
+        "stop after this many updates in a row were skipped because a number was not finite",
+        minimum=1,
     )
 
     def __post_init__(self) -> None:
-        at_least(self, 0, "seed", "learning_rate", "disc_learning_rate", "lr_warmup_steps",
-                 "adam_weight_decay", "adam_epsilon", "max_train_steps")  # fmt: skip
-        at_least(self, 1, "train_batch_size", "gradient_accumulation_steps", "num_train_epochs",
-                 "max_skipped_steps", "lr_num_cycles")  # fmt: skip
-        require(self.max_grad_norm > 0, "max_grad_norm", self.max_grad_norm, "must be positive")
-        for name in ("adam_beta1", "adam_beta2", "disc_adam_beta1", "disc_adam_beta2", "ema_decay"):
-            value = getattr(self, name)
-            require(value is None or 0 <= value < 1, name, value, "must be at least 0 and below 1")
+        check_limits(self)
 
     def images_per_step(self, num_processes: int) -> int:
         """Images of one optimizer step over all processes: the total batch size."""
@@ -403,7 +499,10 @@ class PrecisionArguments:
         "shape, where batches have several",
     )
     perceptual_slice_size: int | None = flag(
-        None, "images that LPIPS looks at together; fewer need less memory; by default all"
+        None,
+        "images that LPIPS looks at together; fewer need less memory; by default all",
+        minimum=1,
+        maximum=65536,
     )
     deterministic: bool = flag(
         False,
@@ -411,10 +510,16 @@ class PrecisionArguments:
         "of processes then repeat a run exactly, as they do on the CPU in any case",
     )
     ddp_timeout: float = flag(
-        1800, "seconds that processes wait for one of them before the run ends with an error"
+        1800,
+        "seconds that processes wait for one of them before the run ends with an error",
+        above=0,
+        maximum=365 * 86400,
     )
     memory_limit_gb: float | None = flag(
-        None, "most memory PyTorch may take on each GPU: shows whether a run fits a smaller card"
+        None,
+        "most memory PyTorch may take on each GPU: shows whether a run fits a smaller card",
+        above=0,
+        maximum=10**4,
     )
     set_grads_to_none: bool = flag(True, "free gradients after each update instead of zeroing them")
     use_8bit_adam: bool = flag(False, "bitsandbytes' 8-bit AdamW (its package must be installed)")
@@ -423,10 +528,7 @@ class PrecisionArguments:
     )
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "perceptual_slice_size")
-        limit = self.memory_limit_gb
-        require(limit is None or limit > 0, "memory_limit_gb", limit, "must be positive")
-        require(self.ddp_timeout > 0, "ddp_timeout", self.ddp_timeout, "must be positive")
+        check_limits(self)
         if self.gradient_checkpointing and self.recompute == "norm":
             raise ArgumentError(
                 "--gradient_checkpointing means --recompute=full; drop one of the two"
@@ -442,26 +544,35 @@ class PrecisionArguments:
 class ValidationArguments:
     """Validation"""
 
-    validation_image: tuple[str, ...] | None = flag(None, "image files to validate on")
-    validation_data_dir: str | None = flag(None, "folder of images to validate on")
+    validation_image: tuple[str, ...] | None = flag(None, "image files to validate on", path=True)
+    validation_data_dir: str | None = flag(None, "folder of images to validate on", path=True)
     validation_split: str | None = flag(None, "split of --dataset_name to validate on")
     num_validation_images: int | None = flag(
         None,
         "images held back from the training set where no others are given (64), or the most to use "
         "of those given (all); 0 validates nothing",
+        minimum=0,
     )
-    validation_steps: int = flag(100, "optimizer steps between validations")
-    validation_batch_size: int = flag(8, "images per device and batch in validation")
+    validation_steps: int = flag(100, "optimizer steps between validations", minimum=1)
+    validation_batch_size: int | None = flag(
+        None,
+        "images per device and batch in validation; by default as many as have the pixels of a "
+        "training micro-batch, up to 8, which then needs more memory than they",
+        minimum=1,
+        maximum=65536,
+    )
     num_grid_images: int = flag(
-        8, "validation images drawn into each picture of samples/, which keeps about 100 pictures"
+        8,
+        "validation images drawn into each picture of samples/, which keeps about 100 pictures",
+        minimum=0,
+        maximum=10**4,
     )
     best_metric: str = flag(
         "psnr", "what keeps the best weights in best/", choices=("psnr", "ssim", "lpips")
     )
 
     def __post_init__(self) -> None:
-        at_least(self, 0, "num_validation_images", "num_grid_images")
-        at_least(self, 1, "validation_steps", "validation_batch_size")
+        check_limits(self)
         given = [
             f"--{name}"
             for name in ("validation_image", "validation_data_dir", "validation_split")
@@ -475,12 +586,17 @@ class ValidationArguments:
 class CheckpointArguments:
     """Checkpoints"""
 
-    output_dir: str = flag("autoencoderkl-model", "where everything is written")
+    output_dir: str = flag("autoencoderkl-model", "where everything is written", path=True)
     overwrite_output_dir: bool = flag(False, "delete what an earlier run left in --output_dir")
-    checkpointing_steps: int = flag(500, "optimizer steps between checkpoints")
-    checkpoints_total_limit: int | None = flag(None, "keep only this many newest checkpoints")
+    checkpointing_steps: int = flag(500, "optimizer steps between checkpoints", minimum=1)
+    checkpoints_total_limit: int | None = flag(
+        None, "keep only this many newest checkpoints", minimum=1
+    )
     resume_from_checkpoint: str | None = flag(
-        None, 'a checkpoint folder, or "latest" (a new run if there is none yet)'
+        None,
+        'a checkpoint folder, or "latest" (a new run if there is none yet); flags with other '
+        "values than before count from there on, are warned of, or are refused",
+        path=True,
     )
     latent_normalization: str = flag(
         "scale",
@@ -488,7 +604,9 @@ class CheckpointArguments:
         "latents_mean and latents_std of each channel",
         choices=("scale", "scale_shift", "per_channel"),
     )
-    num_latent_images: int = flag(1000, "training images whose latents are measured for that")
+    num_latent_images: int = flag(
+        1000, "training images whose latents are measured for that", minimum=1
+    )
     export_ldm: bool = flag(
         False, "also write the VAE in latent-diffusion's layout, for ComfyUI and A1111"
     )
@@ -499,7 +617,7 @@ class CheckpointArguments:
     )
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "checkpointing_steps", "checkpoints_total_limit", "num_latent_images")
+        check_limits(self)
 
 
 @dataclass(frozen=True)
@@ -511,22 +629,23 @@ class LoggingArguments:
     )
     tracker_project_name: str = flag("train_autoencoderkl", "project name in the tracker")
     logging_dir: str = flag("logs", "TensorBoard's folder inside --output_dir")
-    logging_steps: int = flag(10, "optimizer steps between rows of metrics.jsonl")
+    logging_steps: int = flag(10, "optimizer steps between rows of metrics.jsonl", minimum=1)
     push_to_hub: bool = flag(False, "upload the result at the end")
     hub_model_id: str | None = flag(None, "repository to upload to; by default output_dir's name")
     push_every: int | None = flag(
         None,
         "also upload best/, pictures and metrics in the background at every N-th checkpoint; "
         "checkpoints themselves stay here",
+        minimum=1,
     )
     hub_private: bool = flag(False, "make the repository a private one")
     hub_license: str | None = flag(
         None, 'licence for the model card, as the Hub spells it: "apache-2.0", "mit", "other"'
     )
-    hub_token: str | None = flag(None, "token for the hub; `hf auth login` is safer")
+    hub_token: str | None = flag(None, "token for the hub; `hf auth login` is safer", secret=True)
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "logging_steps", "push_every")
+        check_limits(self)
         for name in ("push_every", "hub_private"):
             value = getattr(self, name)
             require(not value or self.push_to_hub, name, value,
@@ -563,6 +682,7 @@ class Arguments:
         ):
             factor = self.model.downsample_factor
             self.data.require_divisible(factor, f"--downsample_factor={factor}")
+        self.require_sides()
         if self.discriminator.disc_norm_type == "batch" and self.discriminator.enabled:
             require(
                 self.optimization.train_batch_size > 1,
@@ -575,10 +695,20 @@ class Arguments:
             raise ArgumentError(
                 "--streaming needs --max_train_steps: a stream does not say how long an epoch is"
             )
+        if self.data.train_split != "train" and not self.data.dataset_name:
+            raise ArgumentError(
+                f"--train_split={self.data.train_split} needs --dataset_name; folders have no "
+                "splits"
+            )
         if self.validation.validation_split and self.data.dataset_name is None:
             raise ArgumentError(
                 f"--validation_split={self.validation.validation_split} needs --dataset_name; for "
                 "a folder use --validation_data_dir"
+            )
+        if (self.validation.validation_split or "").split("[")[0] == "train":
+            raise ArgumentError(
+                f"--validation_split={self.validation.validation_split} is what is trained on; "
+                "name another split, or drop the flag to hold images back"
             )
         if self.validation.validation_split and len(self.data.dataset_name) > 1:
             raise ArgumentError(
@@ -595,6 +725,38 @@ class Arguments:
                 "--best_metric=lpips needs LPIPS, which --perceptual_scale=0 never builds; use "
                 "--best_metric=psnr"
             )
+
+    def require_sides(self, narrowest: int | None = None) -> None:
+        """Training and validation images must be large enough for what looks at them.
+
+        narrowest: shorter side of the narrowest training image, by default the smallest
+        resolution. Raises ArgumentError with the numbers.
+        """
+        disc, losses, training = self.discriminator, self.losses, []
+        validation = [("SSIM", SSIM_WINDOW, "validate nothing: --num_validation_images 0")]
+        if losses.perceptual_scale > 0:
+            name = f"LPIPS with --lpips_backbone={losses.lpips_backbone}"
+            lpips = (name, LPIPS[losses.lpips_backbone], "drop LPIPS: --perceptual_scale 0")
+            training.append(lpips)
+            validation.append(lpips)
+        if disc.enabled:
+            name = f"a discriminator with --disc_num_layers={disc.disc_num_layers}"
+            training.append((name, discriminator_side(disc.disc_num_layers), "lower that"))
+        smallest = min(self.data.training_resolutions)
+        name = "train_resolutions" if self.data.train_resolutions else "resolution"
+        shape = "" if narrowest is None else " with --aspect_ratio_bucketing"
+        require_side(narrowest or smallest, f"--{name}={smallest}{shape}", training)
+        if self.validation.num_validation_images != 0:
+            resolution = self.data.resolution
+            require_side(resolution, f"--resolution={resolution}", validation)
+
+    @property
+    def validation_batch_size(self) -> int:
+        """Images of a batch in validation and in the measurement of latents."""
+        if self.validation.validation_batch_size is not None:
+            return self.validation.validation_batch_size
+        trained = self.optimization.train_batch_size * max(self.data.training_resolutions) ** 2
+        return min(8, max(1, trained // self.data.resolution**2))
 
     def as_dict(self) -> dict[str, Any]:
         """Every flag and its value, flat, in the order of `--help`; without LAUNCH_ONLY."""

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from modules.errors import RunStopped
+from modules.errors import RunStopped, dispensable
 from modules.samples import UNREADABLE, Rejection
 
 logger = logging.getLogger(__name__)
@@ -46,10 +46,17 @@ class BadImages:
         """
         lines = [line for rejection in rejected if (line := self._line_if_new(rejection))]
         if lines and self.writes:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self._open("a") as file:
-                file.writelines(lines)
+            with dispensable(str(self.path)):
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                with self._open("a") as file:
+                    file.writelines(lines)
         self._require_few(position)
+
+    def forget(self) -> None:
+        """Starts anew, for other data: pictures that were repaired or removed count no more."""
+        self.kinds.clear()
+        if self.writes:
+            self.path.unlink(missing_ok=True)
 
     def counts(self) -> dict[str, int]:
         """Distinct pictures by kind of rejection."""

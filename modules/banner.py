@@ -9,6 +9,7 @@ from diffusers import AutoencoderKL
 
 from modules.arguments import Arguments, DiscriminatorArguments
 from modules.autoencoder import describe, latent_shape
+from modules.metrics_log import best_psnr, whole_validations
 
 
 def banner(
@@ -72,11 +73,11 @@ def _size(count: int) -> str:
 
 def summary(vae: AutoencoderKL, output_dir: Path, rows: list[dict[str, float]]) -> str:
     """What came out, in a few lines. rows: those of metrics.jsonl."""
-    validations = [row for row in rows if "val/psnr" in row]
+    validations = whole_validations(rows)
     lines = [f"Wrote {output_dir}/, scaling_factor {vae.config.scaling_factor:.5g}."]
     if validations:
         first, last = validations[0], validations[-1]
-        best = max(validations, key=lambda row: row["val/psnr"])
+        best = best_psnr(validations)
         lines.append(
             f"PSNR {first['val/psnr']:.2f} dB at step {first['step']}, "
             f"{last['val/psnr']:.2f} dB at step {last['step']}; "

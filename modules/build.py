@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from accelerate import Accelerator
@@ -14,21 +15,26 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from modules.arguments import Arguments, ModelArguments, OptimizationArguments
 from modules.autoencoder import build_autoencoder, downsample_factor
+from modules.buckets import bucket_shapes
 from modules.discriminator import NLayerDiscriminator
-from modules.errors import ArgumentError
+from modules.errors import ArgumentError, blaming
 from modules.lean_blocks import make_lean
+from modules.model_config import network_of, require_room
 from modules.perceptual import LPIPS, build_lpips
 from modules.resampler_start import start_as_resampler
-from modules.schedule import GanSchedule
-from modules.vae_files import load_vae
+from modules.schedule import GanSchedule, Reached
+from modules.vae_files import load_vae, warn_of_other_programs
 
 
-def training_length(args: Arguments, num_train_images: int | None, num_processes: int) -> int:
+def training_length(
+    args: Arguments, num_train_images: int | None, num_processes: int, reached: Reached
+) -> int:
     """Optimizer steps of the run. An epoch's last step is filled from the next epoch."""
     opt = args.optimization
     if opt.max_train_steps is not None:
         return opt.max_train_steps
-    return math.ceil(opt.num_train_epochs * num_train_images / opt.images_per_step(num_processes))
+    left = opt.num_train_epochs * num_train_images - reached.samples
+    return reached.step + max(0, math.ceil(left / opt.images_per_step(num_processes)))
 
 
 def make_perceptual(args: Arguments) -> LPIPS | None:
@@ -52,16 +58,17 @@ def make_vae(args: Arguments) -> AutoencoderKL:
         start_as_resampler(vae)
     factor = downsample_factor(vae)
     args.data.require_divisible(factor, f"{factor}, the downsampling factor of the model")
+    if args.data.aspect_ratio_bucketing:
+        smallest = bucket_shapes(min(args.data.training_resolutions), factor)
+        args.require_sides(min(map(min, smallest)))
     wanted = args.model.latent_channels
     if wanted is not None and wanted != vae.config.latent_channels:
         raise ArgumentError(
             f"--latent_channels={wanted} does not match the model's {vae.config.latent_channels}; "
             "drop the flag, or train from scratch"
         )
-    if vae.config.in_channels != 3:
-        raise ArgumentError(
-            f"the model takes images of {vae.config.in_channels} channels; only RGB is supported"
-        )
+    if args.checkpoints.export_ldm:
+        warn_of_other_programs(vae.config)
     make_lean(vae, recompute_cheap=args.precision.recomputed == "norm")
     if args.precision.recomputed == "full":
         vae.enable_gradient_checkpointing()
@@ -78,35 +85,42 @@ def _load_or_build(args: ModelArguments, resolution: int) -> AutoencoderKL:
             revision=args.revision,
             variant=args.variant,
             cache_dir=args.cache_dir,
+            weights=args.pretrained_weights,
         )
     if args.model_config_name_or_path:
         return _from_config(args)
-    return build_autoencoder(
-        downsample_factor=args.downsample_factor,
-        latent_channels=args.latent_channels or 4,
-        block_out_channels=args.block_out_channels,
-        layers_per_block=args.layers_per_block,
-        norm_num_groups=args.norm_num_groups,
-        mid_block_add_attention=args.mid_block_add_attention,
-        sample_size=resolution,
-    )
+    options = {
+        "downsample_factor": args.downsample_factor,
+        "latent_channels": args.latent_channels or 4,
+        "block_out_channels": args.block_out_channels,
+        "layers_per_block": args.layers_per_block,
+        "norm_num_groups": args.norm_num_groups,
+        "mid_block_add_attention": args.mid_block_add_attention,
+        "sample_size": resolution,
+    }
+    widths = " ".join(map(str, args.block_out_channels or ()))
+    with blaming(f"--block_out_channels={widths}", "train a smaller network"), torch.device("meta"):
+        require_room(build_autoencoder(**options))
+    return build_autoencoder(**options)
 
 
 def _from_config(args: ModelArguments) -> AutoencoderKL:
     source = args.model_config_name_or_path
+    what = f"--model_config_name_or_path={source}"
     try:
         config = AutoencoderKL.load_config(source, cache_dir=args.cache_dir, revision=args.revision)
     except (OSError, ValueError) as error:
         raise ArgumentError(
-            f"--model_config_name_or_path={source} is neither a config.json, nor a folder with "
+            f"{what} is neither a config.json, nor a folder with "
             f"one, nor a model on the hub that can be reached ({str(error).splitlines()[0]})"
         ) from error
+    if not isinstance(config, dict):
+        raise ArgumentError(f"{what} is not a JSON object; give a config.json of an AutoencoderKL")
     if config.get("_class_name", "AutoencoderKL") != "AutoencoderKL":
         raise ArgumentError(
-            f"--model_config_name_or_path={source} describes a {config['_class_name']}; "
-            "only AutoencoderKL can be trained"
+            f"{what} describes a {config['_class_name']}; only AutoencoderKL can be trained"
         )
-    return AutoencoderKL.from_config(config)
+    return AutoencoderKL.from_config(network_of(config, what).config)
 
 
 def _use_xformers(vae: AutoencoderKL) -> None:
@@ -124,14 +138,18 @@ def make_discriminator(args: Arguments, accelerator: Accelerator) -> nn.Module:
 
     BatchNorm becomes SyncBatchNorm over several processes, which needs GPUs: ArgumentError else.
     """
-    torch.manual_seed(args.optimization.seed + 1)
     disc = args.discriminator
-    network = NLayerDiscriminator(
-        ndf=disc.disc_hidden_channels,
-        n_layers=disc.disc_num_layers,
-        norm_type=disc.disc_norm_type,
-        num_groups=disc.disc_num_groups,
-    )
+    options = {
+        "ndf": disc.disc_hidden_channels,
+        "n_layers": disc.disc_num_layers,
+        "norm_type": disc.disc_norm_type,
+        "num_groups": disc.disc_num_groups,
+    }
+    what = f"--disc_hidden_channels={disc.disc_hidden_channels}"
+    with blaming(what, "train a smaller discriminator"), torch.device("meta"):
+        require_room(NLayerDiscriminator(**options))
+    torch.manual_seed(args.optimization.seed + 1)
+    network = NLayerDiscriminator(**options)
     if disc.disc_norm_type == "batch" and accelerator.num_processes > 1:
         if accelerator.device.type == "cpu":
             raise ArgumentError(
@@ -199,8 +217,12 @@ def make_schedulers(
     optimizer_disc: Optimizer,
     schedule: GanSchedule,
     max_train_steps: int,
+    reached: Reached,
 ) -> tuple[LRScheduler, LRScheduler]:
-    """Learning-rate schedules, each exactly as long as the updates that its network gets."""
+    """Learning-rate schedules, each as long as the updates that its network has had and will get.
+
+    They begin at 0: a checkpoint puts them where it was.
+    """
     opt = args.optimization
 
     def scheduler(name: str, optimizer: Optimizer, updates: int) -> LRScheduler:
@@ -213,8 +235,12 @@ def make_schedulers(
             power=opt.lr_power,
         )
 
-    vae_updates = schedule.vae_updates(max_train_steps)
-    disc_updates = schedule.discriminator_updates(max_train_steps)
+    def length(updates: Callable[[int], int], had: int | None) -> int:
+        scheduled = updates(reached.step)
+        return (scheduled if had is None else had) + updates(max_train_steps) - scheduled
+
+    vae_updates = length(schedule.vae_updates, reached.vae_updates)
+    disc_updates = length(schedule.discriminator_updates, reached.disc_updates)
     return (
         scheduler(opt.lr_scheduler, optimizer_vae, vae_updates),
         scheduler(opt.disc_lr_scheduler, optimizer_disc, disc_updates),

@@ -2,30 +2,37 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from accelerate import Accelerator
 from datasets.config import HF_DATASETS_CACHE
 from torch.utils.data import DataLoader
 
 from modules.arguments import Arguments, DataArguments
 from modules.buckets import Buckets, num_batches
-from modules.data import TrainingImages, training_loader
+from modules.data import TrainingImages, prefetched_batches, training_loader
 from modules.errors import ArgumentError
 from modules.image_sizes import read_sizes
 from modules.lane_balance import warn_of_lanes
-from modules.lanes import RowStream, ShardRows
+from modules.lanes import ANEW, ReadRows, RowStream, ShardRows
 from modules.mixture import Mixture
-from modules.open_dataset import load_rows
+from modules.open_dataset import load_rows, split_names
 from modules.order import EpochOrder, Permutations
-from modules.parts import Concatenation, ImageSource, hold_back, part_sizes, random_subset
+from modules.overlap import searched_by_datasets, would_match
+from modules.parts import Concatenation, ImageSource, Subset, hold_back, part_sizes, random_subset
 from modules.rows import MixedRows, SourceRows
+from modules.same_files import files_in_both
 from modules.shards import Shards
-from modules.sources import open_files, open_folder, open_source
+from modules.shared_memory import require_shared_memory
+from modules.sources import FileSource, open_files, open_folder, open_source
 from modules.streaming import StreamedImages, StreamLoader, StreamPosition
 
 logger = logging.getLogger(__name__)
@@ -52,9 +59,36 @@ class TrainingData:
         """Changes with the files that are trained on."""
         return self.images.fingerprint()
 
-    def finite(self, num_images: int) -> ImageSource:
-        """A source to measure on: the training images, or the first `num_images` of a stream."""
-        return self.images.first(num_images) if isinstance(self.images, RowStream) else self.images
+    @cached_property
+    def validation_fingerprint(self) -> str | None:
+        """Changes with the files that are validated on, and with which of them; None for none."""
+        images = self.validation
+        if images is None:
+            return None
+        held_back = isinstance(images, Subset | ReadRows)
+        files = self.fingerprint if held_back else images.fingerprint()
+        which = images.indices if isinstance(images, Subset) else np.arange(len(images))
+        return f"{files} {hashlib.sha256(which.tobytes()).hexdigest()}"
+
+    def identity(self) -> dict[str, Any]:
+        """What checkpoints say of the images, to notice others on resume."""
+        return {
+            "num_train_images": self.size,
+            "data_fingerprint": self.fingerprint,
+            "validation_fingerprint": self.validation_fingerprint,
+        }
+
+    def finite(self, args: Arguments, num_images: int) -> ImageSource:
+        """A source to measure on, in training's shares.
+
+        The training images; of a stream, or of data sets mixed by weight, the first `num_images`.
+        """
+        if isinstance(self.images, RowStream):
+            return self.images.first(num_images)
+        if args.data.dataset_weights is None:
+            return self.images
+        order = _make_order(args, self.images)
+        return Subset(self.images, order.indices(0)[:num_images].numpy())
 
     def describe(self, args: Arguments) -> str:
         """Such as "1,288 images of photos, random 256 x 256 crops, mirrored at random"."""
@@ -86,20 +120,56 @@ def open_data(args: Arguments) -> TrainingData:
     images = _open_streams(args) if data.streaming else _open_images(args, names)
     if validation.num_validation_images == 0:
         return TrainingData(name, images, None)
+    held: ImageSource
     if validation.validation_image:
-        return TrainingData(name, images, open_files(validation.validation_image))
-    if validation.validation_data_dir:
-        folder = open_folder(validation.validation_data_dir, "--validation_data_dir")
-        return TrainingData(name, images, folder)
-    if validation.validation_split:
-        return TrainingData(name, images, _open_validation_split(args))
-    count = validation.num_validation_images or NUM_HELD_BACK
+        held = open_files(validation.validation_image)
+    elif validation.validation_data_dir:
+        held = open_folder(validation.validation_data_dir, "--validation_data_dir")
+    elif validation.validation_split:
+        held = _open_validation_split(args)
+    elif isinstance(images, RowStream):
+        held, images = images.hold_back(validation.num_validation_images or NUM_HELD_BACK)
+    else:
+        count = validation.num_validation_images or NUM_HELD_BACK
+        images, held = hold_back(images, count, args.optimization.seed)
     if isinstance(images, RowStream):
-        held, rest = images.hold_back(count)
-        return TrainingData(name, rest, held)
-    training, validation = hold_back(images, count, args.optimization.seed)
-    _require_some_of_each(data, training)
-    return TrainingData(name, training, validation)
+        _check_streamed(data, held)
+    else:
+        images = _without(images, held)
+        _require_some_of_each(data, images)
+    return TrainingData(name, images, held)
+
+
+def _without(images: ImageSource, validation: ImageSource) -> ImageSource:
+    """`images` but those that are the same files as validation images; says how many are not."""
+    same = files_in_both(images, validation)
+    if same.size == len(images):
+        raise ArgumentError(
+            f"every training image of {images.name} is a validation image as well: validate on "
+            "others, with --validation_data_dir or --num_validation_images"
+        )
+    if same.size:
+        logger.warning(
+            "%s of the training images are validation images as well, such as %s: they are left "
+            "out of training", f"{same.size:,}", images.label(int(same[0])),
+        )  # fmt: skip
+        return Subset(images, np.delete(np.arange(len(images)), same))
+    return images
+
+
+def _check_streamed(data: DataArguments, validation: ImageSource) -> None:
+    """Raises ArgumentError for validation images that a stream of local files will hold too."""
+    labels = map(validation.label, range(len(validation)))
+    # One of a kind stands for the others: there may be many.
+    examples = {os.path.split(label)[0] + Path(label).suffix: label for label in labels}
+    for flag, pattern in searched_by_datasets(data) if isinstance(validation, FileSource) else ():
+        for label in examples.values():
+            if would_match(label, pattern):
+                raise ArgumentError(
+                    f"the validation image {label} lies where --{flag} looks for images "
+                    f"({pattern}), and a stream cannot leave it out: move it elsewhere, or drop "
+                    "--streaming"
+                )
 
 
 def _require_some_of_each(data: DataArguments, images: ImageSource) -> None:
@@ -128,6 +198,7 @@ def _open_source(args: Arguments, name: str | None) -> ImageSource:
         dataset_config_name=data.dataset_config_name,
         data_files=data.data_files,
         data_dir=data.train_data_dir,
+        split=data.train_split,
         image_column=data.image_column,
         cache_dir=args.model.cache_dir,
         seed=args.optimization.seed,
@@ -155,13 +226,14 @@ def _open_stream(args: Arguments, name: str, buffer_size: int) -> RowStream:
         config_name=data.dataset_config_name,
         data_files=data.data_files,
         data_dir=data.train_data_dir,
+        split=data.train_split,
         image_column=data.image_column,
         cache_dir=args.model.cache_dir,
         token=token,
         streaming=True,
     )
     return ShardRows(
-        Shards(loaded.rows, name, loaded.files, loaded.column, token),
+        Shards(loaded.rows, name, loaded.files, loaded.direct, token),
         seed=args.optimization.seed,
         buffer_size=buffer_size,
         version=loaded.fingerprint,
@@ -169,12 +241,18 @@ def _open_stream(args: Arguments, name: str, buffer_size: int) -> RowStream:
 
 
 def _open_validation_split(args: Arguments) -> ImageSource:
-    data = args.data
+    data, split = args.data, args.validation.validation_split
+    shared = set(split_names(split)) & set(split_names(data.train_split))
+    if split == data.train_split or (shared and not ("[" in split and "[" in data.train_split)):
+        raise ArgumentError(
+            f"--validation_split={split} has images of --train_split={data.train_split}, which are "
+            "trained on; name another one, or drop it to hold images back"
+        )
     return open_source(
         dataset_name=data.dataset_name[0],
         dataset_config_name=data.dataset_config_name,
         data_dir=data.train_data_dir,
-        split=args.validation.validation_split,
+        split=split,
         image_column=data.image_column,
         cache_dir=args.model.cache_dir,
         token=args.logging.hub_token,
@@ -188,6 +266,19 @@ def _make_order(args: Arguments, images: ImageSource) -> EpochOrder:
     if weights is None or len(sizes) == 1:
         return Permutations(len(images), seed)
     return Mixture(sizes, weights, seed)
+
+
+def check_shared_memory(args: Arguments, latent_shape: tuple[int, int, int]) -> None:
+    """Raises ArgumentError where the loader's batches of pixels and noise do not fit."""
+    side, batch_size = max(args.data.training_resolutions), args.optimization.train_batch_size
+    channels, height, _ = latent_shape
+    noise = 4 * channels * (height * side // args.data.resolution) ** 2
+    require_shared_memory(
+        "--dataloader_num_workers",
+        args.data.dataloader_num_workers,
+        prefetched_batches(batch_size),
+        batch_size * (3 * side**2 + noise),
+    )
 
 
 def make_loader(
@@ -210,15 +301,14 @@ def make_loader(
         "interpolation": args.data.interpolation,
         "min_image_size": args.data.min_image_size,
         "train_resolutions": args.data.train_resolutions,
+        "fast_jpeg_decoding": args.data.fast_jpeg_decoding,
     }
     resolution = args.data.resolution
     if isinstance(data.images, RowStream):
         stream.lanes = stream.lanes or args.data.stream_lanes or data.images.num_lanes
         if start_position and not stream.cursors:
-            logger.warning(
-                "this run was begun by a version without lanes: its images come in another order "
-                "now, and all are read up to where it was"
-            )
+            logger.warning("this run has not streamed in lanes so far: its stream begins anew")
+            stream.cursors = dict.fromkeys(range(stream.lanes), (0, ANEW))
         if accelerator.process_index == 0:
             processes, workers = accelerator.num_processes, args.data.dataloader_num_workers
             warn_of_lanes(data.images, stream.lanes, processes, workers)

@@ -14,19 +14,21 @@ import logging
 import os
 import pickle
 import re
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from accelerate.utils import gather_object, load
+from accelerate.utils import SCALER_NAME, gather_object, load
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from modules.durable import flush
 from modules.ema import ExponentialMovingAverage
 from modules.errors import ArgumentError, RunStopped
+from modules.owned_files import free_name, remove
+from modules.run_files import IN_A_CHECKPOINT, STEP, find
 
 logger = logging.getLogger(__name__)
 
@@ -39,8 +41,8 @@ class DamagedCheckpoint(ValueError):
 
 def checkpoint_steps(folder: Path) -> list[int]:
     """The steps that have a finished checkpoint in `folder`, ascending."""
-    names = (path.name for path in folder.glob("step-*"))
-    return sorted(int(name[5:]) for name in names if re.fullmatch(r"step-\d+", name))
+    found = (path for path in folder.glob("step-*") if re.fullmatch(r"step-\d{6,}", path.name))
+    return sorted(int(path.name[5:]) for path in found if path.is_dir())
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
@@ -65,6 +67,8 @@ def verify(path: Path) -> None:
     """Compares every file with the manifest. Raises DamagedCheckpoint for the first to differ."""
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        if not isinstance(manifest, dict) or TRAINER_STATE not in manifest:
+            raise ValueError(f"it does not list {TRAINER_STATE}")
     except (OSError, ValueError) as error:
         raise DamagedCheckpoint(f"{path} has no readable {MANIFEST} ({error})") from None
     for name, expected in manifest.items():
@@ -78,9 +82,10 @@ def verify(path: Path) -> None:
 
 def clear_debris(folder: Path) -> None:
     """Deletes what a process left that was killed while it wrote or removed a checkpoint."""
-    for pattern in (".partial-step-*", ".deleted-step-*"):
-        for path in folder.glob(pattern):
-            shutil.rmtree(path)
+    for path in find(folder, [f".partial-step-{STEP}"]):
+        remove(path)
+    for path in find(folder, [f".deleted-step-{STEP}"]):
+        _empty(path)
 
 
 def rotate(folder: Path, step: int, keep: int | None) -> None:
@@ -116,12 +121,12 @@ def save_checkpoint(
         if accelerator.is_main_process:
             if ema is not None:
                 save_file(_contiguous(ema.state_dict()), partial / EMA_WEIGHTS)
-            state = json.dumps(trainer_state, indent=1)
+            state = json.dumps(trainer_state, indent=1, allow_nan=False)
             (partial / TRAINER_STATE).write_text(state, encoding="utf-8")
             _seal(partial)
             _remove(final)
             os.replace(partial, final)
-            _flush(folder)
+            flush(folder)
             rotate(folder, step, keep)
     return final
 
@@ -148,7 +153,8 @@ def load_checkpoint(
             ema.load_state_dict(load_file(path / EMA_WEIGHTS))
         for file in sorted(path.glob("random_states_*.pkl")):
             load(file)  # accelerate itself passes over one that it cannot read
-        accelerator.load_state(str(path), load_kwargs={"weights_only": True})
+        with _loss_scale_if_kept(accelerator, path):
+            accelerator.load_state(str(path), load_kwargs={"weights_only": True})
     except (pickle.UnpicklingError, EOFError, SafetensorError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ArgumentError(
@@ -156,6 +162,18 @@ def load_checkpoint(
             f"writes, and could run code when read; give another checkpoint ({reason})"
         ) from error
     accelerator.step = 0  # a checkpoint lies between two accumulation windows
+
+
+@contextmanager
+def _loss_scale_if_kept(accelerator: Accelerator, path: Path) -> Iterator[None]:
+    """A run that turns to float16 has a loss scale that the checkpoint does not know."""
+    scaler = accelerator.scaler
+    if not (path / SCALER_NAME).exists():
+        accelerator.scaler = None
+    try:
+        yield
+    finally:
+        accelerator.scaler = scaler
 
 
 @contextmanager
@@ -177,25 +195,31 @@ def _seal(folder: Path) -> None:
     checksums = {file.name: _sha256(file) for file in files}
     (folder / MANIFEST).write_text(json.dumps(checksums, indent=1), encoding="utf-8")
     for file in [*files, folder / MANIFEST]:
-        _flush(file)
-    _flush(folder)
+        flush(file)
+    flush(folder)
 
 
 def _remove(path: Path) -> None:
     """Deletes a checkpoint; its name goes first, so that no half of it is ever taken for one."""
-    if path.exists():
+    if os.path.lexists(path):
         doomed = path.with_name(f".deleted-{path.name}")
-        shutil.rmtree(doomed, ignore_errors=True)
+        if os.path.lexists(doomed):
+            _empty(doomed)
         os.replace(path, doomed)
-        shutil.rmtree(doomed)
+        _empty(doomed)
 
 
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _empty(doomed: Path) -> None:
+    """Deletes a folder or a link to one; what others have put into it stays, under another name."""
+    if not doomed.is_symlink():
+        for path in find(doomed, IN_A_CHECKPOINT):
+            remove(path)
+        if doomed.is_file() or any(doomed.iterdir()):
+            kept = free_name(doomed.with_name(doomed.name.removeprefix(".deleted-")))
+            os.replace(doomed, kept)
+            logger.warning("files that are not of the run were in a checkpoint: kept in %s", kept)
+            return
+    remove(doomed)
 
 
 def _sha256(file: Path) -> str:

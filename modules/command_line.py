@@ -1,6 +1,7 @@
 """Flags from the command line, a recipe and a YAML file, checked before anything slow is imported.
 
-Precedence: a field's default < `--recipe` < `--config` < flags. Nothing here imports torch.
+Precedence: a field's default < `--recipe` < `--config` < flags, also across flags that answer the
+same question. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -8,23 +9,26 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
-import errno
+import json
 import logging
 import os
 import sys
 import types
 import typing
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
-from safetensors import SafetensorError
 
+from modules.answers import exit_on_mistakes
 from modules.arguments import GROUPS, Arguments, require
-from modules.errors import ArgumentError, RunStopped
+from modules.config_file import from_yaml, read_config
+from modules.errors import ArgumentError
+from modules.limits import expanded, shown
+from modules.precedence import overlay
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -42,54 +46,6 @@ def show_messages() -> None:
     logging.getLogger("modules").setLevel(logging.INFO if main_process else logging.ERROR)
 
 
-@contextmanager
-def exit_on_mistakes() -> Iterator[None]:
-    """What the user can mend ends the program with one message, not with a traceback.
-
-    The exit code is 2 for a mistake in the arguments and 1 for a run that had to stop, which it
-    also has to when the disk is full or read-only.
-    """
-    try:
-        yield
-    except (ArgumentError, RunStopped) as error:
-        # A process that loads images hands over its traceback as well; the message comes last.
-        message = str(error).rsplit(f"{type(error).__name__}: ", 1)[-1].strip()
-        print(f"train_vae.py: error: {message}", file=sys.stderr)
-        raise SystemExit(2 if isinstance(error, ArgumentError) else 1) from None
-    except (OSError, SafetensorError) as error:
-        if not _is_about_space(error):
-            raise
-        print(
-            f"train_vae.py: error: {error}. Files that were complete before are intact: make room, "
-            "then continue with --resume_from_checkpoint latest",
-            file=sys.stderr,
-        )
-        raise SystemExit(1) from None
-    except RuntimeError as error:
-        if not _is_about_processes(error):
-            raise
-        print(
-            "train_vae.py: error: another process of the run has ended, or has not answered within "
-            "--ddp_timeout; its own output says why. Continue with --resume_from_checkpoint latest "
-            f"({str(error).splitlines()[0]})",
-            file=sys.stderr,
-        )
-        raise SystemExit(1) from None
-
-
-def _is_about_processes(error: RuntimeError) -> bool:
-    """Whether torch.distributed (its types are not imported here) has lost another process."""
-    return type(error).__name__.startswith("Dist") or "/gloo/" in str(error)
-
-
-def _is_about_space(error: Exception) -> bool:
-    """Whether a file could not be written for want of space, quota or permission to write."""
-    numbers = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
-    if isinstance(error, OSError):
-        return error.errno in numbers
-    return any(f"(os error {number})" in str(error) for number in numbers)
-
-
 def resolve_arguments(argv: Sequence[str]) -> Arguments:
     """The arguments that `argv` asks for. Raises ArgumentError naming flag, value and fix."""
     given = vars(_parser().parse_args(argv))
@@ -97,22 +53,32 @@ def resolve_arguments(argv: Sequence[str]) -> Arguments:
     dry_run = given.pop("dry_run", False)
     values: dict[str, Any] = {}
     if recipe is not None:
-        values |= _read_yaml(_recipe_file(recipe))
+        values = _read_yaml(_recipe_file(recipe), "--recipe")
     if config is not None:
-        values |= _read_yaml(Path(config))
-    values |= given
+        values = overlay(values, _read_yaml(Path(os.path.expanduser(config)), "--config"))
+    values = overlay(values, given)
     groups = {
-        name: group(**{f.name: values[f.name] for f in fields(group) if f.name in values})
+        name: group(**{f.name: expanded(f, values[f.name])
+                       for f in fields(group) if f.name in values})
         for name, group in GROUPS.items()
-    }
+    }  # fmt: skip
     return Arguments(**groups, dry_run=dry_run)
 
 
-def to_yaml(arguments: Arguments) -> str:
-    """The resolved configuration, which `--config` reads back to an equal object."""
+def to_yaml(arguments: Arguments, history: Sequence[Mapping[str, Any]] = ()) -> str:
+    """The resolved configuration, which `--config` reads back to an equal object.
+
+    history: at which steps the run was resumed with other flags, as in a checkpoint; comments.
+    """
+    comments = [
+        f"# From step {change['step']} on: {name}: {json.dumps(now)} (before: {json.dumps(before)})"
+        for change in history
+        for name, (before, now) in change["flags"].items()
+    ]
     values = arguments.as_dict().items()
     plain = {name: list(value) if isinstance(value, tuple) else value for name, value in values}
-    return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
+    text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
+    return "".join(f"{line}\n" for line in comments) + text
 
 
 def for_trackers(arguments: Arguments) -> dict[str, Any]:
@@ -154,6 +120,7 @@ class _Switch(argparse.Action):
         setattr(namespace, self.dest, not (option or "").startswith("--no_"))
 
 
+@cache
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="train_vae.py",
@@ -201,6 +168,7 @@ class _ToTuple(argparse.Action):
         setattr(namespace, self.dest, tuple(values))
 
 
+@cache
 def _field_type(group: type, name: str) -> type:
     """The field's type without `| None`."""
     hint = typing.get_type_hints(group)[name]
@@ -213,51 +181,22 @@ def _element_type(kind: type) -> type:
     return typing.get_args(kind)[0] if typing.get_origin(kind) is tuple else kind
 
 
-def _read_yaml(file: Path) -> dict[str, Any]:
+def _read_yaml(file: Path, flag: str) -> dict[str, Any]:
     """The flags that a YAML file sets, with their types checked as the command line's are."""
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
-    except FileNotFoundError:
-        raise ArgumentError(f"--config={file} does not exist") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ArgumentError(f"--config={file} cannot be read as YAML: {error}") from None
-    if not isinstance(content, dict):
-        raise ArgumentError(f"--config={file} must hold `flag: value` lines")
     by_name = {f.name: (group, f) for group in GROUPS.values() for f in fields(group)}
     values = {}
-    for key, value in content.items():
+    for key, value in read_config(file, flag).items():
         if key not in by_name:
-            raise ArgumentError(f"{file}: {key!r} is not a flag{_suggestion(str(key), '')}")
+            name = shown(repr(key))
+            raise ArgumentError(f"{shown(file)}: {name} is not a flag{_suggestion(str(key), '')}")
         group, f = by_name[key]
-        values[key] = _from_yaml(file, f, _field_type(group, key), value)
+        kind = _field_type(group, key)
+        is_list = typing.get_origin(kind) is tuple
+        values[key] = from_yaml(file, f, _element_type(kind), is_list, value)
     return values
-
-
-def _from_yaml(file: Path, f: dataclasses.Field, kind: type, value: Any) -> Any:
-    element = _element_type(kind)
-    is_list = typing.get_origin(kind) is tuple
-    if value is None and f.default is None:
-        return None
-    parts = value if is_list and isinstance(value, list) else [value]
-    # YAML reads 1e-6 as a string and 1 as an integer: both are fine where a number is wanted.
-    accepted = {float: (int, float, str), int: (int,), str: (str,), bool: (bool,)}[element]
-    try:
-        if any(not isinstance(p, accepted) or isinstance(p, bool) != (element is bool)
-               for p in parts):  # fmt: skip
-            raise ValueError
-        parts = tuple(element(part) for part in parts)
-    except ValueError:
-        wanted = f"a list of {element.__name__}" if is_list else element.__name__
-        raise ArgumentError(f"{file}: {f.name}: {value!r} must be {wanted}") from None
-    choices = f.metadata["choices"]
-    if choices and parts[0] not in choices:
-        raise ArgumentError(
-            f"{file}: {f.name}: {value!r} must be one of {', '.join(map(str, choices))}"
-        )
-    return parts if is_list else parts[0]
 
 
 def _suggestion(name: str, prefix: str) -> str:
     known = [f.name for group in GROUPS.values() for f in fields(group)]
-    close = difflib.get_close_matches(name, [*known, "recipe", "config", "dry_run"], n=1)
+    close = difflib.get_close_matches(name[:100], [*known, "recipe", "config", "dry_run"], n=1)
     return f"; did you mean {prefix}{close[0]}?" if close else "; see --help"

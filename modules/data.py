@@ -23,6 +23,8 @@ from modules.errors import ArgumentError
 from modules.order import EpochOrder, Permutations
 from modules.samples import Candidate, Sample, SampleMaker, collate
 from modules.seeding import seed_for
+from modules.shared_memory import end_rather_than_drop
+from modules.signals import SIGNALS
 from modules.sources import ImageSource, reduced
 from modules.streaming import StreamedImages, StreamLoader, StreamReader
 
@@ -107,23 +109,34 @@ def training_loader(
     return make(
         num_workers=num_workers,
         pin_memory=pin_memory,
-        prefetch_factor=max(2, -(-PREFETCHED_SAMPLES // size)) if num_workers else None,
-        worker_init_fn=_leave_signals_to_parent,
+        prefetch_factor=prefetched_batches(size) if num_workers else None,
+        worker_init_fn=_prepare_worker,
         generator=torch.Generator(),  # otherwise it draws its workers' seed from the global state
     )
+
+
+def prefetched_batches(batch_size: int) -> int:
+    """How many batches each worker works ahead."""
+    return max(2, -(-PREFETCHED_SAMPLES // batch_size))
+
+
+def _prepare_worker(worker: int) -> None:
+    end_rather_than_drop(worker)
+    _leave_signals_to_parent(worker)
 
 
 def _leave_signals_to_parent(worker: int) -> None:
     """A signal to the whole job must not kill the workers under a process that wants to save.
 
-    Ctrl-C, SIGUSR1 and SIGTERM are ignored, but for a SIGTERM sent by the parent itself, which is
-    how multiprocessing ends a worker. A worker whose parent has died ends by itself. Systems that
-    do not tell who sent a signal (all but Linux) are left as they are.
+    What asks a run to stop is ignored, but for a SIGTERM sent by the parent itself, which is how
+    multiprocessing ends a worker. A worker whose parent has died ends by itself. Systems that do
+    not tell who sent a signal (all but Linux) are left as they are.
     """
     if not hasattr(signal, "sigwaitinfo"):
         return
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    for number in SIGNALS:
+        if number != signal.SIGTERM:
+            signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     parent = multiprocessing.parent_process().pid
     threading.Thread(target=_end_when_parent_says, args=(parent,), daemon=True).start()

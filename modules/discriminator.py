@@ -53,16 +53,30 @@ class NLayerDiscriminator(nn.Module):
             layers += [norm, nn.LeakyReLU(0.2)]
         layers += [convolution(widths[-1], 1, 1, bias=True)]
         self.model = nn.Sequential(*layers)
+        self.looks_across_batch = norm_type == "batch"
 
-    def forward(self, images: Tensor) -> Tensor:
-        """images: [B, 3, H, W] in [-1, 1]. Logits: [B, 1, h', w'], larger means more real."""
+    def forward(
+        self, images: Tensor, reconstructions: Tensor | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Logits [B, 1, h', w'] of images [B, 3, H, W] in [-1, 1]; larger means more real.
+
+        With reconstructions, as many, (logits_real, logits_fake): the discriminator's own lesson as
+        one graph, which DDP needs. Each half is judged as it is alone, so that what is taught here
+        is the function that judges for the VAE: where the norm looks across the batch they share
+        no statistics, as in latent-diffusion.
+        """
         with parametrize.cached():
             # The power iteration and the division by sigma are too delicate for bfloat16: they run
             # in float32 here, once, and the convolutions below find their weights in the cache.
             with torch.autocast(images.device.type, enabled=False):
                 for layer in self.model:
                     getattr(layer, "weight", None)
-            return self.model(images)
+            if reconstructions is None:
+                return self.model(images)
+            if self.looks_across_batch:
+                return self.model(images), self.model(reconstructions)
+            logits_real, logits_fake = self.model(torch.cat([images, reconstructions])).chunk(2)
+            return logits_real, logits_fake
 
 
 def _norm(norm_type: str, channels: int, num_groups: int) -> nn.Module:

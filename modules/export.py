@@ -14,7 +14,9 @@ from torch import nn
 
 from modules.arguments import Arguments
 from modules.autoencoder import downsample_factor
+from modules.durable import let_others_read
 from modules.latents import LatentStatistics
+from modules.metrics_log import whole_validations
 from modules.model_card import Provenance, write_model_card
 from modules.run import Run
 from modules.tensor_files import write_safetensors
@@ -43,7 +45,7 @@ def export_vae(vae: AutoencoderKL, folder: Path, **config: Any) -> AutoencoderKL
     shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed here
     copy.save_pretrained(partial)
     for file in sorted(partial.iterdir(), reverse=True):  # weights before config.json
-        file.chmod(0o644)  # safetensors writes them for the owner alone
+        let_others_read(file)
         os.replace(file, folder / file.name)
     partial.rmdir()
     return copy
@@ -88,9 +90,8 @@ def export_everything(
     vae = export_vae(run.raw_vae.vae, folder, **latent_config(args, latents))
     export_discriminator(run.raw_discriminator, folder / "discriminator")
     _export_other_forms(vae, folder, args.checkpoints.export_ldm, args.checkpoints.export_fp16)
-    validations = [row for row in rows if "val/psnr" in row]
-    write_model_card(folder, args, vae, steps=run.step, latents=latents,
-                     validations=validations, provenance=provenance)  # fmt: skip
+    write_model_card(folder, args, vae, steps=run.step, latents=latents, history=run.history,
+                     validations=whole_validations(rows), provenance=provenance)  # fmt: skip
     return vae
 
 

@@ -64,5 +64,6 @@ class GanGuard:
         return {"share": self.share, "wrong_in_a_row": self.wrong_in_a_row}
 
     def load_state_dict(self, state: Mapping[str, float]) -> None:
-        """Continues from `state_dict`'s numbers."""
-        self.share, self.wrong_in_a_row = state["share"], state["wrong_in_a_row"]
+        """Continues from `state_dict`'s numbers; a guard that is now off turns nothing down."""
+        self.share = state["share"] if self.active else 1.0
+        self.wrong_in_a_row = state["wrong_in_a_row"]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
 from modules.errors import RunStopped
+from modules.reduce import sum_over_processes
 
 TERMS = (
     "rec_loss", "p_loss", "kl_loss", "g_loss", "d_weight", "d_loss",
@@ -30,7 +33,8 @@ class FiniteGuard:
         self.max_skipped_steps = max_skipped_steps
         self.zero = torch.zeros((), device=accelerator.device)
         self.seen = torch.zeros(len(TERMS), device=accelerator.device)
-        # Updates skipped in a row (now, at most), in all, and how often each term was to blame.
+        # Updates skipped in a row (now, at most since the launch) and in all; how often each term
+        # was to blame since the last check.
         self.tally = torch.zeros(3 + len(TERMS), device=accelerator.device)
 
     def watch(self, **terms: Tensor) -> None:
@@ -58,6 +62,7 @@ class FiniteGuard:
         Raises TrainingDiverged when `max_skipped_steps` in a row were skipped.
         """
         _, most, skipped, *blamed = self.tally.tolist()
+        self.tally[3:] = 0
         if most >= self.max_skipped_steps:
             names = [name for name, times in zip(TERMS, blamed, strict=True) if times]
             raise TrainingDiverged(
@@ -73,5 +78,22 @@ class FiniteGuard:
         return self.tally.tolist()
 
     def load_state_dict(self, state: list[float]) -> None:
-        """Continues from `state_dict`'s tally."""
+        """Continues from `state_dict`'s tally; a row that had ended there is no reason to stop."""
         self.tally = torch.tensor(state, device=self.accelerator.device)
+        self.tally[1] = 0
+
+
+def require_finite(tensors: Mapping[str, Tensor], step: int) -> None:
+    """Raises RunStopped where one of them is not finite, in every process alike; the host waits.
+
+    The last guard before something is written: gradients can be finite and a step too large.
+    """
+    rotten = torch.stack([~tensor.isfinite().all() for tensor in tensors.values()]).int()
+    counts = sum_over_processes(rotten).tolist()
+    names = [name for name, count in zip(tensors, counts, strict=True) if count]
+    if names:
+        raise RunStopped(
+            f"the weights are not finite at step {step} ({names[0]}, {len(names)} tensors in all), "
+            "so nothing was written of them; lower --learning_rate and --disc_learning_rate, and "
+            "continue with --resume_from_checkpoint latest: earlier checkpoints are finite"
+        )

@@ -12,7 +12,7 @@ from huggingface_hub.utils import validate_repo_id
 from modules.arguments import Arguments
 from modules.errors import ArgumentError
 from modules.model_card import card_data
-from modules.run_files import COMPLETE_MIDWAY, KEPT_AT_HOME, uploaded_patterns
+from modules.run_files import COMPLETE_MIDWAY, KEPT_AT_HOME, UPLOADED, top_names
 
 logger = logging.getLogger(__name__)
 
@@ -48,12 +48,12 @@ def planned_push(args: Arguments) -> str:
     lines = [
         f"Would push to the Hub (a dry run does not ask it): {name}{owner}",
         f"  created before training as a {kind}repository, if it does not exist",
-        f"  at the end: {', '.join(p for p in uploaded_patterns() if not p.endswith('/*'))}",
+        f"  at the end: {', '.join(top_names(UPLOADED))}",
         f"  never: {', '.join(KEPT_AT_HOME)}",
     ]
     if every is not None:
         steps = every * args.checkpoints.checkpointing_steps
-        midway = ", ".join(("README.md", *COMPLETE_MIDWAY))
+        midway = ", ".join(("README.md", *top_names(COMPLETE_MIDWAY)))
         lines.insert(2, f"  every {steps} steps, in the background: {midway}")
     if args.logging.hub_license is None:
         lines.append(f"  {MISSING_LICENSE}")

@@ -15,19 +15,19 @@ from types import TracebackType
 
 from huggingface_hub import HfApi
 
-from modules.run_files import uploaded_patterns
-
-UNFINISHED = [".*", "*/.*", "*.partial"]  # what a killed process may have left in the folder
+from modules.run_files import uploaded_files
 
 
 def upload(repository: str, folder: str | Path, message: str = "Upload of a finished run") -> None:
-    """Commits what a run wrote into `folder`, all of it at once; the token is the cached one."""
+    """Commits what a run wrote into `folder`, all of it at once; the token is the cached one.
+
+    Other files there are the user's, and stay where they are.
+    """
     HfApi().upload_folder(
         repo_id=repository,
         folder_path=folder,
         commit_message=message,
-        allow_patterns=uploaded_patterns(),
-        ignore_patterns=list(UNFINISHED),  # the library extends the list it is given
+        allow_patterns=uploaded_files(Path(folder)),
     )
 
 

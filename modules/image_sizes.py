@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -45,11 +44,11 @@ def read_sizes(source: ImageSource, cache: Path | None = None) -> Tensor:
                                   if known is None else known)  # fmt: skip
     share = range(rank, len(source), world_size)
     runs = [share[start : start + RUN] for start in range(0, len(share), RUN)]
+    logger.info("reading the sizes of %d images", len(source))
     progress = tqdm(
         total=len(share),
         desc="Image sizes",
-        disable=rank != 0,
-        mininterval=0.2 if sys.stderr.isatty() else 30.0,
+        disable=None if rank == 0 else True,  # None: where there is no terminal
     )
     sizes = torch.zeros(len(source), 2, dtype=torch.int32)
     with progress, ThreadPoolExecutor(THREADS) as pool:

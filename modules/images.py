@@ -4,30 +4,41 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import stat
 import struct
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
 from PIL import ExifTags, Image
 from torch import Tensor
 
-MAX_PIXELS = 2**27  # 134 million, 0.5 GB decoded: larger files are refused as decompression bombs
-# A draft is at least this much larger than the target: on most photographs 39 dB or more from a
-# full decode, about as near as bicubic is to Lanczos, in a third of the time (1024 x 768 to 256).
+from modules.image_kinds import formats, unread_format
+from modules.png_chunks import SIGNATURE, pixel_chunks
+
+# 134 million. Decoding takes 8 bytes a pixel, 12 of AVIF and floating point, so never more than 1.6
+# GB: JPEG2000 and WebP, which take 20 and 17, stop at half as many. A JPEG may have twice as many:
+# it is then decoded at half its size.
+MAX_PIXELS = 2**27
+PIXEL_LIMITS = {"JPEG": 2 * MAX_PIXELS, "MPO": 2 * MAX_PIXELS, "JPEG2000": MAX_PIXELS // 2,
+                "WEBP": MAX_PIXELS // 2}  # fmt: skip
+Image.MAX_IMAGE_PIXELS = 2 * MAX_PIXELS  # PIL's own warning would come at 89 million
+MAX_WHOLE = 2**28  # bytes of a file in a format that its decoder reads whole
+READ_WHOLE = ("AVIF", "HEIF", "JXL", "WEBP")
+# A draft is at least this much larger than the target. At just 1.5 times, crops are 38 to 44 dB off
+# those of a full decode (bicubic is 43 to 45 off Lanczos) and their finest octave of detail has
+# lost 12 % of its energy; at 2 times it is 43 to 48 dB and 7 %, at 4 nothing. What is trained on is
+# then softer than what is evaluated, for a half to a third of the time.
 DRAFT_MARGIN = 1.5
 MAX_ASPECT = 64  # of a picture that is resized whole
 REDUCING_GAP = 4.0  # box-reduce first where the filter still does a 4-fold step: 54 dB or more
 FILTERS = {"lanczos": Image.Resampling.LANCZOS, "bicubic": Image.Resampling.BICUBIC}
 
-# Formats of photographs and of image data sets. The rest of what PIL opens stays closed: EPS, for
-# one, would hand a downloaded file to Ghostscript.
-FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TGA", "TIFF", "WEBP")
 # What PIL's decoders and its reading of EXIF raise on damaged bytes: six of these in half a million
 # damaged files, the others by PIL's source. Running out of memory is not among them.
 DECODE_ERRORS = (
@@ -54,91 +65,111 @@ class UnreadableImage(ValueError):
 def decode_rgb(file: bytes | str | Path, target: int | None = None) -> Image.Image:
     """The first frame of an image file: mode RGB, upright as its EXIF says, alpha over white.
 
-    file: the encoded bytes, or a path. 16-bit pixels are scaled by 1/257, floating-point ones must
-    lie in [0, 1]; nothing is clipped. Colour profiles are not applied.
+    file: the encoded bytes, or a path, of which no more is read than the picture takes. 16-bit
+    pixels are scaled by 1/257, floating-point ones must lie in [0, 1]; nothing is clipped. Colour
+    profiles are not applied.
     target: in pixels; a JPEG may then come at 1/2, 1/4 or 1/8 of its size, decoded so at a fraction
-    of the cost, with a shorter side of at least DRAFT_MARGIN x target.
-    Raises UnreadableImage for a damaged, empty, unknown or missing file and for one of more than
-    MAX_PIXELS.
+    of the cost, with a shorter side of at least DRAFT_MARGIN x target. One of more than MAX_PIXELS
+    always comes so.
+    Raises UnreadableImage for a damaged, empty, unknown or missing file, for more pixels than
+    PIXEL_LIMITS, and for more than MAX_WHOLE bytes where the decoder would read the file whole.
     """
-    try:
-        content = file if isinstance(file, bytes) else _read(Path(file))
-    except OSError as error:
-        raise UnreadableImage(f"cannot be read: {error.strerror or error}") from error
-    if not content:
-        raise UnreadableImage("the file is empty")
-    with _as_unreadable(), Image.open(io.BytesIO(content), formats=_formats()) as image:
-        picture = _load(image, target)
-        return _upright(picture, _orientation(image))  # PNG has its EXIF after the pixels
+    with _open(file) as image:
+        _load(image, target)
+        orientation, picture = _orientation(image), _to_rgb(image)
+    del image  # its memory is needed to turn the picture
+    return _upright(picture, orientation)
 
 
 def upright_shape(file: bytes | str | Path) -> tuple[int, int]:
     """(height, width) of what `decode_rgb` makes of a file, from the header alone.
 
-    A PNG whose EXIF data follows its pixels is taken as upright: to see it, all must be decoded.
-    Raises UnreadableImage where there is no such header.
+    A JPEG that comes at a fraction of its size has its own. Raises UnreadableImage where there is
+    no such header.
     """
-    with _as_unreadable(), Image.open(_header(file), formats=_formats()) as image:
-        unseen = image.format == "PNG" and not any("exif" in key for key in image.info)
-        if image.format == "TIFF" or unseen or _orientation(image) not in SIDEWAYS:
-            return image.size[::-1]  # of a TIFF, PIL turns the size itself
-        return image.size
+    with _open(file) as image:
+        # Of a TIFF, PIL turns the size itself.
+        turned = image.format != "TIFF" and _orientation(image) in SIDEWAYS
+        return image.size if turned else image.size[::-1]
+
+
+def holds_picture(path: str | Path) -> bool:
+    """Whether a file begins as a picture does. Raises UnreadableImage where it does not."""
+    with _open(path) as image:
+        return image.format != "TGA"  # which has no mark of its own
 
 
 @contextmanager
-def _as_unreadable() -> Iterator[None]:
+def _open(file: bytes | str | Path) -> Iterator[Image.Image]:
+    """The picture, not yet decoded; what goes wrong with it until the end is an UnreadableImage."""
     try:
-        yield
+        with _stream(file) as stream, _identify(stream) as image:
+            yield image
     except UnreadableImage:
         raise
-    except Image.UnidentifiedImageError as error:
-        raise UnreadableImage(f"not one of the formats {', '.join(_formats())}") from error
     except DECODE_ERRORS as error:
         raise UnreadableImage(f"{type(error).__name__}: {error}") from error
 
 
-def _read(path: Path) -> bytes:
-    _require_file(path)
-    return path.read_bytes()
-
-
-def _header(file: bytes | str | Path) -> io.BytesIO | Path:
+def _stream(file: bytes | str | Path) -> BinaryIO:
     if isinstance(file, bytes):
         return io.BytesIO(file)
-    _require_file(Path(file))
-    return Path(file)  # of which PIL reads as much as it needs
+    try:
+        if not stat.S_ISREG(os.stat(file).st_mode):  # reading a pipe or a device may never end
+            raise UnreadableImage("cannot be read: it is a directory, a pipe or a device")
+        return open(file, "rb")
+    except OSError as error:
+        raise UnreadableImage(f"cannot be read: {error.strerror or error}") from error
 
 
-def _require_file(path: Path) -> None:
-    if not stat.S_ISREG(path.stat().st_mode):  # reading a pipe or a device may never end
-        raise UnreadableImage("cannot be read: it is a directory, a pipe or a device")
+def _identify(stream: BinaryIO) -> Image.Image:
+    size = stream.seek(0, io.SEEK_END)
+    if size == 0:
+        raise UnreadableImage("the file is empty")
+    stream.seek(0)
+    if stream.read(len(SIGNATURE)) == SIGNATURE:
+        try:
+            return Image.open(pixel_chunks(stream), formats=("PNG",))
+        except DECODE_ERRORS:  # for the EXIF data perhaps, which is not the picture
+            return Image.open(pixel_chunks(stream, with_exif=False), formats=("PNG",))
+    allowed, beyond = formats(), ""
+    if size > MAX_WHOLE:
+        allowed = tuple(name for name in allowed if name not in READ_WHOLE)
+        beyond = f", which may have more than {MAX_WHOLE} bytes"
+    try:
+        return Image.open(stream, formats=allowed)
+    except Image.UnidentifiedImageError as error:
+        stream.seek(0)
+        fix = unread_format(stream.read(16)) or "or of a kind of them that Pillow does not read"
+        reason = f"not one of the formats {', '.join(allowed)}{beyond}; {fix}"
+        raise UnreadableImage(reason) from error
 
 
-@cache
-def _formats() -> tuple[str, ...]:
-    Image.init()
-    return tuple(name for name in FORMATS if name in Image.OPEN)
-
-
-def _load(image: Image.Image, target: int | None) -> Image.Image:
-    if image.width * image.height > MAX_PIXELS:
-        raise UnreadableImage(f"{image.width}x{image.height} is more than {MAX_PIXELS} pixels")
-    if target is not None and image.format in ("JPEG", "MPO"):
+def _load(image: Image.Image, target: int | None) -> None:
+    limit = PIXEL_LIMITS.get(image.format, MAX_PIXELS)
+    if image.width * image.height > limit:
+        raise UnreadableImage(
+            f"{image.width}x{image.height} is more than the {limit} pixels allowed for "
+            f"{image.format}; make it smaller"
+        )
+    if image.format in ("JPEG", "MPO"):
         # Square, so that the shorter side is what counts, whichever way the picture lies.
-        side = math.ceil(DRAFT_MARGIN * target)
+        side = min(image.size) if target is None else math.ceil(DRAFT_MARGIN * target)
+        if image.width * image.height > MAX_PIXELS:
+            side = min(side, min(image.size) // 2)
         image.draft(None, (side, side))
     image.load()
-    return _to_rgb(image)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith(("I", "F")):
         return _deep_to_grey(image).convert("RGB")
     if not image.has_transparency_data:
-        return image.convert("RGB")
-    rgba = image.convert("RGBA")
-    white = Image.new("RGBA", rgba.size, "white")
-    return Image.alpha_composite(white, rgba).convert("RGB")
+        return image.convert("RGB")  # a copy even of RGB: the decoder's own memory may be larger
+    rgba = image if image.mode == "RGBA" else image.convert("RGBA")
+    white = Image.new("RGB", rgba.size, "white")
+    white.paste(rgba, mask=rgba)
+    return white
 
 
 def _deep_to_grey(image: Image.Image) -> Image.Image:
@@ -148,16 +179,19 @@ def _deep_to_grey(image: Image.Image) -> Image.Image:
     limit = 1 if image.mode == "F" else 65535
     if not (low >= 0 and high <= limit):  # also where there is a NaN
         raise UnreadableImage(f"pixels from {low} to {high}; mode {image.mode} needs 0 to {limit}")
-    grey = np.rint(values * (255 / limit)).astype(np.uint8)
+    grey = np.empty(values.shape, np.uint8)
+    for grey_row, row in zip(grey, values, strict=True):  # whole, they would take 8 bytes a pixel
+        grey_row[:] = np.rint(row * (255 / limit))
     if isinstance(image.info.get("transparency"), int):
         grey[values == image.info["transparency"]] = 255
     return Image.fromarray(grey)
 
 
 def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation of a loaded image; 1 (upright) where the EXIF data is damaged."""
+    """The EXIF orientation; 1 (upright) where the EXIF data is damaged."""
     try:
-        return image.getexif().get(ExifTags.Base.Orientation, 1)
+        # Not PNG's own method, which decodes the pixels to look behind them.
+        return Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
     except DECODE_ERRORS:
         return 1
 

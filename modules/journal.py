@@ -1,9 +1,12 @@
-"""Everything that tells how the run goes: metrics.jsonl, trackers, progress bar, pictures."""
+"""Everything that tells how the run goes: metrics.jsonl, trackers, progress, pictures."""
 
 from __future__ import annotations
 
+import logging
+import re
 import sys
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -11,17 +14,24 @@ from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from modules.errors import dispensable
 from modules.metrics_log import MetricsLog
-from modules.trackers import send_histograms, send_picture
+from modules.trackers import send_histograms, send_numbers, send_picture
+
+logger = logging.getLogger(__name__)
 
 MOST_PICTURES = 100
-SHOWN = ("rec_loss", "psnr", "g_loss", "d_loss")
+SHOWN = ("rec_loss", "psnr", "ssim", "lpips_vgg", "lpips_alex", "lpips_squeeze", "g_loss", "d_loss",
+         "images_per_s")  # fmt: skip
+LINE_EVERY = 10.0  # seconds between lines of training in a log file
 
 
 class Journal:
-    """Rows go to the file and the trackers, a few numbers to the bar. Only the main process writes.
+    """Rows go to the file and the trackers, a few numbers to the screen. The main process writes.
 
-    In a terminal the bar moves; in a log file it leaves a line every half minute.
+    In a terminal a bar moves. A log file gets a line at the first log point after every LINE_EVERY
+    seconds, at every validation and at the end. Nothing of this can end the run: what cannot be
+    written is warned of.
     """
 
     def __init__(
@@ -32,6 +42,7 @@ class Journal:
         self.samples = output_dir / "samples"
         self.max_train_steps, self.drawn_every = max_train_steps, drawn_every
         self.bar: tqdm | None = None
+        self.next_line = 0.0
 
     def start_at(self, step: int) -> None:
         """Continues at `step`: later rows are dropped, the bar and its ETA start there.
@@ -40,25 +51,35 @@ class Journal:
         """
         if self.accelerator.is_main_process:
             self.metrics_log.keep_up_to(step or -1)
+        self.first_step, self.began = step, time.monotonic()
         self.bar = tqdm(
             total=self.max_train_steps,
             initial=step,
             desc="Steps",
-            disable=not self.accelerator.is_local_main_process,
-            mininterval=0.2 if sys.stderr.isatty() else 30.0,
+            disable=not (self.accelerator.is_local_main_process and sys.stderr.isatty()),
+            mininterval=0.2,
             dynamic_ncols=True,
         )
 
-    def write(self, step: int, values: dict[str, float]) -> None:
-        """Adds one row of numbers."""
-        if self.accelerator.is_main_process:
-            self.metrics_log.append(step, values)
-        self.accelerator.log(values, step=step)
-
-    def show(self, values: dict[str, float]) -> None:
-        """Puts the telling ones of training's `values` beside the bar."""
-        shown = {name: f"{values[name]:.4g}" for name in SHOWN if name in values}
-        self.bar.set_postfix(shown | {"images/s": f"{values['images_per_s']:.3g}"}, refresh=False)
+    def write(self, step: int, kind: str, values: Mapping[str, float]) -> None:
+        """Adds one row of numbers, named `kind`/name; kind: "train" or "val"."""
+        if not self.accelerator.is_main_process:
+            return
+        row = {f"{kind}/{name}": value for name, value in values.items()}
+        with dispensable(str(self.metrics_log.file)):
+            self.metrics_log.append(step, row)
+        send_numbers(self.accelerator.trackers, row, step)
+        shown = ", ".join(f"{name} {values[name]:.4g}" for name in SHOWN if name in values)
+        if not self.bar.disable:
+            if kind == "train":
+                self.bar.set_postfix_str(shown, refresh=False)
+        elif kind == "val":
+            logger.info("step %d, validation: %s", step, shown)
+        elif (now := time.monotonic()) >= self.next_line or step == self.max_train_steps:
+            self.next_line = now + LINE_EVERY
+            each = (now - self.began) / max(1, step - self.first_step)
+            left = tqdm.format_interval(each * (self.max_train_steps - step))
+            logger.info("step %d of %d, %s left: %s", step, self.max_train_steps, left, shown)
 
     def advance(self) -> None:
         """One optimizer step is done."""
@@ -71,11 +92,13 @@ class Journal:
         """
         if not self.accelerator.is_main_process:
             return
-        self.samples.mkdir(exist_ok=True)
-        grid.save(self.samples / f"step-{step:06d}.png")
-        drawn = {int(path.stem[5:]): path for path in self.samples.glob("step-*.png")}
-        for old in drawn.keys() - kept_pictures(drawn, step, self.drawn_every):
-            drawn[old].unlink()
+        with dispensable(f"{self.samples}/"):
+            self.samples.mkdir(exist_ok=True)
+            grid.save(self.samples / picture_name(step))
+            drawn = [int(found[1]) for path in self.samples.iterdir()
+                     if (found := re.fullmatch(r"step-([0-9]+)\.png", path.name))]  # fmt: skip
+            for old in {*drawn} - kept_pictures(drawn, step, self.drawn_every):
+                (self.samples / picture_name(old)).unlink(missing_ok=True)
         send_picture(self.accelerator.trackers, "validation", grid, step)
 
     def draw_latents(self, step: int, picture: Image.Image, latents: Tensor) -> None:
@@ -95,6 +118,11 @@ class Journal:
         """Ends the bar, so that what is printed next starts on its own line."""
         if self.bar is not None:
             self.bar.close()
+
+
+def picture_name(step: int) -> str:
+    """Of the file in samples/."""
+    return f"step-{step:06d}.png"
 
 
 def kept_pictures(steps: Iterable[int], newest: int, every: int) -> set[int]:

@@ -68,6 +68,9 @@ class Cursor(NamedTuple):
     whole: bool = False
 
 
+ANEW = (-1, 0)  # a cursor of any stream
+
+
 class RowStream(ABC):
     """Endless sequences of pictures."""
 

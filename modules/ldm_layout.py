@@ -14,22 +14,14 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-StateDict = dict[str, Tensor]
+from modules.vae_selection import StateDict, UnknownLayout, describe_names, select_vae
 
-_PARTS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
 _RESNET = {name: name for name in ("norm1", "conv1", "norm2", "conv2")} | {
     "conv_shortcut": "nin_shortcut"
 }
 _ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
 _OLD_ATTENTION = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
-_OTHER_MODELS = {
-    "quantize.": "a vector-quantised autoencoder (VQGAN)",
-    "bn.": "FLUX.2's autoencoder (AutoencoderKLFlux2)",
-}
-
-
-class UnknownLayout(ValueError):
-    """The tensors are not those of a KL autoencoder in a layout known here."""
+MOST_LEVELS, MOST_LAYERS = 16, 64  # no autoencoder has as many; names could claim a billion
 
 
 class Family(NamedTuple):
@@ -57,14 +49,8 @@ _NEIGHBOURS = {
 def to_ldm(state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) -> StateDict:
     """Rename an AutoencoderKL's tensors to latent-diffusion's layout; `from_ldm` is its inverse.
 
-    `config` is the AutoencoderKL's. Raises ValueError for attention inside the levels, which the
-    two codebases compute differently, and for tensors that do not belong to an AutoencoderKL.
+    `config` is the AutoencoderKL's. Raises ValueError for tensors that do not belong to one.
     """
-    blocks = {*config.get("down_block_types", ()), *config.get("up_block_types", ())}
-    unsupported = sorted(blocks - {"DownEncoderBlock2D", "UpDecoderBlock2D"})
-    if unsupported:
-        raise ValueError(f"block types {unsupported} have no counterpart in latent-diffusion")
-
     levels = len(config["block_out_channels"])
     modules = _ldm_names(levels, int(config["layers_per_block"]) + 1)
     renamed: StateDict = {}
@@ -72,11 +58,26 @@ def to_ldm(state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) -> State
         module, _, leaf = key.rpartition(".")
         if module not in modules:
             raise ValueError(f"{key} is not a tensor of an AutoencoderKL with {levels} levels")
-        is_attention_weight = ".attn_1." in modules[module] and tensor.ndim == 2
+        is_attention_weight = ".attentions." in key and tensor.ndim == 2
         renamed[f"{modules[module]}.{leaf}"] = (
             tensor[:, :, None, None] if is_attention_weight else tensor
         )
     return renamed
+
+
+def unlike_stable_diffusion(config: Mapping[str, Any]) -> list[str]:
+    """What of an architecture a file in latent-diffusion's layout cannot tell other programs.
+
+    They build Stable Diffusion's network and read into it what has the same name.
+    """
+    blocks = (*config["down_block_types"], *config["up_block_types"])
+    unlike = {
+        f"norm_num_groups {config['norm_num_groups']}": config["norm_num_groups"] != 32,
+        f"act_fn {config['act_fn']}": config["act_fn"] not in ("silu", "swish"),
+        "attention inside the levels": any(block.startswith("Attn") for block in blocks),
+        "no attention in the middle": not config["mid_block_add_attention"],
+    }
+    return [name for name, differs in unlike.items() if differs]
 
 
 def from_ldm(state_dict: Mapping[str, Tensor]) -> StateDict:
@@ -89,44 +90,6 @@ def from_ldm(state_dict: Mapping[str, Tensor]) -> StateDict:
     return rename_to_diffusers(select_vae(state_dict))
 
 
-def select_vae(state_dict: Mapping[str, Tensor]) -> StateDict:
-    """The tensors of the one autoencoder inside a checkpoint, without their common prefix."""
-    prefix = find_prefix(state_dict)
-    inside = {
-        key[len(prefix) :]: value for key, value in state_dict.items() if key.startswith(prefix)
-    }
-    for marker, description in _OTHER_MODELS.items():
-        if any(key.startswith(marker) for key in inside):
-            raise UnknownLayout(f"this is {description}, not an AutoencoderKL")
-    return {key: value for key, value in inside.items() if key.startswith(_PARTS)}
-
-
-def find_prefix(names: Iterable[str]) -> str:
-    """What stands before `encoder.` and `decoder.` in the names of a checkpoint's tensors.
-
-    Raises UnknownLayout if no autoencoder is found, or several of equal standing.
-    """
-    names = list(names)
-    encoders, decoders = (
-        {name.removesuffix(end) for name in names if name.endswith(end) and _is_start(name, end)}
-        for end in ("encoder.conv_in.weight", "decoder.conv_in.weight")
-    )
-    prefixes = sorted(encoders & decoders)
-    if len(prefixes) > 1:
-        prefixes = [
-            prefix for prefix in prefixes if prefix.endswith("first_stage_model.")
-        ] or prefixes
-    if len(prefixes) > 1:
-        raise UnknownLayout(f"there are several autoencoders, under {prefixes}; keep one")
-    if not prefixes:
-        raise UnknownLayout(
-            "expected a KL autoencoder, with encoder.conv_in.weight and decoder.conv_in.weight "
-            "(latent-diffusion's or diffusers' layout, behind any prefix); "
-            f"found {describe_names(names)}"
-        )
-    return prefixes[0]
-
-
 def rename_to_diffusers(state_dict: Mapping[str, Tensor]) -> StateDict:
     """Give every tensor of an autoencoder (without prefix) diffusers' present name and shape.
 
@@ -134,14 +97,19 @@ def rename_to_diffusers(state_dict: Mapping[str, Tensor]) -> StateDict:
     """
     levels = 1 + _largest_index(r"(?:down|up)(?:_blocks)?\.(\d+)\.", state_dict)
     layers = 1 + _largest_index(
-        r"(?:down|up)(?:_blocks)?\.\d+\.(?:block|resnets)\.(\d+)\.", state_dict
+        r"(?:down|up)(?:_blocks)?\.\d+\.(?:block|resnets|attn|attentions)\.(\d+)\.", state_dict
     )
+    if levels > MOST_LEVELS or layers > MOST_LAYERS:
+        raise UnknownLayout(f"its tensors' names count {levels} levels of {layers} blocks")
     ldm_names = _ldm_names(levels, layers)
     diffusers_names = {name: name for name in ldm_names}
     diffusers_names |= {ldm: name for name, ldm in ldm_names.items()}
-    for attention in ("encoder.mid_block.attentions.0", "decoder.mid_block.attentions.0"):
-        for new, old in _OLD_ATTENTION.items():
-            diffusers_names[f"{attention}.{old}"] = f"{attention}.{new}"
+    for name in ldm_names:
+        attention, _, part = name.partition(".attentions.")
+        number, _, part = part.partition(".")
+        if part in _OLD_ATTENTION:
+            old = f"{attention}.attentions.{number}.{_OLD_ATTENTION[part]}"
+            diffusers_names[old] = name
 
     renamed: StateDict = {}
     unknown = []
@@ -151,8 +119,8 @@ def rename_to_diffusers(state_dict: Mapping[str, Tensor]) -> StateDict:
         if module not in diffusers_names or leaf not in ("weight", "bias") or target in renamed:
             unknown.append(key)
             continue
-        is_attention_weight = ".attentions." in target and tensor.ndim > 2
-        renamed[target] = tensor.reshape(tensor.shape[:2]) if is_attention_weight else tensor
+        is_convolution = ".attentions." in target and tensor.shape[2:] == (1, 1)
+        renamed[target] = tensor[:, :, 0, 0] if is_convolution else tensor
     if unknown:
         raise UnknownLayout(
             "expected latent-diffusion's or diffusers' names of an AutoencoderKL's tensors, each "
@@ -161,25 +129,23 @@ def rename_to_diffusers(state_dict: Mapping[str, Tensor]) -> StateDict:
     return renamed
 
 
-def infer_config(state_dict: Mapping[str, Tensor], norm_num_groups: int = 32) -> dict[str, Any]:
+def infer_config(
+    state_dict: Mapping[str, Tensor],
+    norm_num_groups: int = 32,
+    neighbours: Iterable[str] | None = None,
+) -> dict[str, Any]:
     """The AutoencoderKL configuration that fits the tensors of a checkpoint in any known layout.
 
     The number of GroupNorm groups leaves no trace in tensors: every published family uses 32.
     Nor do the scaling and shift factors: see `guess_family`. Raises UnknownLayout.
     """
     vae = from_ldm(state_dict)
-    channels = []
-    while f"encoder.down_blocks.{len(channels)}.resnets.0.conv1.weight" in vae:
-        channels.append(vae[f"encoder.down_blocks.{len(channels)}.resnets.0.conv1.weight"].shape[0])
-    ends = ("encoder.conv_out.weight", "decoder.conv_out.weight")
-    missing = [name for name in ends if name not in vae] or (
-        [] if channels else ["encoder.down_blocks.0"]
-    )
-    if missing:
-        raise UnknownLayout(f"the autoencoder is incomplete: {missing[0]} is missing")
-
-    latent_channels = vae["decoder.conv_in.weight"].shape[1]
-    moments = vae["encoder.conv_out.weight"].shape[0]
+    first = "encoder.down_blocks.{}.resnets.0.conv1.weight"
+    channels = [_side(vae, first.format(0), 0)]
+    while first.format(len(channels)) in vae:
+        channels.append(_side(vae, first.format(len(channels)), 0))
+    latent_channels = _side(vae, "decoder.conv_in.weight", 1)
+    moments = _side(vae, "encoder.conv_out.weight", 0)
     if moments != 2 * latent_channels:
         raise UnknownLayout(
             f"the encoder ends in {moments} channels, the decoder begins with {latent_channels}; "
@@ -190,12 +156,20 @@ def infer_config(state_dict: Mapping[str, Tensor], norm_num_groups: int = 32) ->
             f"channels {channels} do not divide into {norm_num_groups} GroupNorm groups; "
             "only a config.json beside the tensors can say how many there are"
         )
-    family, _ = guess_family(state_dict)
+    family, _ = guess_family(vae, state_dict if neighbours is None else neighbours)
+    levels = range(len(channels))
+    attending = {name.partition(".attentions.0.")[0] for name in vae if ".attentions.0." in name}
     return {
-        "in_channels": vae["encoder.conv_in.weight"].shape[1],
-        "out_channels": vae["decoder.conv_out.weight"].shape[0],
-        "down_block_types": ["DownEncoderBlock2D"] * len(channels),
-        "up_block_types": ["UpDecoderBlock2D"] * len(channels),
+        "in_channels": _side(vae, "encoder.conv_in.weight", 1),
+        "out_channels": _side(vae, "decoder.conv_out.weight", 0),
+        "down_block_types": [
+            f"{'Attn' * (f'encoder.down_blocks.{level}' in attending)}DownEncoderBlock2D"
+            for level in levels
+        ],
+        "up_block_types": [
+            f"{'Attn' * (f'decoder.up_blocks.{level}' in attending)}UpDecoderBlock2D"
+            for level in levels
+        ],
         "block_out_channels": channels,
         "layers_per_block": 1 + _largest_index(r"down_blocks\.\d+\.resnets\.(\d+)\.", vae),
         "latent_channels": latent_channels,
@@ -205,25 +179,25 @@ def infer_config(state_dict: Mapping[str, Tensor], norm_num_groups: int = 32) ->
         "shift_factor": family.shift_factor,
         "use_quant_conv": "quant_conv.weight" in vae,
         "use_post_quant_conv": "post_quant_conv.weight" in vae,
-        "mid_block_add_attention": any(".mid_block.attentions." in name for name in vae),
+        "mid_block_add_attention": "encoder.mid_block" in attending,
     }
 
 
-def guess_family(state_dict: Mapping[str, Tensor]) -> tuple[Family, str]:
-    """The published family a checkpoint belongs to, and a sentence on how sure that is.
+def guess_family(vae: Mapping[str, Tensor], neighbours: Iterable[str] = ()) -> tuple[Family, str]:
+    """The published family an autoencoder belongs to, and a sentence on how sure that is.
 
-    Inside a whole checkpoint the neighbouring tensors decide. Alone, SD 1.x and SDXL have the same
-    tensors (SD 1.x is taken), and so have SD3 and FLUX.1 (FLUX.1 is taken, the commoner file).
-    Anything else gets a scaling factor of 1: latents as the encoder gives them.
+    Inside a whole checkpoint the names of neighbouring tensors decide. Alone, SD 1.x and SDXL have
+    the same tensors (SD 1.x is taken), and so have SD3 and FLUX.1 (FLUX.1 is taken, the commoner
+    file). Anything else gets a scaling factor of 1: latents as the encoder gives them.
     """
-    prefix = find_prefix(state_dict)
-    latent_channels = state_dict[f"{prefix}decoder.conv_in.weight"].shape[1]
+    latent_channels = vae["decoder.conv_in.weight"].shape[1]
+    neighbours = list(neighbours)
     for marker, family in _NEIGHBOURS.items():
-        is_present = any(marker in name for name in state_dict)
+        is_present = any(marker in name for name in neighbours)
         if is_present and family.latent_channels == latent_channels:
             return family, f"the checkpoint is {family.name}'s: {_latent_scale(family)}"
 
-    has_quant_conv = f"{prefix}quant_conv.weight" in state_dict
+    has_quant_conv = "quant_conv.weight" in vae
     if latent_channels == 4 and has_quant_conv:
         family, twin = _SD15, _SDXL
     elif latent_channels == 16 and not has_quant_conv:
@@ -240,20 +214,18 @@ def guess_family(state_dict: Mapping[str, Tensor]) -> tuple[Family, str]:
     )
 
 
-def describe_names(names: Iterable[str], limit: int = 6) -> str:
-    """The first few of some names, and how many more there are."""
-    names = sorted(names)
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return (", ".join(names[:limit]) + more) if names else "nothing"
-
-
 def _latent_scale(family: Family) -> str:
     shift = "" if family.shift_factor is None else f", shift_factor {family.shift_factor}"
     return f"scaling_factor {family.scaling_factor}{shift}"
 
 
-def _is_start(name: str, end: str) -> bool:
-    return name == end or name.endswith(f".{end}")
+def _side(vae: StateDict, name: str, axis: int) -> int:
+    """The channels of a convolution: 0 those that it gives, 1 those that it takes."""
+    if name not in vae:
+        raise UnknownLayout(f"the autoencoder is incomplete: {name} is missing")
+    if vae[name].ndim != 4:
+        raise UnknownLayout(f"{name} has shape {list(vae[name].shape)}, no convolution's")
+    return vae[name].shape[axis]
 
 
 def _largest_index(pattern: str, names: Iterable[str]) -> int:
@@ -263,12 +235,11 @@ def _largest_index(pattern: str, names: Iterable[str]) -> int:
 def _ldm_names(levels: int, layers: int) -> dict[str, str]:
     """Latent-diffusion's name of every module with tensors, by diffusers' name."""
     names = {"quant_conv": "quant_conv", "post_quant_conv": "post_quant_conv"}
-    resnets = {}
+    resnets, attentions = {}, {}
     for part, down, sampler in (("encoder", "down", "downsample"), ("decoder", "up", "upsample")):
         ends = {"conv_in": "conv_in", "conv_norm_out": "norm_out", "conv_out": "conv_out"}
         names |= {f"{part}.{name}": f"{part}.{ldm}" for name, ldm in ends.items()}
-        attention = f"{part}.mid_block.attentions.0", f"{part}.mid.attn_1"
-        names |= {f"{attention[0]}.{n}": f"{attention[1]}.{ldm}" for n, ldm in _ATTENTION.items()}
+        attentions[f"{part}.mid_block.attentions.0"] = f"{part}.mid.attn_1"
         resnets |= {f"{part}.mid_block.resnets.{i}": f"{part}.mid.block_{i + 1}" for i in (0, 1)}
         for level in range(levels):
             # latent-diffusion numbers the decoder's levels by resolution, diffusers by execution.
@@ -276,6 +247,8 @@ def _ldm_names(levels: int, layers: int) -> dict[str, str]:
             block, ldm = f"{part}.{down}_blocks.{level}", f"{part}.{down}.{ldm_level}"
             names[f"{block}.{sampler}rs.0.conv"] = f"{ldm}.{sampler}.conv"
             resnets |= {f"{block}.resnets.{i}": f"{ldm}.block.{i}" for i in range(layers)}
-    for block, ldm in resnets.items():
-        names |= {f"{block}.{name}": f"{ldm}.{part}" for name, part in _RESNET.items()}
+            attentions |= {f"{block}.attentions.{i}": f"{ldm}.attn.{i}" for i in range(layers)}
+    for blocks, parts in ((resnets, _RESNET), (attentions, _ATTENTION)):
+        for block, ldm in blocks.items():
+            names |= {f"{block}.{name}": f"{ldm}.{part}" for name, part in parts.items()}
     return names

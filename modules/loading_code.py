@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from modules.ldm_layout import unlike_stable_diffusion
 from modules.vae_files import FP16_WEIGHTS, LDM_FILE
 
 CODE = """```python
@@ -22,7 +23,7 @@ FP16 = """In half the size, and for half the memory:
 vae = AutoencoderKL.from_pretrained({arguments}, variant="fp16", torch_dtype=torch.float16)
 ```"""
 
-LDM = f"`{LDM_FILE}` holds the same weights in latent-diffusion's layout, for ComfyUI and A1111."
+LDM = f"`{LDM_FILE}` holds the same weights in latent-diffusion's layout"
 
 
 def loading_code(folder: Path, name: str, subfolder: str | None, config: Mapping[str, Any]) -> str:
@@ -52,7 +53,11 @@ def loading_code(folder: Path, name: str, subfolder: str | None, config: Mapping
     if (weights / FP16_WEIGHTS).exists():
         parts.append(FP16.format(arguments=arguments))
     if (weights / LDM_FILE).exists():
-        parts.append(LDM)
+        unlike = unlike_stable_diffusion(config)
+        programs = f"but ComfyUI and A1111 cannot build it: {', '.join(unlike)}" if unlike else (
+            "for ComfyUI and A1111"
+        )  # fmt: skip
+        parts.append(f"{LDM}, {programs}.")
     return "\n\n".join(parts)
 
 

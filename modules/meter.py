@@ -38,11 +38,11 @@ class Meter:
         """
         means = {}
         if self.sums:
-            totals = self.accelerator.reduce(torch.cat(list(self.sums.values())), "sum").tolist()
+            totals = self.accelerator.reduce(torch.cat(list(self.sums.values())), "sum")
             names = " ".join(self.sums).split()
             means = {
                 name: total / count
-                for name, (total, count) in zip(names, totals, strict=True)
+                for name, (total, count) in zip(names, totals.nan_to_num().tolist(), strict=True)
                 if count
             }
         now = time.monotonic()
@@ -59,8 +59,8 @@ class Meter:
         self.images, self.started = 0, time.monotonic()
 
     def state_dict(self) -> dict[str, list[list[float]]]:
-        """The sums and counts, as plain numbers."""
-        return {names: pairs.tolist() for names, pairs in self.sums.items()}
+        """The sums and counts, as plain numbers; finite, even where finite values sum to more."""
+        return {names: pairs.nan_to_num().tolist() for names, pairs in self.sums.items()}
 
     def load_state_dict(self, state: dict[str, list[list[float]]]) -> None:
         """Continues from `state_dict`'s sums."""

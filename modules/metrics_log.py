@@ -3,31 +3,155 @@
 from __future__ import annotations
 
 import json
+import logging
+import math
 import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+
+from modules.run_files import DAMAGED_METRICS
+
+logger = logging.getLogger(__name__)
+
+Row = dict[str, float]
+
+MOST_ROWS = 4000  # of training that are kept in memory; a curve shows 600
+LONGEST_LINE = 1 << 20  # bytes; a row has some hundreds, and foreign content may have no line ends
+EXACT_DIGITS = 18  # longer integers are none of ours, and Python takes its time over very long ones
+DECODER = json.JSONDecoder(
+    parse_int=lambda digits: int(digits) if len(digits) <= EXACT_DIGITS else float(digits)
+)
 
 
 class MetricsLog:
-    """Appends rows and forgets those that a resumed run is going to write again."""
+    """Appends rows and forgets those that a resumed run is going to write again.
+
+    The file is read once, by `keep_up_to`. In memory are all validations, and training's rows
+    spread evenly over the run, so that neither a report nor a resume takes longer and longer.
+    Numbers that are not finite are null in the file, which is JSON for every reader, and NaN here.
+    """
 
     def __init__(self, file: Path) -> None:
         self.file = file
+        self.unwritten = b""  # while the disk is full
+        self._forget()
 
-    def append(self, step: int, values: dict[str, float]) -> None:
-        """Writes one row at once, so that a killed run loses none."""
-        with self.file.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps({"step": step, **values}) + "\n")
+    def append(self, step: int, values: Mapping[str, float]) -> None:
+        """Writes one row at once, so that a killed run loses none.
 
-    def rows(self) -> list[dict[str, float]]:
-        """Every complete row; a last line that a kill cut short is not one."""
-        if not self.file.exists():
-            return []
-        lines = self.file.read_text(encoding="utf-8").splitlines(keepends=True)
-        return [json.loads(line) for line in lines if line.endswith("\n")]
+        Raises OSError where the disk is full; the row is then written together with the next one.
+        """
+        row = {"step": step, **values}
+        self._remember(row)
+        plain = {name: value if math.isfinite(value) else None for name, value in row.items()}
+        self.unwritten += json.dumps(plain, allow_nan=False).encode() + b"\n"
+        with self.file.open("ab", buffering=0) as stream:
+            size, left = stream.tell(), self.unwritten
+            try:
+                while left:
+                    left = left[stream.write(left) :]
+            except OSError:
+                stream.truncate(size)
+                raise
+        self.unwritten = b""
+
+    def rows(self) -> list[Row]:
+        """All validations and at most MOST_ROWS rows of training, by step."""
+        return sorted([*self.training, *self.validations], key=lambda row: row["step"])
 
     def keep_up_to(self, step: int) -> None:
-        """Drops the rows after `step`: the run that resumes there writes them again."""
-        rows = [row for row in self.rows() if row["step"] <= step]
-        partial = self.file.with_suffix(".partial")
-        partial.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        os.replace(partial, self.file)
+        """Drops the rows after `step`: the run that resumes there writes them again.
+
+        What is no row (damage, notes) is left out and said; the file as it was is kept beside.
+        """
+        self._forget()
+        foreign, position, end = 0, 0, 0
+        for line in _lines(self.file):
+            position += len(line)
+            row = _parsed(line)
+            foreign += row is None
+            if row is not None and row["step"] <= step:
+                self._remember(row)
+                end = position
+        if foreign:
+            aside, partial = self.file.with_name(DAMAGED_METRICS), self.file.with_suffix(".partial")
+            shutil.copyfile(self.file, aside)
+            with partial.open("wb") as stream:
+                stream.writelines(_rows_up_to(step, aside))
+            os.replace(partial, self.file)
+            logger.warning("%d lines of %s are no rows of a run and were left out; the file as it "
+                           "was is %s", foreign, self.file, aside)  # fmt: skip
+        else:
+            with self.file.open("ab") as stream:
+                stream.truncate(end)
+
+    def _forget(self) -> None:
+        self.training: list[Row] = []  # every `every`-th of the `seen`
+        self.validations: list[Row] = []
+        self.seen, self.every = 0, 1
+
+    def _remember(self, row: Row) -> None:
+        if any(name.startswith("val/") for name in row):
+            self.validations.append(row)
+            return
+        if self.seen % self.every == 0:
+            self.training.append(row)
+        self.seen += 1
+        if len(self.training) > MOST_ROWS:
+            self.training, self.every = self.training[::2], 2 * self.every
+
+
+def whole_validations(rows: Iterable[Row]) -> list[Row]:
+    """The rows of validations; one that was written by hand need not have all of their numbers."""
+    return [row for row in rows if {"val/psnr", "val/num_images"} <= row.keys()]
+
+
+def best_psnr(validations: Sequence[Row]) -> Row:
+    """The row with the largest val/psnr; NaN is the worst."""
+    return max(validations, key=lambda row: (math.isfinite(row["val/psnr"]), row["val/psnr"]))
+
+
+def read_rows(file: Path) -> list[Row]:
+    """Every row of a metrics.jsonl, whatever else the file holds."""
+    return [row for line in _lines(file) if (row := _parsed(line)) is not None]
+
+
+def _lines(file: Path) -> Iterator[bytes]:
+    """Every complete line; the last one is none if a kill cut it short."""
+    if not file.exists():
+        return
+    with file.open("rb") as stream:
+        while line := stream.readline(LONGEST_LINE):
+            if line.endswith(b"\n") or len(line) == LONGEST_LINE:
+                yield line
+
+
+def _parsed(line: bytes) -> Row | None:
+    """The numbers of a row; None for a line that is none, or belongs to no step."""
+    try:
+        found = DECODER.decode(line.decode("utf-8-sig"))
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(found, dict) or type(found.get("step")) is not int:
+        return None
+    return {name: math.nan if value is None else value for name, value in found.items()
+            if value is None or type(value) in (int, float)}  # fmt: skip
+
+
+def _rows_up_to(step: int, file: Path) -> Iterator[bytes]:
+    for line in _lines(file):
+        row = _parsed(line)
+        if row is not None and row["step"] <= step:
+            yield line
+
+
+def comparable(rows: list[Row], since: int) -> list[Row]:
+    """`rows` without the validations before the last one up to step `since`.
+
+    Those were of other images; that one measured the weights of step `since` anew.
+    """
+    validated = [i for i, row in enumerate(rows) if row["step"] <= since and "val/psnr" in row]
+    first = validated[-1] if validated else 0
+    older = ({k: v for k, v in row.items() if not k.startswith("val/")} for row in rows[:first])
+    return [*older, *rows[first:]]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import html
 import math
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,17 @@ from huggingface_hub import EvalResult, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from modules.arguments import Arguments, DataArguments
+from modules.arguments import GROUPS, Arguments, DataArguments
 from modules.autoencoder import describe
+from modules.fates import shown
 from modules.latents import LatentStatistics
 from modules.loading_code import loading_code
 
 TAGS = ["diffusers", "autoencoder", "vae", "latent-diffusion"]
 TASK = "image-to-image"  # of the metrics; as the model's own task it would promise a demo
+
+# What the weights come from; the other flags say what was written and where.
+OF_THE_WEIGHTS = [group for name, group in GROUPS.items() if name not in ("checkpoints", "logging")]
 
 # Metrics that compare between models, by their names in metrics.jsonl.
 COMPARABLE = {
@@ -49,7 +53,7 @@ BODY = """# {title}
 ## Training
 
 Every flag of the run is in `train_config.yaml`, every number it logged in `metrics.jsonl`{report}.
-"""
+{changes}"""
 
 SAMPLES = """Original, reconstruction, and eight times the error between them:
 
@@ -80,11 +84,13 @@ def write_model_card(
     latents: LatentStatistics | None,
     validations: list[dict[str, float]],
     provenance: Provenance,
+    history: Sequence[Mapping[str, Any]] = (),
     subfolder: str | None = None,
 ) -> None:
     """Writes README.md into `folder`, where the weights and pictures of which it speaks lie.
 
     validations: the rows of metrics.jsonl with val/ numbers, the last of them of these weights.
+    history: at which steps the run was resumed with other flags, as in a checkpoint.
     subfolder: where in `folder` the weights lie, if not in itself: training is under way then.
     """
     name = provenance.repository or args.logging.hub_model_id or folder.resolve().name
@@ -98,12 +104,14 @@ def write_model_card(
         metrics=_metrics(validations, provenance),
         latents=_latents(args, vae, latents),
         report=", its curves are in `report.html`" if (folder / "report.html").exists() else "",
+        changes="".join(map(_change, history)),
         samples=SAMPLES.format(picture=picture) if (folder / picture).exists() else "",
     )
     results = _eval_results(args, validations, provenance)
     header = card_data(args, name, results)
     partial = folder / ".README.partial"
-    partial.write_text(f"---\n{header.to_yaml()}\n---\n\n{text}", encoding="utf-8")
+    text = f"---\n{header.to_yaml()}\n---\n\n{text}"
+    partial.write_text(text, encoding="utf-8", errors="backslashreplace")  # names may be any bytes
     os.replace(partial, folder / "README.md")
 
 
@@ -163,6 +171,21 @@ def _history(args: Arguments, steps: int, best_step: int | None) -> str:
     return f"{text}. Training is under way; these are the best weights so far, of step {best_step}"
 
 
+def _change(change: Mapping[str, Any]) -> str:
+    """A paragraph on one resume with other flags; of those that name something, only which."""
+    flags = {f.name: f for group in OF_THE_WEIGHTS for f in fields(group)}
+    parts = []
+    for name, (before, now) in change["flags"].items():
+        if name not in flags:
+            continue
+        free_text = "str" in flags[name].type and not flags[name].metadata["choices"]
+        values = f"`{name}` {shown(now)} (before: {shown(before)})"
+        parts.append(f"another `{name}`" if free_text else values)
+    if change["measured_anew"]:
+        parts.append("other validation images or sizes, so that metrics begin there")
+    return f"\nFrom step {change['step']} on: {', '.join(parts)}.\n" if parts else ""
+
+
 def _metrics(validations: list[dict[str, float]], provenance: Provenance) -> str:
     if not validations:
         return "No validation images were set aside, so there are no metrics."
@@ -208,7 +231,9 @@ def _eval_results(
             dataset_type=dataset or "images",
             dataset_name=f"{count} validation images{f' of {dataset}' if dataset else ''}",
             dataset_config=provenance.protocol or None,
-            dataset_split=(validation.validation_split or "train") if dataset else None,
+            dataset_split=(validation.validation_split or args.data.train_split)
+            if dataset
+            else None,
             dataset_args={"num_images": count, **provenance.stamp},
             metric_type=name,
             metric_name=title,

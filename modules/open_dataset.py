@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from datasets import (
     Dataset,
@@ -17,28 +20,34 @@ from datasets import (
     load_from_disk,
 )
 from datasets import Image as ImageFeature
-from datasets.exceptions import DatasetGenerationError
+from datasets.packaged_modules.folder_based_builder.folder_based_builder import FolderBasedBuilder
 from datasets.packaged_modules.parquet.parquet import Parquet
 from datasets.packaged_modules.webdataset.webdataset import WebDataset
 from datasets.utils.file_utils import is_local_path
 
 from modules.data_files import READ_ERRORS, check_files, fingerprint
-from modules.errors import ArgumentError
+from modules.errors import ArgumentError, blaming
+from modules.folder_walk import RunFolders, files_below
+from modules.left_out import left_out
+from modules.picture_tars import COLUMN as IMAGE
+from modules.picture_tars import PictureTars
 
-IMAGE = "image"  # the only column of what is returned here: {"bytes", "path"}, not decoded
+logger = logging.getLogger(__name__)
+
+FIX = "pass a Hub id, or a whole folder of parquet, webdataset shards or images"
 NUM_SAVED_SHARDS = 64  # what `save_to_disk` wrote is streamed as this many
 
 
 class LoadedRows(NamedTuple):
-    """rows: one column IMAGE. files: what `load_dataset` reads them from. fingerprint: of all.
-
-    column: the images' column in the files, if these are plain parquet or tar files.
+    """rows: one column IMAGE of {"bytes", "path"}, not decoded. files: what `load_dataset` reads
+    them from. fingerprint: of all. direct: what reads these files from any place on without
+    `datasets`: the name of parquet's column, or what knows the pictures of tars; or None.
     """
 
     rows: Dataset | IterableDataset
     files: Sequence[str]
     fingerprint: str
-    column: str | None = None
+    direct: str | PictureTars | None = None
 
 
 def load_rows(
@@ -53,60 +62,121 @@ def load_rows(
     revision: str | None = None,
     token: str | None = None,
     streaming: bool = False,
-    split_flag: str | None = None,
+    split_flag: str = "--train_split",
 ) -> LoadedRows:
     """A dataset's encoded images, in the one column IMAGE; an IterableDataset where `streaming`.
 
     name: a Hub id, a local folder that `load_dataset` understands, or one that `save_to_disk`
-    wrote. split_flag: the flag that chose the split, if one did.
-    Raises ArgumentError naming the flag for a dataset, split, file or column that is not there.
+    wrote. split: its name; where neither streamed nor saved so, also "train[:10%]" or "train+test".
+    split_flag: the flag that chose it. image_column: of webdataset shards, as in `PictureTars`.
+    Warns of pictures in the files that `load_dataset` leaves out. Raises ArgumentError naming the
+    flag for a dataset, split, file or column that is not there.
     """
-    where = f"--dataset_name={name}"
-    if split_flag is not None:
-        where = f"{split_flag}={split} with {where}"
-    if (saved := _load_saved(name, split, where)) is not None:
-        version = fingerprint([file["filename"] for file in saved.cache_files])
-        shards = max(1, min(len(saved), NUM_SAVED_SHARDS))
-        rows = saved.to_iterable_dataset(num_shards=shards) if streaming else saved
-        return LoadedRows(_one_column(rows, image_column, where), (), version)
-    try:
-        builder = load_dataset_builder(
-            name,
-            config_name,
-            data_files=list(data_files) if data_files else None,
-            data_dir=data_dir,
-            cache_dir=cache_dir,
-            revision=revision,
-            token=token,
-        )
-        files, version = _files(builder, split)
+    where, chosen = f"--dataset_name={name}", f"{split_flag}={split}"
+    with blaming(where, FIX, *READ_ERRORS):
+        if (saved := _load_saved(name, split, f"{chosen} with {where}")) is not None:
+            version = fingerprint([file["filename"] for file in saved.cache_files])
+            shards = max(1, min(len(saved), NUM_SAVED_SHARDS))
+            rows = saved.to_iterable_dataset(num_shards=shards) if streaming else saved
+            return LoadedRows(_one_column(rows, image_column, where), (), version)
+        try:
+            builder = load_dataset_builder(
+                name,
+                config_name,
+                data_files=list(data_files) if data_files else None,
+                data_dir=data_dir,
+                cache_dir=cache_dir,
+                revision=revision,
+                token=token,
+            )
+        except FileNotFoundError as error:
+            if not (missed := left_out(_paths(name)) if Path(name).is_dir() else ""):
+                raise
+            raise ArgumentError(f"{where}: it holds {missed}; {FIX}") from error
+        if isinstance(builder, WebDataset):
+            builder, image_column = _pictures_of(builder, image_column, cache_dir), IMAGE
+        files, version = _files(builder, split, streaming, f"{chosen} with {where}")
         check_files(files, where)
+        if Path(name).is_dir() and not data_files:
+            _warn_of_left_out(builder, Path(name, data_dir or ""), where)
+        _check_that_no_run_wrote(files, where)
         if not streaming:
             builder.download_and_prepare()
         rows = (builder.as_streaming_dataset if streaming else builder.as_dataset)(split=split)
-    except FileNotFoundError as error:
-        raise ArgumentError(
-            f"{where}: {error}; pass a Hub id, or a folder of parquet, webdataset shards or images"
-        ) from error
-    except ArgumentError:
-        raise
-    except ImportError as error:  # such as aiohttp for http://, s3fs for s3://
-        raise ArgumentError(f"{where}: {error}; install that with pip") from error
-    except READ_ERRORS as error:
-        cause = f" ({error.__cause__})" if isinstance(error, DatasetGenerationError) else ""
-        raise ArgumentError(f"{where}: {error}{cause}") from error
-    plain = isinstance(builder, Parquet | WebDataset) and not any(
-        file.endswith((".gz", ".bz2", ".xz", ".zst")) for file in files
+        direct = None
+        if not any(file.endswith((".gz", ".bz2", ".xz", ".zst")) for file in files):
+            direct = builder if isinstance(builder, PictureTars) else direct
+            direct = image_column if isinstance(builder, Parquet) else direct
+        rows = _one_column(rows, image_column, where)
+        return LoadedRows(rows, files, version, direct)
+
+
+def _pictures_of(builder: WebDataset, image_column: str, cache_dir: str | None) -> PictureTars:
+    """The same shards, read for their pictures alone."""
+    return PictureTars(
+        cache_dir=cache_dir,
+        dataset_name=builder.dataset_name,
+        hash=builder.hash,
+        base_path=builder.base_path,
+        repo_id=builder.repo_id,
+        token=builder.token,
+        data_files=builder.config.data_files,
+        image_column=image_column,
     )
-    column = image_column if plain else None
-    return LoadedRows(_one_column(rows, image_column, where), files, version, column)
 
 
-def _files(builder: DatasetBuilder, split: str) -> tuple[Sequence[str], str]:
-    """The files of a split and their fingerprint; none for a split of another kind of dataset."""
-    files = (builder.config.data_files or {}).get(split, [])
+def _files(
+    builder: DatasetBuilder, split: str, streaming: bool, where: str
+) -> tuple[Sequence[str], str]:
+    """The files of a split and their fingerprint; none for a split of another kind of dataset.
+
+    Raises ArgumentError, beginning with `where`, for a split that is known not to exist.
+    """
+    by_split = builder.config.data_files or {}
+    names = split_names(split)
+    known = [str(name) for name in by_split or builder.info.splits or ()]
+    if known and not set(names) <= set(known):
+        _refuse_split(where, known)
+    if streaming and names != [split]:
+        raise ArgumentError(f"{where}: a part of a split cannot be read with --streaming; drop one")
+    parts = [by_split[name] for name in names if name in by_split]
+    files = [file for part in parts for file in part]
+    origins = [origin for part in parts for origin in part.origin_metadata]
     remote = any(not is_local_path(file) for file in files)
-    return files, fingerprint(files, files.origin_metadata if remote else ())
+    return files, fingerprint(files, origins if remote else ())
+
+
+def split_names(split: str) -> list[str]:
+    """The splits that a choice such as "train[:10%]+test" takes from."""
+    return [part.partition("[")[0].strip() for part in split.split("+")]
+
+
+def _refuse_split(where: str, known: Iterable[str]) -> NoReturn:
+    raise ArgumentError(f"{where}: there is no such split; name one of: {', '.join(known)}")
+
+
+def _warn_of_left_out(builder: DatasetBuilder, folder: Path, where: str) -> None:
+    """Of a folder, `load_dataset` takes the files of one builder and is silent about the rest."""
+    read = builder.EXTENSIONS if isinstance(builder, FolderBasedBuilder) else ()
+    if missed := left_out(_paths(folder), read):
+        logger.warning("%s: these are left out: %s", where, missed)
+
+
+def _paths(folder: str | Path) -> Iterator[str]:
+    return (file.path for file in files_below(folder))
+
+
+def _check_that_no_run_wrote(files: Sequence[str], where: str) -> None:
+    """Raises ArgumentError for files of a run of this trainer, which `load_dataset` cannot skip."""
+    runs, real = RunFolders(), cache(os.path.realpath)
+    places = ((file, *os.path.split(file)) for file in files if is_local_path(file))
+    own = [file for file, folder, name in places if runs.wrote(os.path.join(real(folder), name))]
+    if own:
+        raise ArgumentError(
+            f"{where}: {own[0]}{f' and {len(own) - 1} more' if len(own) > 1 else ''} is what a run "
+            "of this trainer wrote, not data: move that run elsewhere, or use --train_data_dir, "
+            "which leaves it out"
+        )
 
 
 def _load_saved(name: str, split: str, where: str) -> Dataset | None:
@@ -116,7 +186,7 @@ def _load_saved(name: str, split: str, where: str) -> Dataset | None:
     saved = load_from_disk(name)
     splits = saved if isinstance(saved, DatasetDict) else {str(saved.split or "train"): saved}
     if split not in splits:
-        raise ArgumentError(f"{where}: there is no split {split!r}; it has {', '.join(splits)}")
+        _refuse_split(where, splits)
     return splits[split]
 
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import shutil
 import tempfile
 from pathlib import Path
 
-from modules.arguments import CheckpointArguments
+from modules.arguments import Arguments, CheckpointArguments
 from modules.checkpoint import (
     DamagedCheckpoint,
     checkpoint_steps,
@@ -17,36 +16,122 @@ from modules.checkpoint import (
     verify,
 )
 from modules.errors import ArgumentError
-from modules.run_files import SNAPSHOT, WRITTEN
+from modules.folder_lock import FolderLock
+from modules.overlap import lies_in, searched_by_datasets, would_match
+from modules.owned_files import OwnedFiles, remove
+from modules.reduce import gather_from_processes
+from modules.run_files import AT_THE_END, SNAPSHOT, WHILE_TRAINING, top_names, tracker_files
 
 SIGNS_OF_A_RUN = ("checkpoints", "metrics.jsonl", "config.json")
+FOLDERS = ("checkpoints", "samples", "best", "discriminator")
+EXAMPLES = ("metrics.jsonl", "samples/step-000000.png")  # of what data could be taken for
+SHOWN = 5  # names in a message
+# Flags whose files are read after an old run has been deleted.
+MODELS = ("pretrained_model_name_or_path", "model_config_name_or_path", "lpips_weights")
 
 
-def check_output_dir(args: CheckpointArguments, create: bool = True) -> None:
-    """Raises ArgumentError if the folder holds another run or cannot be written to.
+def check_output_dir(args: Arguments, create: bool = True) -> None:
+    """Raises ArgumentError if the folder holds another run, what is not a run's, or is read-only.
 
     create: make the folder and write to it, to be sure; otherwise only permissions are looked at.
     """
-    output_dir = Path(args.output_dir)
-    fresh = args.resume_from_checkpoint is None and not args.overwrite_output_dir
-    found = [name for name in SIGNS_OF_A_RUN if (output_dir / name).exists()]
-    if fresh and found:
-        raise ArgumentError(
-            f"--output_dir={output_dir} already holds a run ({', '.join(found)}): continue it with "
-            "--resume_from_checkpoint latest, choose another folder, or delete what it wrote with "
-            "--overwrite_output_dir"
-        )
+    output_dir, owned = Path(args.checkpoints.output_dir), owned_files(args)
+    _check_collisions(args, owned)
+    _check_data(args)
+    present = top_names(path.relative_to(output_dir).as_posix() for path in owned.existing())
+    found = [name for name in SIGNS_OF_A_RUN if name in present]
+    if found and not args.checkpoints.resume_from_checkpoint:
+        if not args.checkpoints.overwrite_output_dir:
+            raise ArgumentError(
+                f"--output_dir={output_dir} already holds a run ({', '.join(found)}): continue it "
+                "with --resume_from_checkpoint latest, choose another folder, or delete what it "
+                "wrote with --overwrite_output_dir"
+            )
+        _check_needed(args, owned)
     try:
         if create:
             output_dir.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=output_dir):
-                pass
+            with tempfile.TemporaryDirectory(prefix=".probe-", dir=output_dir) as probe:
+                folder = Path(probe, "partial")
+                folder.mkdir()
+                (folder / "file").write_bytes(b"0")
+                os.replace(folder, Path(probe, "complete"))  # as checkpoints are; FUSE may not
         else:
             _check_permission(output_dir)
     except OSError as error:
         raise ArgumentError(
             f"--output_dir={output_dir} cannot be written to ({error}); choose another folder"
         ) from error
+
+
+def owned_files(args: Arguments) -> OwnedFiles:
+    """What runs wrote into --output_dir."""
+    return OwnedFiles(args.checkpoints.output_dir)
+
+
+def _names(args: Arguments) -> tuple[str, ...]:
+    """All that this run may write."""
+    return (*_names_while_training(args), *AT_THE_END)
+
+
+def _names_while_training(args: Arguments) -> tuple[str, ...]:
+    logging = args.logging
+    return (*WHILE_TRAINING, *tracker_files(logging.logging_dir, logging.tracker_project_name))
+
+
+def _check_collisions(args: Arguments, owned: OwnedFiles) -> None:
+    """Raises ArgumentError for files of others under names that a run writes to."""
+    foreign = owned.foreign(_names(args))
+    for folder in (owned.folder / name for name in FOLDERS):
+        if os.path.lexists(folder) and not folder.is_dir():
+            foreign.append(folder)
+    if foreign:
+        names = [path.relative_to(owned.folder).as_posix() for path in foreign]
+        more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+        raise ArgumentError(
+            f"--output_dir={owned.folder} holds {', '.join(names[:SHOWN])}{more}, which no run of "
+            "this trainer wrote, or not as it is now, and which a run would replace: choose "
+            "another folder, or move them away"
+        )
+
+
+def _check_data(args: Arguments) -> None:
+    """Raises ArgumentError where `load_dataset` would find the run's files, or a cache, as images.
+
+    Folders that this program searches itself may hold any of it: `modules.folder_walk` leaves out
+    what a run wrote.
+    """
+    data, output_dir, cache_dir = args.data, args.checkpoints.output_dir, args.model.cache_dir
+    for flag, pattern in searched_by_datasets(data):
+        if any(would_match(os.path.join(output_dir, name), pattern) for name in EXAMPLES):
+            raise ArgumentError(
+                f"--output_dir={output_dir} lies where --{flag} looks for images ({pattern}): the "
+                "run's own pictures would be trained on; choose a folder outside"
+            )
+    if cache_dir and data.train_data_dir and lies_in(cache_dir, data.train_data_dir):
+        raise ArgumentError(
+            f"--cache_dir={cache_dir} lies in --train_data_dir={data.train_data_dir}: pictures "
+            "that are downloaded would be trained on; choose a folder outside"
+        )
+
+
+def _check_needed(args: Arguments, owned: OwnedFiles) -> None:
+    """Raises ArgumentError where --overwrite_output_dir would delete what a flag wants to read."""
+    values, doomed = args.as_dict(), list(owned.existing())
+    for flag in (flag for flag in MODELS if os.path.exists(values[flag] or "")):
+        for path in doomed:
+            if lies_in(path, values[flag]) or lies_in(values[flag], path):
+                raise ArgumentError(
+                    f"--{flag}={values[flag]} would be deleted by --overwrite_output_dir ({path}): "
+                    "copy it elsewhere first, or choose another --output_dir"
+                )
+
+
+def refuse_together(lock: FolderLock) -> None:
+    """Raises ArgumentError on every process if the main one was refused the folder. Collective."""
+    refusals = [text for text in gather_from_processes([lock.refusal]) if text is not None]
+    if refusals:
+        raise ArgumentError(refusals[0])
 
 
 def _check_permission(folder: Path) -> None:
@@ -59,21 +144,17 @@ def _check_permission(folder: Path) -> None:
         raise PermissionError(f"no permission to write to {nearest}")
 
 
-def clear_output_dir(args: CheckpointArguments) -> None:
+def clear_output_dir(args: Arguments) -> None:
     """Deletes what killed processes left and, if --overwrite_output_dir asks, all of an old run.
 
-    Main process only.
+    What the run writes while it trains is its own from here on. Main process only.
     """
-    clear_debris(Path(args.output_dir) / "checkpoints")
-    shutil.rmtree(Path(args.output_dir) / SNAPSHOT, ignore_errors=True)
-    if not args.overwrite_output_dir or args.resume_from_checkpoint:
-        return
-    for name in WRITTEN:
-        path = Path(args.output_dir) / name
-        if path.is_dir():
-            shutil.rmtree(path)
-        elif path.is_file():
-            path.unlink()
+    owned, checkpoints = owned_files(args), args.checkpoints
+    clear_debris(owned.folder / "checkpoints")
+    remove(owned.folder / SNAPSHOT)
+    if checkpoints.overwrite_output_dir and not checkpoints.resume_from_checkpoint:
+        owned.delete()
+    owned.claim(_names_while_training(args))
 
 
 def resume_path(args: CheckpointArguments) -> Path | None:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import Any
-from urllib.error import URLError
 
 import lpips
 import torch
 from torch import Tensor, nn
 
-from modules.errors import ArgumentError
+from modules.at_once import at_once
+from modules.errors import LIBRARY_ERRORS, ArgumentError, one_line
 from modules.tensor_files import UnreadableTensors, read_tensors
 
 BACKBONES = ("vgg", "alex", "squeeze")
@@ -45,33 +44,12 @@ class LPIPS(nn.Module):
             pairs = zip(
                 images.float().split(size), reconstructions.float().split(size), strict=True
             )
-            return torch.cat([_Distance.apply(self.network, *pair) for pair in pairs])
+            return torch.cat([self._distances(*pair) for pair in pairs])
 
-
-class _Distance(torch.autograd.Function):
-    """Distances whose gradient is taken at once, so that no slice keeps its activations.
-
-    The distance of an image depends on that image alone: one backward of the sum gives every
-    image's own gradient, which is as small as the image. The backward pass only scales it.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, network: nn.Module, images: Tensor, reconstructions: Tensor) -> Tensor:
-        """Distances [B] between images and reconstructions, [B, 3, H, W] each."""
-        if not ctx.needs_input_grad[2]:
-            return network(images, reconstructions).flatten()
-        with torch.enable_grad():
-            leaf = reconstructions.detach().requires_grad_()
-            distances = network(images.detach(), leaf).flatten()
-            (gradient,) = torch.autograd.grad(distances.sum(), leaf)
-        ctx.save_for_backward(gradient)
-        return distances.detach()
-
-    @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[None, None, Tensor]:
-        """upstream: [B]."""
-        (gradient,) = ctx.saved_tensors
-        return None, None, upstream[:, None, None, None] * gradient
+    def _distances(self, images: Tensor, reconstructions: Tensor) -> Tensor:
+        # At once, so that no slice keeps its activations.
+        images = images.detach()
+        return at_once(lambda fakes: self.network(images, fakes).flatten(), reconstructions)
 
 
 def build_lpips(backbone: str, weights: str | None = None, slice_size: int | None = None) -> LPIPS:
@@ -100,11 +78,11 @@ def _network(backbone: str, weights: str | None) -> nn.Module:
 def _downloaded(backbone: str) -> nn.Module:
     try:
         return lpips.LPIPS(net=backbone, verbose=False)
-    except (URLError, OSError) as error:
+    except LIBRARY_ERRORS as error:
         raise ArgumentError(
-            f"--lpips_backbone={backbone}: its weights could not be downloaded ({error}). Either "
-            f"give torchvision's file with --lpips_weights FILE, or train without LPIPS with "
-            f"--perceptual_scale 0"
+            f"--lpips_backbone={backbone}: its weights could not be downloaded and read "
+            f"({one_line(error)}). Either give torchvision's file with --lpips_weights FILE, or "
+            "train without LPIPS with --perceptual_scale 0"
         ) from error
 
 
@@ -114,7 +92,7 @@ def _load_backbone(network: nn.Module, file: str, backbone: str) -> None:
         raise ArgumentError(f"--lpips_weights={file} does not exist")
     try:
         tensors, _ = read_tensors(Path(file))
-    except UnreadableTensors as error:
+    except (UnreadableTensors, OSError) as error:
         raise ArgumentError(f"--lpips_weights={file}: {error}") from error
     given = {name.removeprefix("features."): value for name, value in tensors.items()}
     wanted = network.state_dict()
@@ -123,11 +101,14 @@ def _load_backbone(network: nn.Module, file: str, backbone: str) -> None:
     wrong = [
         name.split(".", 1)[1]
         for name, value in found.items()
-        if value is None or value.shape != wanted[name].shape
+        if value is None
+        or value.shape != wanted[name].shape
+        or not (value.is_floating_point() and value.isfinite().all())
     ]
     if wrong:
         raise ArgumentError(
             f"--lpips_weights={file} is not torchvision's {backbone} state dict: features."
-            f"{wrong[0]} is missing or of another shape ({len(wrong)} of {len(wanted)} tensors)"
+            f"{wrong[0]} is missing, of another shape or not finite ({len(wrong)} of {len(wanted)} "
+            "tensors)"
         )
     network.load_state_dict(found)

@@ -2,58 +2,107 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from accelerate.utils import gather_object
+from diffusers import AutoencoderKL
+from torch.optim.lr_scheduler import LRScheduler
 
+from modules.arguments import Arguments
+from modules.autoencoder import downsample_factor
 from modules.checkpoint import load_checkpoint, read_trainer_state, rotate
 from modules.errors import ArgumentError
+from modules.fates import (
+    FATES,
+    MEASURE,
+    NO_FLAG,
+    PLACES,
+    REFUSED,
+    TAKES_EFFECT,
+    WARNED,
+    changed_flags,
+    shown,
+)
+from modules.launch_environment import chosen_precision
 from modules.run import Run
-from modules.streaming import StreamPosition
+from modules.schedule import BEGINNING, Reached
 
 logger = logging.getLogger(__name__)
 
+# What decides the shapes of the VAE's tensors, by configuration key.
+ARCHITECTURE = ("block_out_channels", "layers_per_block", "latent_channels", "norm_num_groups",
+                "mid_block_add_attention", "use_quant_conv", "use_post_quant_conv",
+                "down_block_types", "up_block_types", "act_fn")  # fmt: skip
 
-def trainer_state(
-    run: Run, num_train_images: int | None, data_fingerprint: str | None = None
-) -> dict[str, Any]:
-    """Counters, tallies, the data and the shapes of both networks, as plain JSON. Collective."""
+
+def trainer_state(run: Run, data: Mapping[str, Any]) -> dict[str, Any]:
+    """Counters, tallies, flags and what `data` says of the images, as plain JSON. Collective."""
     return {
         "step": run.step,
         "samples": run.samples,
         "stream": run.stream.state_dict(),
+        "vae_updates": run.scheduler_vae.scheduler.last_epoch,
+        "disc_updates": run.scheduler_disc.scheduler.last_epoch,
         "best": run.best,
         "validation_due": run.validation_due,
         "guard": run.guard.state_dict(),
         "gan_guard": run.gan_guard.state_dict(),
         "meters": gather_object([run.meter.state_dict()]),
-        "num_train_images": num_train_images,
-        "data_fingerprint": data_fingerprint,
-        "networks": _networks(run),
+        "flags": flags_in_force(run.args, run.raw_vae.vae),
+        "history": run.history,
+        **data,
     }
 
 
-def resume(
-    run: Run, path: Path, num_train_images: int | None, data_fingerprint: str | None = None
-) -> None:
-    """Puts `run` back to where the checkpoint at `path` was written.
+def flags_in_force(args: Arguments, vae: AutoencoderKL) -> dict[str, Any]:
+    """Every flag but secrets, as plain JSON; as the network and the launcher have settled it."""
+    precision = chosen_precision(args.precision.mixed_precision, os.environ)
+    settled = {key: vae.config[key] for key in ARCHITECTURE}
+    settled |= {"downsample_factor": downsample_factor(vae), "mixed_precision": precision}
+    return json.loads(json.dumps(args.as_dict() | settled))
 
-    Raises ArgumentError when it belongs to other networks; warns of what makes it inexact.
+
+def reached_by(path: Path | None, args: Arguments, vae: AutoencoderKL) -> Reached:
+    """How far the run of the checkpoint at `path` has come; the beginning where there is none.
+
+    Raises ArgumentError where a flag has a value that its tensors do not fit.
+    """
+    if path is None:
+        return BEGINNING
+    state = read_trainer_state(path)
+    refused = changed_flags(_flags_of(state), flags_in_force(args, vae), REFUSED)
+    for name, (before, now) in refused.items():
+        flag, (_, reason) = f"--{name}" if name in FATES else name, FATES.get(name, NO_FLAG)
+        raise ArgumentError(
+            f"--resume_from_checkpoint={path}: {flag} is {shown(before)} there and {shown(now)} "
+            f"here, and {reason}; use the flags of that run (its train_config.yaml), or another "
+            "--output_dir"
+        )
+    updates = {name: state.get(name) for name in ("vae_updates", "disc_updates")}
+    return Reached(state["step"], state["samples"], **updates)
+
+
+def _flags_of(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Those that a checkpoint was written with; of earlier versions, those of its networks."""
+    return state.get("flags") or state["networks"]
+
+
+def resume(run: Run, path: Path, data: Mapping[str, Any]) -> bool:
+    """Puts `run` back to where the checkpoint at `path` was written, and lets its own flags count.
+
+    data: what its checkpoints will say of the images. Returns whether the training images are the
+    same. Warns of what makes the rest of the run another one than it would have been. Collective.
     """
     state = read_trainer_state(path)
-    for key, ours in _networks(run).items():
-        theirs = state["networks"].get(key)
-        if theirs != ours:
-            raise ArgumentError(
-                f"--resume_from_checkpoint={path} holds another network: {key} is {theirs} there "
-                f"and {ours} here; use the flags of that run (its train_config.yaml), or another "
-                "--output_dir"
-            )
-    changed = state.get("data_fingerprint", data_fingerprint) != data_fingerprint
-    run.stream = StreamPosition.restored(state.get("stream"), run.args.data.stream_lanes, changed)
+    asked = [_hyperparameters(optimizer) for optimizer in (run.optimizer_vae, run.optimizer_disc)]
     load_checkpoint(run.accelerator, path, run.ema)
+    _apply_hyperparameters(run.optimizer_vae, run.scheduler_vae.scheduler, asked[0])
+    _apply_hyperparameters(run.optimizer_disc, run.scheduler_disc.scheduler, asked[1])
     run.step, run.samples, run.best = state["step"], state["samples"], state["best"]
     run.validation_due = state.get("validation_due", False)  # earlier versions always completed it
     run.guard.load_state_dict(state["guard"])
@@ -67,30 +116,87 @@ def resume(
             "%s was written by %d processes and is continued by %d: the position in the data is "
             "kept, but numbers will not be bit-identical", path, len(state["meters"]), processes,
         )  # fmt: skip
-    if state["num_train_images"] != num_train_images:
-        logger.warning(
-            "the training set had %s images when %s was written and has %s now: the order of the "
-            "data changes from here on", state["num_train_images"], path, num_train_images,
-        )  # fmt: skip
-    elif changed:
-        logger.warning(
-            "the files of the training set (names, sizes or versions) are not those that %s was "
-            "trained on: what follows is not what that run would have seen", path,
-        )  # fmt: skip
     own = path.resolve().parent == (run.output_dir / "checkpoints").resolve()
     if own and run.accelerator.is_main_process:  # the kill may have come before the rotation
         rotate(path.parent, run.step, run.args.checkpoints.checkpoints_total_limit)
     logger.info("Resumed from %s at step %d", path, run.step)
+    same_images = _compare_images(state, data, path)
+    run.stream = StreamPosition.restored(state.get("stream"), anew=not same_images)
+    _compare_flags(run, state, data, path, same_images)
+    if run.step >= run.max_train_steps:
+        opt = run.args.optimization
+        flag = "num_train_epochs" if opt.max_train_steps is None else "max_train_steps"
+        logger.warning(
+            "nothing is left to train: step %d is reached and --%s=%s asks for %d; raise it to "
+            "train on. What was reached is exported", run.step, flag, getattr(opt, flag),
+            run.max_train_steps,
+        )  # fmt: skip
+    return same_images
 
 
-def _networks(run: Run) -> dict[str, Any]:
-    """What decides the shapes of the tensors in a checkpoint, by flag or configuration key."""
-    config, disc = run.raw_vae.vae.config, run.args.discriminator
-    keys = ("block_out_channels", "layers_per_block", "latent_channels", "norm_num_groups",
-            "mid_block_add_attention", "use_quant_conv")  # fmt: skip
-    flags = ("disc_hidden_channels", "disc_num_layers", "disc_norm_type", "disc_num_groups")
-    vae = {key: config[key] for key in keys}
-    vae["block_out_channels"] = list(vae["block_out_channels"])
-    return vae | {"decoder_only": run.args.model.decoder_only} | {
-        flag: getattr(disc, flag) for flag in flags
-    }  # fmt: skip
+def _hyperparameters(optimizer: Any) -> list[dict[str, Any]]:
+    return [{key: group[key] for key in group if key != "params"}
+            for group in optimizer.param_groups]  # fmt: skip
+
+
+def _apply_hyperparameters(
+    optimizer: Any, schedule: LRScheduler, asked: list[dict[str, Any]]
+) -> None:
+    """The flags' rates, betas and decay replace the checkpoint's, at the schedule's position."""
+    schedule.base_lrs = [group["initial_lr"] for group in asked]
+    factors = [factor(schedule.last_epoch) for factor in schedule.lr_lambdas]
+    for group, ours, factor in zip(optimizer.param_groups, asked, factors, strict=True):
+        group |= {**ours, "lr": ours["initial_lr"] * factor}
+    schedule._last_lr = [group["lr"] for group in optimizer.param_groups]
+
+
+def _compare_images(state: Mapping[str, Any], data: Mapping[str, Any], path: Path) -> bool:
+    """Whether the training images are those of the checkpoint; warns of what differs."""
+    if state["num_train_images"] != data["num_train_images"]:
+        logger.warning(
+            "the training set had %s images when %s was written and has %s now: the order of the "
+            "data changes from here on", state["num_train_images"], path, data["num_train_images"],
+        )  # fmt: skip
+        return False
+    if state.get("data_fingerprint", data["data_fingerprint"]) != data["data_fingerprint"]:
+        logger.warning(
+            "the files of the training set (names, sizes or versions) are not those that %s was "
+            "trained on: what follows is not what that run would have seen", path,
+        )  # fmt: skip
+        return False
+    return True
+
+
+def _compare_flags(
+    run: Run, state: Mapping[str, Any], data: Mapping[str, Any], path: Path, same_images: bool
+) -> None:
+    """Says which flags differ from the checkpoint's, and notes it in the run's history.
+
+    Where validation measures something else than before, the best so far starts again with it.
+    """
+    before, now = _flags_of(state), flags_in_force(run.args, run.raw_vae.vae)
+    if "flags" not in state:
+        logger.warning("%s is of an earlier version, which did not write down its flags: whether "
+                       "they were the same is not known", path)  # fmt: skip
+    taken, warned = (changed_flags(before, now, fate) for fate in (TAKES_EFFECT, WARNED))
+    if same_images:
+        taken |= {name: warned.pop(name) for name in PLACES if name in warned}
+    if taken:
+        changes = (f"--{n}={shown(new)} (was {shown(old)})" for n, (old, new) in taken.items())
+        logger.info("resuming with %s", ", ".join(changes))
+    for name, (old, new) in warned.items():
+        logger.warning("--%s=%s (was %s): %s", name, shown(new), shown(old), FATES[name][1])
+
+    images = data["validation_fingerprint"]
+    others = state.get("validation_fingerprint", images) != images
+    measured_anew = images is not None and (others or any(name in warned for name in MEASURE))
+    if measured_anew:
+        logger.warning(
+            "validation is not that of %s, and images that were trained on may be part of it: the "
+            "best so far and the numbers to compare with begin anew at step %d", path, run.step,
+        )  # fmt: skip
+        run.best, run.validation_due = {}, True
+    run.history = state.get("history", [])
+    if taken or warned or measured_anew:
+        change = {"step": run.step, "flags": taken | warned, "measured_anew": measured_anew}
+        run.history = [*run.history, change]

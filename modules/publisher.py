@@ -21,9 +21,10 @@ from diffusers import AutoencoderKL
 from modules.arguments import Arguments
 from modules.errors import RunStopped
 from modules.hub import make_repository
+from modules.metrics_log import whole_validations
 from modules.model_card import Provenance, write_model_card
 from modules.run import Run
-from modules.run_files import COMPLETE_MIDWAY, SNAPSHOT
+from modules.run_files import COMPLETE_MIDWAY, SNAPSHOT, find
 
 logger = logging.getLogger(__name__)
 
@@ -164,12 +165,11 @@ def _take_snapshot(output_dir: Path, snapshot: Path) -> None:
     """
     shutil.rmtree(snapshot, ignore_errors=True)
     snapshot.mkdir()
-    for source in (output_dir / name for name in COMPLETE_MIDWAY):
-        if source.is_dir():
-            hidden = shutil.ignore_patterns(".*")
-            shutil.copytree(source, snapshot / source.name, ignore=hidden, copy_function=_link)
-        elif source.is_file():
-            shutil.copy2(source, snapshot / source.name)
+    for source in filter(Path.is_file, find(output_dir, COMPLETE_MIDWAY)):
+        target = snapshot / source.relative_to(output_dir)
+        target.parent.mkdir(exist_ok=True)
+        whole = source.suffix in (".png", ".safetensors")
+        (_link if whole else shutil.copyfile)(source, target)
 
 
 def _write_card(
@@ -181,13 +181,13 @@ def _write_card(
         best = "best"
         with torch.device("meta"):  # the card tells of the configuration alone
             vae = AutoencoderKL.from_config(AutoencoderKL.load_config(snapshot / best))
-    seen = [row for row in rows if "val/psnr" in row and row["step"] <= run.best.get("step", 0)]
+    seen = [row for row in whole_validations(rows) if row["step"] <= run.best.get("step", 0)]
     write_model_card(snapshot, run.args, vae, steps=run.step, latents=None, validations=seen,
-                     provenance=provenance, subfolder=best)  # fmt: skip
+                     provenance=provenance, history=run.history, subfolder=best)  # fmt: skip
 
 
-def _link(source: str, target: str) -> None:
+def _link(source: Path, target: Path) -> None:
     try:
         os.link(source, target)
-    except OSError:  # some file systems know no links
-        shutil.copy2(source, target)
+    except OSError:  # some file systems know no links, or no permissions and times to copy
+        shutil.copyfile(source, target)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
-from itertools import count
+from itertools import count, islice
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from modules.errors import ArgumentError
-from modules.lanes import MAX_LANES, Lane, Row, RowStream
+from modules.lanes import MAX_LANES, Lane, ReadRows, Row, RowStream
 from modules.mixture import Shares
 from modules.order import Permutations
 from modules.parts import Concatenation, ImageSource, hold_back
@@ -91,6 +91,10 @@ class MixedRows(RowStream):
         held = Concatenation([source for source, _ in pairs if source is not None])
         rest = MixedRows([part for _, part in pairs], self.shares.weights, self.shares.seed)
         return held, rest
+
+    def first(self, num_images: int) -> ImageSource:
+        """As many, in their shares: of a stream that ends before, the pictures come again."""
+        return ReadRows(self.name, list(islice(self.lane(Lane()), num_images)))
 
     def fingerprint(self) -> str:
         """Those of the streams."""

@@ -13,18 +13,20 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from modules.arguments import Arguments
+from modules.at_once import at_once
 from modules.autoencoder import TrainableVAE
 from modules.ema import ExponentialMovingAverage
 from modules.gan_guard import GanGuard
-from modules.guard import FiniteGuard
+from modules.guard import FiniteGuard, require_finite
 from modules.images import normalize
-from modules.losses import adaptive_d_weight
+from modules.losses import adaptive_d_weight, generator_loss
 from modules.meter import Meter
+from modules.modes import frozen
 from modules.perceptual import LPIPS
 from modules.samples import Rejection
 from modules.schedule import GanSchedule
 from modules.streaming import StreamPosition
-from modules.update import adapt_loss_scale, clip_gradients, step_unless, unscale
+from modules.update import adapt_loss_scale, clip_gradients, loss_scale, step_unless, unscale
 
 
 @dataclass
@@ -53,6 +55,7 @@ class Run:
     stream: StreamPosition = field(default_factory=StreamPosition)
     best: dict[str, float] = field(default_factory=dict)  # step and metrics of best/
     validation_due: bool = True  # at step 0, and at others until it is complete
+    history: list[dict[str, Any]] = field(default_factory=list)  # resumed with which other flags
     rejected: list[Rejection] = field(default_factory=list)  # images since the last log point
 
     @property
@@ -69,6 +72,13 @@ class Run:
     def raw_discriminator(self) -> nn.Module:
         """The discriminator without DDP, for judging: frozen, it has nothing to synchronise."""
         return self.accelerator.unwrap_model(self.discriminator)
+
+    @property
+    def measured_since(self) -> int:
+        """The step from which on validation measures what it measures now."""
+        return max(
+            (change["step"] for change in self.history if change["measured_anew"]), default=0
+        )
 
     def to_device(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """The batch's images [B, 3, H, W] in [-1, 1] and noise [B, C, h, w], on the device."""
@@ -87,34 +97,41 @@ class Run:
         self.meter.add(**terms)
         self.guard.watch(**terms)
 
-    def adversarial_share(self) -> float:
-        """How much of the adversarial term the VAE feels at this step, from 0 to 1."""
-        return self.schedule.adversarial_share(self.step) * self.gan_guard.share
+    def adversarial_share(self, elements: int) -> float:
+        """The factor on d_weight x g_loss at this step; 0 while the VAE does not feel the GAN.
 
-    def adversarial_weight(
-        self, reconstructions: Tensor, gradient: Tensor, g_gradient: Tensor, scale: Tensor
-    ) -> Tensor | float:
-        """What multiplies the generator's loss, beside `adversarial_share`.
-
-        gradient, g_gradient: [B, 3, H, W], `scale` times the derivatives of nll and g_loss at the
-        reconstructions. Only conv_out is run backward for its two weight gradients; they are
-        averaged over processes first, so that all weigh alike, and as one process would.
+        elements: of an image. The adaptive weight is latent-diffusion's, made for losses that are
+        summed over them; ours are means.
         """
         disc = self.args.discriminator
         static = disc.disc_factor * disc.disc_scale
+        static /= elements if disc.disc_adaptive_weight else 1
+        return self.schedule.adversarial_share(self.step) * self.gan_guard.share * static
+
+    def judge(self, reconstructions: Tensor) -> Tensor:
+        """The generator's loss: what the discriminator, frozen meanwhile, says of [B, 3, H, W]."""
+        with frozen(self.raw_discriminator):
+            return at_once(
+                lambda fakes: generator_loss(self.raw_discriminator(fakes)),
+                reconstructions,
+                loss_scale(self.accelerator),
+            )
+
+    def d_weight(self, nll: Tensor, g_loss: Tensor, elements: int) -> Tensor:
+        """The adaptive weight that balances two losses at the decoder's last layer; 1 without one.
+
+        Only conv_out is run backward for its two weight gradients; they are averaged over processes
+        first, so that all weigh alike, and as one process would.
+        """
+        disc, scale = self.args.discriminator, loss_scale(self.accelerator)
         if not disc.disc_adaptive_weight:
-            return static
-        at_last_layer = torch.stack([
-            torch.autograd.grad(
-                reconstructions, self.raw_vae.last_layer, upstream, retain_graph=True
-            )[0]
-            for upstream in (gradient, g_gradient)
+            return torch.ones_like(g_loss)
+        gradients = torch.stack([
+            torch.autograd.grad(scale * loss, self.raw_vae.last_layer, retain_graph=True)[0]
+            for loss in (nll, g_loss)
         ])  # fmt: skip
-        averaged = self.accelerator.reduce(at_last_layer, "mean") / scale
-        elements = reconstructions[0].numel()
-        d_weight = adaptive_d_weight(*averaged, elements, disc.disc_weight_max)
-        self.record(d_weight=d_weight)
-        return static * d_weight / elements
+        nll_gradient, g_gradient = self.accelerator.reduce(gradients, "mean") / scale
+        return adaptive_d_weight(nll_gradient, g_gradient, elements, disc.disc_weight_max)
 
     def update(self, vae_turn: bool, disc_turn: bool) -> None:
         """One optimizer step: clip the gradients, then update the VAE, then the discriminator.
@@ -145,6 +162,19 @@ class Run:
     def averaged_weights(self) -> AbstractContextManager[None]:
         """A context in which the VAE has the weights to export: the EMA's, if there is one."""
         return nullcontext() if self.ema is None else self.ema.applied()
+
+    def require_finite_weights(self) -> None:
+        """Raises RunStopped, in every process, before weights are written that are not finite."""
+        state = {"vae": self.raw_vae, "discriminator": self.raw_discriminator, "average": self.ema}
+        require_finite(
+            {
+                f"{owner}.{name}": tensor
+                for owner, holder in state.items()
+                if holder is not None
+                for name, tensor in holder.state_dict().items()
+            },
+            self.step,
+        )
 
     def learning_rates(self) -> dict[str, float]:
         """The present learning rate of each network."""

@@ -58,6 +58,7 @@ class SampleMaker:
     crops have noise in proportion. crop: "random" or "center". random_flip: mirror half of the
     samples. interpolation: "lanczos" or "bicubic". min_image_size: pictures with a shorter side
     below this are rejected. train_resolutions: what each batch draws its resolution from, if not R.
+    fast_jpeg_decoding: large JPEGs need not be decoded whole.
     """
 
     resolution: int
@@ -68,6 +69,7 @@ class SampleMaker:
     interpolation: str = "lanczos"
     min_image_size: int | None = None
     train_resolutions: tuple[int, ...] | None = None
+    fast_jpeg_decoding: bool = False
 
     @property
     def resolutions(self) -> tuple[int, ...]:
@@ -82,8 +84,10 @@ class SampleMaker:
         draw = seed_for(self.seed, "resolution", position)
         return self.resolutions[draw % len(self.resolutions)]
 
-    def target(self, resolution: int) -> int:
-        """The shorter side, in pixels, that a decoder must not fall short of."""
+    def target(self, resolution: int) -> int | None:
+        """The shorter side, in pixels, that a decoder must not fall short of; None: decode all."""
+        if not self.fast_jpeg_decoding:
+            return None
         return max(resolution, self.min_image_size or 0)
 
     def make(

@@ -8,6 +8,22 @@ from modules.losses import gan_ramp
 
 
 @dataclass(frozen=True)
+class Reached:
+    """How far a run has come: optimizer steps, images used, updates that each network has had.
+
+    Updates are None, and taken to be as scheduled, where an earlier version's checkpoint says none.
+    """
+
+    step: int = 0
+    samples: int = 0
+    vae_updates: int | None = None
+    disc_updates: int | None = None
+
+
+BEGINNING = Reached()
+
+
+@dataclass(frozen=True)
 class GanSchedule:
     """The discriminator trains from `start`; the VAE feels it `warmup_steps` later, ramped in.
 

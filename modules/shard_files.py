@@ -29,14 +29,7 @@ class Place(NamedTuple):
     byte: int = 0
 
 
-def tar_rows(file: str, byte: int, column: str, token: str | None) -> Iterator[tuple[Cell, int]]:
-    """The cell of every sample in webdataset's layout, and the byte that the next one begins at."""
-    for key, fields, end in _tar_samples(file, byte, column.__eq__, token):
-        found = {"bytes": fields[column], "path": f"{key}.{column}"} if column in fields else None
-        yield found, end
-
-
-def _tar_samples(
+def tar_samples(
     file: str, byte: int, wanted: Callable[[str], bool], token: str | None
 ) -> Iterator[tuple[str, dict[str, bytes], int]]:
     """(key, members by field, the byte after it) of every sample; only `wanted` fields are read."""

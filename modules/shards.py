@@ -12,7 +12,8 @@ from datasets.utils.file_utils import is_local_path
 from modules.data_files import NETWORK_ERRORS, READ_ERRORS, wait_to_retry
 from modules.errors import ArgumentError, RunStopped
 from modules.open_dataset import IMAGE
-from modules.shard_files import Cell, Place, parquet_rows, tar_rows
+from modules.picture_tars import PictureTars
+from modules.shard_files import Cell, Place, parquet_rows, tar_samples
 
 SHARDS_AT_ONCE = 4  # read in turns by all lanes together, or more where there are more lanes
 
@@ -21,8 +22,8 @@ class Shards:
     """The shards of a streamed dataset, each of which can be read by itself.
 
     stream: encoded pictures, unshuffled, in the one column IMAGE. name: of the dataset. files: the
-    file of each shard, where every shard is a file. column: the images' column in the files, where
-    these are tar or parquet and may be opened without `datasets`. held_back: how many rows at the
+    file of each shard, where every shard is a file. direct: as of
+    `LoadedRows`. held_back: how many rows at the
     start of a shard are left out, by the number of the shard.
     """
 
@@ -31,11 +32,11 @@ class Shards:
         stream: IterableDataset,
         name: str,
         files: Sequence[str] = (),
-        column: str | None = None,
+        direct: str | PictureTars | None = None,
         token: str | None = None,
         held_back: Mapping[int, int] | None = None,
     ) -> None:
-        self.stream, self.name, self.column, self.token = stream, name, column, token
+        self.stream, self.name, self.direct, self.token = stream, name, direct, token
         self.files = tuple(files) if len(files) == stream.num_shards else ()
         self.held_back = dict(held_back or {})
 
@@ -99,11 +100,12 @@ class Shards:
             failures += 1
 
     def _open(self, shard: int, place: Place) -> Iterator[tuple[Cell, int]]:
-        if self.column and self.files:
-            file = self.files[shard]
-            if file.endswith(".tar"):
-                return tar_rows(file, place.byte, self.column, self.token)
-            rows = parquet_rows(file, place.row, self.column, self.token)
+        direct, file = self.direct, self.files[shard] if self.files else ""
+        if file and isinstance(direct, PictureTars):
+            samples = tar_samples(file, place.byte, direct.may_be_picture, self.token)
+            return ((direct.cell(key, fields), byte) for key, fields, byte in samples)
+        if file and direct:
+            rows = parquet_rows(file, place.row, direct, self.token)
         else:
             left = self.stream.shard(len(self), shard).skip(place.row)
             rows = (batch[IMAGE][0] for batch in left.iter(batch_size=1))
@@ -121,7 +123,7 @@ class Shards:
         They are fewer where there are no more. Raises ArgumentError for a shard of no use.
         """
         size, cells = len(self), []
-        rest = Shards(self.stream, self.name, self.files, self.column, self.token, self.held_back)
+        rest = Shards(self.stream, self.name, self.files, self.direct, self.token, self.held_back)
         spread = min(size, SHARDS_AT_ONCE)
         order = list(dict.fromkeys(chain((i * size // spread for i in range(spread)), range(size))))
         try:

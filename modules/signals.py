@@ -1,18 +1,28 @@
-"""A polite end: SIGTERM and SIGUSR1 ask the run to stop after the present optimizer step."""
+"""A polite end: Ctrl-C and other signals ask the run to stop after the present optimizer step."""
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import socket
 import threading
+import time
 from datetime import timedelta
 from types import FrameType
 
 import torch
 import torch.distributed as dist
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+from modules.errors import RunStopped
+
+logger = logging.getLogger(__name__)
+
+SIGNALS = (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGUSR1)
+# `timeout` and some launchers signal a process and then its whole group: in this many seconds the
+# same signal is the same wish.
+ECHO = 0.2
+PATIENCE = 10.0  # seconds in which processes that can reach each other are connected
 
 
 class StopRequest:
@@ -20,17 +30,20 @@ class StopRequest:
 
     Processes of one run may be signalled at different moments, or only one of them. `agreed` lets
     them all stop after the same step. It talks over the CPU, so a GPU's queue is never drained for
-    it, and waits at most `timeout` seconds for a process that is gone.
+    it, and waits at most `timeout` seconds for a process that is gone. A signal that was ignored
+    when the script began, as SIGHUP is under nohup, stays ignored; but for SIGINT, which shells
+    ignore on behalf of whatever runs in the background.
     """
 
     def __init__(self, timeout: float = 1800) -> None:
         self.received: int | None = None
         several = dist.is_initialized() and dist.get_world_size() > 1
-        limit = timedelta(seconds=timeout)
-        self.group = dist.new_group(backend="gloo", timeout=limit) if several else None
-        for number in SIGNALS:
+        self.group = _connect(timeout) if several else None
+        ignored = {n for n in SIGNALS if signal.getsignal(n) is signal.SIG_IGN} - {signal.SIGINT}
+        heeded = [number for number in SIGNALS if number not in ignored]
+        _exit_at_the_second(heeded)
+        for number in heeded:
             signal.signal(number, self._receive)
-        _exit_at_the_second()
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         del frame
@@ -45,21 +58,49 @@ class StopRequest:
         return bool(stop)
 
 
-def _exit_at_the_second() -> None:
+def _connect(timeout: float) -> dist.ProcessGroup:
+    """The processes' group over the CPU. Says what is the matter where that takes long or fails."""
+    advice = (
+        f"if the name of a host ({socket.gethostname()} here) resolves to 127.0.1.1, as on Debian "
+        "and Ubuntu, other hosts cannot reach it: set GLOO_SOCKET_IFNAME to the network interface "
+        "between the hosts, such as eth0"
+    )
+    waiting = threading.Timer(
+        PATIENCE,
+        logger.warning,
+        [f"the processes, which agree over gloo when to stop, are not connected after {PATIENCE:g} "
+         f"seconds; they wait for each other until --ddp_timeout={timeout:g} is over. Perhaps "
+         f"{advice}"],
+    )  # fmt: skip
+    waiting.daemon = True
+    waiting.start()
+    try:
+        return dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise RunStopped(
+            f"the processes cannot be connected over gloo ({reason}); {advice}"
+        ) from error
+    finally:
+        waiting.cancel()
+
+
+def _exit_at_the_second(heeded: list[int]) -> None:
     """Counts signals in a thread: Python's handlers wait while a library waits for a process."""
     receiving, sending = socket.socketpair()
     sending.setblocking(False)
     signal.set_wakeup_fd(sending.fileno(), warn_on_full_buffer=False)
     os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))  # workers have their own
-    threading.Thread(target=_count, args=(receiving, sending), daemon=True).start()
+    threading.Thread(target=_count, args=(heeded, receiving, sending), daemon=True).start()
 
 
-def _count(receiving: socket.socket, sending: socket.socket) -> None:
+def _count(heeded: list[int], receiving: socket.socket, sending: socket.socket) -> None:
     del sending  # referred to, so that it stays open
-    first = True
-    while number := receiving.recv(1):
-        if number[0] not in SIGNALS:
+    first, began = 0, 0.0
+    while received := receiving.recv(1):
+        number, now = received[0], time.monotonic()
+        if number not in heeded or (number == first and now - began < ECHO):
             continue
-        if not first:
-            os._exit(128 + number[0])
-        first = False
+        if first:
+            os._exit(128 + number)
+        first, began = number, now

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset, DownloadConfig
@@ -17,30 +18,38 @@ from datasets.utils.file_utils import is_local_path, xopen
 from PIL import Image
 
 from modules.data_files import NETWORK_ERRORS, fingerprint, wait_to_retry
-from modules.errors import ArgumentError
+from modules.errors import ArgumentError, one_line
+from modules.folder_walk import FoundFile, files_below
+from modules.image_kinds import remedy, suffixes
 from modules.images import UnreadableImage, decode_rgb, upright_shape
+from modules.left_out import left_out
 from modules.open_dataset import IMAGE, load_rows
 from modules.parts import Concatenation, ImageSource, Subset, random_subset
 from modules.synthetic import SyntheticImages
 
-SUFFIXES = {
-    ".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".mpo", ".pgm", ".png",
-    ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp",
-}  # fmt: skip
+logger = logging.getLogger(__name__)
+
 PACKED_SUFFIXES = {".arrow", ".parquet", ".tar", ".zip"}
 BYTES = pa.large_binary()
 
 
 class FileSource:
-    """Image files, in the order given; nothing is checked before a file is opened."""
+    """Image files, in the order given; nothing is checked before a file is opened.
 
-    def __init__(self, paths: Iterable[str | Path | bytes], name: str = "files") -> None:
+    inodes: the numbers by which the file system knows them, where they were come by at no cost.
+    """
+
+    def __init__(
+        self,
+        paths: Iterable[str | Path] | pa.Array,
+        name: str = "files",
+        inodes: np.ndarray | None = None,
+    ) -> None:
         # One buffer for all paths: a list would be copied into every worker, object by object, as
         # its reference counts are written. Bytes, because a path need not be valid Unicode.
-        runs = iter(partial(_some, iter(paths)), [])
-        chunks = pa.chunked_array([pa.array(run, BYTES) for run in runs], BYTES)
-        self.paths = chunks.combine_chunks()
-        self.name = name
+        if not isinstance(paths, pa.Array):
+            paths = pa.array([os.fsencode(path) for path in paths], BYTES)
+        self.paths, self.name, self.inodes = paths, name, inodes
         self.target: int | None = None
 
     def __len__(self) -> int:
@@ -63,10 +72,6 @@ class FileSource:
         return fingerprint(self.paths)
 
 
-def _some(paths: Iterator[str | Path | bytes]) -> list[bytes]:
-    return [os.fsencode(path) for path in islice(paths, 100_000)]
-
-
 class RowSource:
     """The rows of a dataset whose column IMAGE holds encoded pictures, as `load_rows` returns.
 
@@ -84,11 +89,20 @@ class RowSource:
 
     def open(self, index: int) -> Image.Image:
         """The picture in mode RGB, upright. Raises UnreadableImage."""
-        return decode_rgb(encoded_image(self.rows[index][IMAGE], self.token), self.target)
+        return decode_rgb(encoded_image(self._cell(index), self.token), self.target)
+
+    def _cell(self, index: int) -> Mapping[str, Any] | None:
+        try:
+            return self.rows[index][IMAGE]
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise UnreadableImage(f"row {index} cannot be read: {one_line(error)}") from error
 
     def label(self, index: int) -> str:
         """The path of a picture in a file of its own, otherwise the row's number and path."""
-        value = self.rows[index][IMAGE] or {}
+        try:
+            value = self._cell(index) or {}
+        except UnreadableImage:
+            value = {}
         path = value.get("path")
         if path and value.get("bytes") is None:
             return path
@@ -96,7 +110,7 @@ class RowSource:
 
     def shape(self, index: int) -> tuple[int, int]:
         """(height, width) of the picture, upright, from its header. Raises UnreadableImage."""
-        return upright_shape(encoded_image(self.rows[index][IMAGE], self.token))
+        return upright_shape(encoded_image(self._cell(index), self.token))
 
     def fingerprint(self) -> str:
         """That of the dataset's files."""
@@ -134,9 +148,12 @@ def _fetch(path: str, token: str | None) -> bytes:
         failures += 1
 
 
-def reduced(source: ImageSource, target: int) -> ImageSource:
-    """The same pictures, large JPEGs among them decoded no larger than a crop of `target` needs."""
-    if not isinstance(source, FileSource | RowSource | Subset | Concatenation):
+def reduced(source: ImageSource, target: int | None) -> ImageSource:
+    """The same pictures, large JPEGs among them decoded no larger than a crop of `target` needs.
+
+    target: in pixels; None decodes them whole.
+    """
+    if target is None or not isinstance(source, FileSource | RowSource | Subset | Concatenation):
         return source
     smaller = copy.copy(source)
     if isinstance(smaller, Subset):
@@ -149,47 +166,68 @@ def reduced(source: ImageSource, target: int) -> ImageSource:
 
 
 def open_files(paths: Sequence[str | Path], flag: str = "--validation_image") -> FileSource:
-    """The image files that a flag names one by one. Raises ArgumentError for one not there."""
+    """The image files that a flag names one by one. Raises ArgumentError for one of no use."""
     for path in paths:
         if not Path(path).is_file():
             raise ArgumentError(f"{flag}: {path} is not a file; check the path")
+        if (fix := remedy(Path(path).suffix.lower())) is not None:
+            raise ArgumentError(f"{flag}: {path} is of a kind that is not read; {fix}")
     return FileSource(paths)
 
 
 def open_folder(folder: str | Path, flag: str = "--train_data_dir") -> FileSource:
-    """Every image file below a folder, sorted by path; hidden files are left out, links followed.
+    """Every image file below a folder, sorted by path, as `modules.folder_walk` finds them.
 
-    Raises ArgumentError, naming `flag`, where there is no such folder or no image in it.
+    Warns of pictures of a kind that is not read and of folders that cannot be. Raises
+    ArgumentError, naming `flag`, where there is no such folder or no image in it.
     """
     if not Path(folder).is_dir():
         raise ArgumentError(f"{flag}={folder} is not a folder; check the path")
-    others: set[str] = set()
-    source = FileSource(_images_below(folder, others), name=str(folder))
+    refused: list[OSError] = []
+    found = _Found()
+    missed = left_out(found.kept(files_below(folder, refused)))
+    if refused:
+        closed = f"{len(refused)} folders that cannot be read, such as {refused[0].filename!r}"
+        missed = ", ".join(filter(None, [missed, f"{closed} ({refused[0].strerror})"]))
+    source = found.source(str(folder))
     if len(source):
-        source.paths = source.paths.take(pc.array_sort_indices(source.paths))
+        if missed:
+            logger.warning("%s=%s: these are left out: %s", flag, folder, missed)
         return source
-    packed = sorted(others & PACKED_SUFFIXES)
+    packed = sorted(found.other_suffixes & PACKED_SUFFIXES)
     fix = f"it holds {', '.join(packed)} files: pass it as --dataset_name" if packed else (
-        f"files must end in {' '.join(sorted(SUFFIXES))}"
+        f"files must end in {' '.join(sorted(suffixes()))}, and what a run wrote is left out"
     )  # fmt: skip
-    raise ArgumentError(f"{flag}={folder} holds no images; {fix}")
+    found = f" that is read, but {missed}" if missed else ""
+    raise ArgumentError(f"{flag}={folder} holds no images{found}; {fix}")
 
 
-def _images_below(folder: str | Path, others: set[str]) -> Iterator[bytes]:
-    """The paths of images, in no order; `others` takes the suffixes of what else is there."""
-    visited = set()  # a link to a folder above would lead round in circles
-    for parent, folders, names in os.walk(os.fsencode(folder), followlinks=True):
-        if (real := os.path.realpath(parent)) in visited:
-            folders.clear()
-            continue
-        visited.add(real)
-        folders[:] = (name for name in folders if not name.startswith(b"."))
-        for name in names:
-            suffix = os.fsdecode(os.path.splitext(name)[1])
-            if suffix.lower() not in SUFFIXES:
-                others.add(suffix)
-            elif not name.startswith(b"."):
-                yield os.path.join(parent, name)
+class _Found:
+    """Images among the files of a folder, as numbers and buffers: Python's objects are too large
+    where there are ten million of them."""
+
+    def __init__(self) -> None:
+        self.paths, self.inodes = [pa.array([], BYTES)], [np.empty(0, np.uint64)]
+        self.other_suffixes: set[str] = set()
+
+    def kept(self, files: Iterator[FoundFile]) -> Iterator[str]:
+        """The paths of all files; those of images are kept."""
+        while some := list(islice(files, 100_000)):
+            images = []
+            for file in some:
+                suffix = os.path.splitext(file.path)[1]
+                images += [file] if suffix.lower() in suffixes() else []
+                self.other_suffixes.add(suffix)
+                yield file.path
+            self.paths.append(pa.array([os.fsencode(file.path) for file in images], BYTES))
+            self.inodes.append(np.array([file.inode for file in images], np.uint64))
+
+    def source(self, name: str) -> FileSource:
+        """The images, sorted by path."""
+        paths, inodes = pa.concat_arrays(self.paths), np.concatenate(self.inodes)
+        self.paths.clear()
+        order = pc.array_sort_indices(paths)
+        return FileSource(paths.take(order), name, inodes[order.to_numpy()])
 
 
 def open_source(
@@ -208,14 +246,15 @@ def open_source(
     num_images: int = 10_000,
     resolution: int = 256,
     data_dir_flag: str = "--train_data_dir",
-    split_flag: str | None = None,
+    split_flag: str = "--train_split",
 ) -> ImageSource:
     """The pictures that the flags name.
 
     dataset_name: "synthetic" (`num_images` of `resolution`, by seed), a Hub id, or a folder of
     parquet, webdataset shards, images, or what `save_to_disk` wrote. Without it, `data_dir` is a
     folder of images. max_samples: a random subset of this size, by seed. data_dir_flag and
-    split_flag: what error messages call the two. Raises ArgumentError naming the flag and the fix.
+    split_flag: what error messages call the two. split: as in `load_rows`.
+    Raises ArgumentError naming the flag and the fix.
     """
     if dataset_name == "synthetic":
         source: ImageSource = SyntheticImages(num_images, resolution, seed)

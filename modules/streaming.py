@@ -21,7 +21,6 @@ import fsspec.asyn
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from modules.errors import ArgumentError
 from modules.lanes import Lane, Row, RowStream
 from modules.reduce import gather_from_processes
 from modules.samples import Candidate, Sample, SampleMaker, collate
@@ -41,21 +40,13 @@ class StreamPosition:
         self.lanes, self.cursors = lanes, cursors or {}
 
     @classmethod
-    def restored(
-        cls, state: dict[str, Any] | None, wanted: int | None, anew: bool
-    ) -> StreamPosition:
+    def restored(cls, state: dict[str, Any] | None, anew: bool) -> StreamPosition:
         """From a checkpoint's `state_dict`, None where it holds none.
 
-        wanted: --stream_lanes. anew: the shards are others, so every lane begins its epoch again.
-        Raises ArgumentError where the run had another number of lanes.
+        anew: the shards are others, so every lane begins its epoch again.
         """
         if state is None:
             return cls()
-        if wanted not in (None, state["lanes"]):
-            raise ArgumentError(
-                f"--stream_lanes={wanted} cannot continue a run with {state['lanes']} lanes: its "
-                "samples would come in another order; leave the flag out"
-            )
         if anew:
             logger.warning("--streaming begins its epoch again, so that it leaves no image out")
         cursors = {

@@ -17,6 +17,7 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
+from modules.errors import ArgumentError
 from modules.seeding import seed_for
 from modules.textures import (
     TEXTURES,
@@ -49,7 +50,10 @@ class SyntheticImages:
         if num_images < 1:
             raise ValueError(f"num_images={num_images} must be >= 1")
         if resolution < MIN_RESOLUTION:
-            raise ValueError(f"--resolution={resolution} must be >= {MIN_RESOLUTION}")
+            raise ArgumentError(
+                f"--resolution={resolution} must be at least {MIN_RESOLUTION} for the synthetic "
+                "set; raise it, or train on images of your own"
+            )
         self.num_images, self.resolution, self.seed = num_images, resolution, seed
 
     def __len__(self) -> int:

@@ -13,6 +13,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from modules.durable import let_others_read
+from modules.errors import LIBRARY_ERRORS, one_line
+
 SAFETENSORS = (".safetensors", ".sft")
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 
@@ -24,32 +27,30 @@ class UnreadableTensors(ValueError):
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read all tensors of a safetensors or pickle file, and a safetensors file's metadata.
 
-    Nested dictionaries become dotted names; anything in them that is not a tensor is left out.
-    Pickles are read with `weights_only=True`, so nothing in them runs. The tensors of a safetensors
-    file stay on disk until they are touched. Raises UnreadableTensors.
+    The content says which it is: downloads are often misnamed. Nested dictionaries become dotted
+    names; anything in them that is not a tensor is left out. Pickles are read with
+    `weights_only=True`, so nothing in them runs. The tensors of a safetensors file stay on disk
+    until they are touched. Raises UnreadableTensors.
     """
-    suffix = path.suffix.lower()
-    if suffix not in SAFETENSORS + PICKLES:
-        known = ", ".join(SAFETENSORS + PICKLES)
-        raise UnreadableTensors(f"{path.name} is of an unknown file type; expected {known}")
-    with path.open("rb") as file:
-        if file.read(24) == b"version https://git-lfs.":
-            raise UnreadableTensors(
-                f"{path.name} is a Git LFS pointer, not weights; run `git lfs pull` there"
-            )
     try:
-        return _read_safetensors(path) if suffix in SAFETENSORS else (_read_pickle(path), {})
+        with path.open("rb") as file:
+            start = file.read(64)
+        if start[8:9] == b"{":  # after the header's length, which may begin with any byte
+            return _read_safetensors(path)
+        if start.startswith((b"PK\x03\x04", b"\x80")):
+            return _read_pickle(path), {}
     except pickle.UnpicklingError as error:
         raise UnreadableTensors(
             f"{path.name} is refused: it is damaged, or holds Python objects besides tensors, "
             "which could run code when read; use a .safetensors version, or save its tensors alone "
-            f"({_first_line(error)})"
+            f"({one_line(error)})"
         ) from error
-    except (SafetensorError, EOFError, OSError, RuntimeError) as error:
+    except (SafetensorError, *LIBRARY_ERRORS) as error:
         raise UnreadableTensors(
             f"{path.name} is damaged or incomplete ({path.stat().st_size} bytes); download or save "
-            f"it again ({_first_line(error)})"
+            f"it again ({one_line(error)})"
         ) from error
+    raise UnreadableTensors(f"{path.name} is {_what_else(start)}")
 
 
 def write_safetensors(
@@ -61,10 +62,24 @@ def write_safetensors(
     try:
         contiguous = {key: tensor.cpu().contiguous() for key, tensor in tensors.items()}
         save_file(contiguous, temporary, metadata={"format": "pt", **(metadata or {})})
-        temporary.chmod(0o644)  # safetensors writes for the owner alone
+        let_others_read(temporary)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _what_else(start: bytes) -> str:
+    """What a file that begins so is, and what to do about it."""
+    if not start:
+        return "empty, so damaged or incomplete; download or save it again"
+    if start.startswith(b"version https://git-lfs."):
+        return "a Git LFS pointer, not weights; run `git lfs pull` there"
+    if start.lstrip().startswith(b"<"):
+        return "a web page, not weights; download it again, logged in if the page asks for that"
+    if start.lstrip().startswith(b"{"):
+        return "JSON, not weights; give the folder that it lies in"
+    known = ", ".join(SAFETENSORS + PICKLES)
+    return f"damaged, or of an unknown file type; expected the content of {known}"
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -74,7 +89,8 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _read_pickle(path: Path) -> dict[str, Tensor]:
-    return dict(_flatten(torch.load(path, map_location="cpu", weights_only=True)))
+    with path.open("rb") as file:  # given a path, torch would judge by the suffix
+        return dict(_flatten(torch.load(file, map_location="cpu", weights_only=True)))
 
 
 def _flatten(content: Any, prefix: str = "") -> list[tuple[str, Tensor]]:
@@ -84,7 +100,3 @@ def _flatten(content: Any, prefix: str = "") -> list[tuple[str, Tensor]]:
         return []
     inner = [(f"{prefix}.{key}" if prefix else str(key), value) for key, value in content.items()]
     return [pair for name, value in inner for pair in _flatten(value, name)]
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -13,7 +14,7 @@ from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker
 from PIL import Image
 
-from modules.errors import ArgumentError
+from modules.errors import ArgumentError, dispensable
 
 # What the launch's environment says goes before what is chosen here; a sweep's agent sets some.
 WANDB_VARIABLES = {
@@ -60,11 +61,22 @@ def _wandb_options(folder: Path, name: str, step: int) -> dict[str, Any]:
 
     folder.mkdir(parents=True, exist_ok=True)  # wandb would go elsewhere
     file = folder / "wandb_run_id.txt"
-    if step == 0 or not file.exists():
-        file.write_text(secrets.token_hex(4), encoding="utf-8")
-    chosen = {"dir": str(folder), "id": file.read_text(encoding="utf-8"), "name": name,
+    known = file.read_bytes() if step and file.exists() else b""
+    if not re.fullmatch(rb"[0-9a-f]{8}", known):  # a new run, or a damaged file
+        known = secrets.token_hex(4).encode()
+        file.write_bytes(known)
+    chosen = {"dir": str(folder), "id": known.decode(), "name": name,
               "resume": "allow", "settings": Settings(quiet=True)}  # fmt: skip
     return {key: value for key, value in chosen.items() if WANDB_VARIABLES[key] not in os.environ}
+
+
+def send_numbers(
+    trackers: Iterable[GeneralTracker], values: Mapping[str, float], step: int
+) -> None:
+    """Gives named numbers to the trackers. One that fails, as without a network, ends no run."""
+    for tracker in trackers:
+        with dispensable(tracker.name, Exception):
+            tracker.log(values, step=step)
 
 
 def send_picture(
@@ -73,10 +85,11 @@ def send_picture(
     """Gives an RGB picture to the trackers that take pictures; the others go without."""
     pixels = np.asarray(picture)[None]
     for tracker in trackers:
-        if tracker.name == "tensorboard":
-            tracker.log_images({name: pixels}, step=step, dataformats="NHWC")
-        elif hasattr(tracker, "log_images"):
-            tracker.log_images({name: pixels}, step=step)
+        with dispensable(tracker.name, Exception):
+            if tracker.name == "tensorboard":
+                tracker.log_images({name: pixels}, step=step, dataformats="NHWC")
+            elif hasattr(tracker, "log_images"):
+                tracker.log_images({name: pixels}, step=step)
 
 
 def send_histograms(
@@ -88,10 +101,19 @@ def send_histograms(
     """
     present = {name: array for name, array in values.items() if array.size}
     for tracker in trackers:
-        if tracker.name == "tensorboard":
-            for name, array in present.items():
-                tracker.writer.add_histogram(name, array, global_step=step)
-        elif tracker.name == "wandb":
-            from wandb import Histogram
+        with dispensable(tracker.name, Exception):
+            if tracker.name == "tensorboard":
+                for name, array in present.items():
+                    tracker.writer.add_histogram(name, array, global_step=step)
+            elif tracker.name == "wandb":
+                from wandb import Histogram
 
-            tracker.log({name: Histogram(array) for name, array in present.items()}, step=step)
+                tracker.log({name: Histogram(array) for name, array in present.items()}, step=step)
+
+
+def end_trackers(trackers: list[GeneralTracker]) -> None:
+    """Lets them send what they hold, and leaves none in the list."""
+    while trackers:
+        tracker = trackers.pop()
+        with dispensable(tracker.name, Exception):
+            tracker.finish()

@@ -12,10 +12,14 @@ from torch import Tensor, nn
 def clip_gradients(optimizer: Any, max_norm: float) -> Tensor:
     """Scales the gradients of its parameters to a norm of at most `max_norm`; returns what it was.
 
-    A norm that is not finite makes the gradients worthless; the caller then skips the update.
+    0 leaves them as they are. A norm that is not finite makes the gradients worthless; the caller
+    then skips the update.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    return nn.utils.clip_grad_norm_(parameters, max_norm)
+    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    if max_norm > 0:
+        nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
+    return norm
 
 
 def step_unless(skip: Tensor, optimizer: Any) -> None:
@@ -35,23 +39,11 @@ def step_unless(skip: Tensor, optimizer: Any) -> None:
         optimizer.step()
 
 
-def loss_scale(accelerator: Accelerator) -> Tensor:
+def loss_scale(accelerator: Accelerator) -> Tensor | float:
     """The factor on losses that keeps float16 gradients from vanishing; 1 for other precisions."""
-    one = torch.ones((), device=accelerator.device)
-    return one if accelerator.scaler is None else accelerator.scaler.scale(one)
-
-
-def backward_through(
-    accelerator: Accelerator, outputs: list[Tensor], gradients: list[Tensor]
-) -> None:
-    """One backward from `outputs`, given the (loss-scaled) gradients of the objective there.
-
-    Divides by the accumulation steps, as `accelerator.backward` does for a loss. Outputs that need
-    no gradient (the KL of a frozen encoder) are left out.
-    """
-    steps = accelerator.gradient_accumulation_steps
-    wanted = [(o, g / steps) for o, g in zip(outputs, gradients, strict=True) if o.requires_grad]
-    torch.autograd.backward(*map(list, zip(*wanted, strict=True)))
+    if accelerator.scaler is None:
+        return 1.0
+    return accelerator.scaler.scale(torch.ones((), device=accelerator.device))
 
 
 def unscale(accelerator: Accelerator, optimizers: list[Any]) -> None:
@@ -62,6 +54,11 @@ def unscale(accelerator: Accelerator, optimizers: list[Any]) -> None:
 
 
 def adapt_loss_scale(accelerator: Accelerator) -> None:
-    """Lowers the loss scale after an overflow, raises it after many updates without one."""
+    """Lowers the loss scale after an overflow, raises it after many updates without one.
+
+    It stays at 1 or more: NaN, which no scale helps, must not leave one at which all gradients
+    vanish and that needs thousands of updates for each doubling.
+    """
     if accelerator.scaler is not None:
         accelerator.scaler.update()
+        accelerator.scaler.update(loss_scale(accelerator).clamp(min=1.0))

@@ -9,6 +9,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 
+from eval.digests import combined_digest
 from eval.protocol import Protocol, ProtocolImages
 from modules.autoencoder import build_autoencoder
 from modules.images import UnreadableImage
@@ -20,8 +21,15 @@ RESOLUTION = 32
 class TensorImages(torch.utils.data.Dataset):
     """uint8 images by position; those at `damaged` raise UnreadableImage."""
 
-    def __init__(self, images: Tensor, damaged: Sequence[int] = ()) -> None:
+    def __init__(
+        self, images: Tensor, damaged: Sequence[int] = (), fingerprint: str | None = None
+    ) -> None:
         self.images, self.damaged = images, damaged
+        self.known_as = combined_digest(images.tolist()) if fingerprint is None else fingerprint
+
+    def fingerprint(self) -> str:
+        """Given, or of the pixels."""
+        return self.known_as
 
     def __len__(self) -> int:
         return len(self.images)

@@ -90,6 +90,7 @@ def _files(folder: Path) -> set[Path]:
 
 def _state(checkpoint: Path) -> dict[str, Any]:
     state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    del state["flags"], state["history"]  # those of a launch may differ
     for file in sorted(checkpoint.glob("random_states_*.pkl")):
         generator = torch.load(file, weights_only=False)["torch_manual_seed"]
         state[file.name] = generator.tolist()
@@ -148,7 +149,7 @@ def _what_was_hit(folder: Path, output: str, started: float) -> str:
         return "rotation"
     if present(".export*") or present("best/.export*"):
         return "export"
-    if "Steps:" not in output:
+    if not re.search("INFO (step|Resumed)", output):
         return "start"
     return "steps and validations"
 

@@ -116,7 +116,7 @@ def signals(folder: Path, kills: int, seed: int) -> Iterator[Row]:
         delays = []
         while len(delays) < max(4, kills // 5):
             runs = start(argv, processes)
-            runs[0].wait_until(lambda first=runs[0]: "Steps:" in first.output)
+            runs[0].wait_until(lambda first=runs[0]: "INFO step" in first.output)
             time.sleep(draw.uniform(0.0, 1.0))
             target, number = draw.choice(runs), draw.choice([signal.SIGTERM, signal.SIGUSR1])
             if target.process.is_alive():

@@ -17,7 +17,8 @@ from eval.levers import UNDO
 from eval.loader_speed import PlainImages, loader_speeds
 from eval.phases import PHASES, PhaseClock, watched
 from eval.random_lpips import with_random_lpips
-from eval.script import Nobody, measured_arguments, random_batch, training_script
+from eval.rehearsal import random_batch
+from eval.script import Nobody, measured_arguments, training_script
 from eval.spread import Spread, ratio
 from eval.stopwatch import MemoryGauge, Stopwatch
 from eval.textbook_step import TextbookTrainer
@@ -33,7 +34,7 @@ def gradients_after_one_batch(flags: str, given: dict) -> tuple[object, dict, di
     script, untouched, run = training_script(), tiny_run(flags), tiny_run(flags)
     run.update = lambda vae_turn, disc_turn: None
     run.loader, run.max_train_steps = [given], 10**9
-    script.look_around = lambda run, watch: True
+    script.after_step = lambda run, watch: True
     script.train(run, Nobody())
     return untouched, gradients(run.raw_vae.vae), gradients(run.raw_discriminator)
 
@@ -128,7 +129,7 @@ def test_flags_to_compare_must_leave_the_images_of_a_step(capsys: pytest.Capture
 
 def test_watching_a_step_changes_nothing_and_leaves_nothing_behind() -> None:
     script = training_script()
-    script.look_around = lambda run, watch: True
+    script.after_step = lambda run, watch: True
     given, results = batch(), []
     for watch in (False, True):
         run = tiny_run("--use_ema")
@@ -136,14 +137,13 @@ def test_watching_a_step_changes_nothing_and_leaves_nothing_behind() -> None:
         if not watch:
             script.train(run, Nobody())
         else:
-            clock, function = PhaseClock(Stopwatch(CPU)), script.backward_through
-            with watched(script, run, clock):
+            clock = PhaseClock(Stopwatch(CPU))
+            with watched(run, clock):
                 clock.begin(PHASES[0])
                 script.train(run, Nobody())
                 times = clock.milliseconds()
-            assert script.backward_through is function
-            assert "update" not in vars(run)
-            assert "update" not in vars(run.ema)
+            for owner in (run, run.ema, run.accelerator):
+                assert not {"update", "backward"} & vars(owner).keys()
             assert len(run.raw_vae.vae.decoder._forward_hooks) == hooks
         results.append(weights(run.raw_vae))
     assert all(torch.equal(a, b) for a, b in zip(*(r.values() for r in results), strict=True))

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from modules.answers import exit_on_mistakes
 from modules.arguments import GROUPS, LAUNCH_ONLY
 from modules.command_line import (
     RECIPES,
-    exit_on_mistakes,
     for_trackers,
     recipe_names,
     resolve_arguments,
@@ -77,6 +77,25 @@ def test_all_promised_recipes_are_shipped():
     assert {"8gb", "flowers", "imagenet100", "kl-f8", "ft-mse", "quickstart"} <= set(recipe_names())
 
 
+def test_kl_f8_is_latent_diffusions_as_published():
+    """configs/autoencoder/autoencoder_kl_32x32x4.yaml there, and what its code adds to that."""
+    published = {
+        "downsample_factor": 8, "latent_channels": None, "resolution": 256, "train_batch_size": 12,
+        "gradient_accumulation_steps": 2, "learning_rate": 4.5e-6 * 12 * 2, "lr_scheduler":
+        "constant", "disc_lr_scheduler": "constant", "adam_beta1": 0.5, "adam_beta2": 0.9,
+        "disc_adam_beta1": None, "disc_adam_beta2": None, "adam_weight_decay": 0.0,
+        "max_grad_norm": 0.0, "use_ema": False, "rec_loss": "l1", "perceptual_scale": 1.0,
+        "lpips_backbone": "vgg", "kl_scale": 1e-6, "disc_start": 50001, "disc_warmup_steps": 0,
+        "disc_ramp_steps": 0, "disc_factor": 1.0, "disc_scale": 0.5, "disc_loss": "hinge",
+        "disc_adaptive_weight": True, "disc_weight_max": 1e4, "disc_norm_type": "batch",
+        "disc_hidden_channels": 64, "disc_num_layers": 3, "gan_guard": False,
+        "alternation": "every_step",
+    }  # fmt: skip
+    values = flat(resolve_arguments(["--recipe=kl-f8"]))
+    assert {name: values[name] for name in published} == pytest.approx(published)
+    assert values["disc_learning_rate"] == values["learning_rate"]
+
+
 def test_flags_beat_the_config_which_beats_the_recipe_which_beats_the_default(tmp_path):
     config = tmp_path / "mine.yaml"
     config.write_text("learning_rate: 3e-4\nseed: 5\nblock_out_channels: [8, 8, 8, 8]\n")
@@ -111,7 +130,7 @@ def test_the_written_configuration_gives_equal_arguments(tmp_path):
         ("--train_batch_size=1.5", "--train_batch_size: invalid int value: '1.5'"),
         ("--rec_loss=l3", "--rec_loss: invalid choice: 'l3' (choose from 'l1', 'l2')"),
         ("--adam_beta1=1", "--adam_beta1=1.0 must be at least 0 and below 1"),
-        ("--max_grad_norm=0", "--max_grad_norm=0.0 must be positive"),
+        ("--max_grad_norm=-1", "--max_grad_norm=-1.0 must be at least 0"),
         ("--disc_start=-1", "--disc_start=-1 must be at least 0"),
         ("--resolution=100", "--resolution=100 must be divisible by --downsample_factor=8; try 96"),
         ("--resolution=100 --downsample_factor=16", "--downsample_factor=16; try 96"),
@@ -127,7 +146,7 @@ def test_the_written_configuration_gives_equal_arguments(tmp_path):
         ("--hub_token=x --report_to=wandb", "run `hf auth login` instead"),
         ("--recipe=none", "--recipe=none is not one of"),
         ("--config=/nowhere.yaml", "--config=/nowhere.yaml does not exist"),
-        ("--max_bad_images=2", "--max_bad_images=2.0 must be a fraction between 0 and 1"),
+        ("--max_bad_images=2", "--max_bad_images=2.0 must be at least 0 and at most 1"),
         ("--disc_num_groups=48", "--disc_num_groups=48 must divide twice --disc_hidden_channels"),
     ],
 )

@@ -10,17 +10,29 @@ import torch
 from tiny import batch, largest_difference, tiny_run, train, weights
 from torch._dynamo.utils import counters
 
+from eval import rehearsal
+from eval.codecs import VAECodec
+from eval.precise import full_precision
+from eval.protocol import Protocol
 from eval.random_lpips import with_random_lpips
-from eval.script import measured_arguments
+from eval.script import Nobody, measured_arguments, training_script
 
 
 @pytest.fixture
-def quick_compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Graphs are captured and differentiated as always, but their operations are PyTorch's own."""
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+def quick_compiler(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator:
+    """Graphs are captured as always, and differentiated by default; operations are PyTorch's."""
+    backend = getattr(request, "param", "aot_eager")
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
     torch._dynamo.reset()
-    yield
+    counters.clear()
+    with torch._dynamo.config.patch():  # puts back what `compile_networks` sets
+        yield
     torch._dynamo.reset()
+
+
+def graphs() -> int:
+    """How many have been compiled so far."""
+    return counters["stats"]["unique_graphs"]
 
 
 @pytest.mark.usefixtures("quick_compiler")
@@ -33,11 +45,11 @@ def test_compiled_networks_train_as_uncompiled_ones() -> None:
         plain, compiled = tiny_run(flags), tiny_run(f"{flags} --compile")
         trained = {}
         for name, run in (("plain", plain), ("compiled", compiled)):
-            graphs = counters["stats"]["unique_graphs"]
+            before = graphs()
             train(run, [batch(seed=seed) for seed in range(3)])
             # The spectral norm's vectors are among the discriminator's.
             trained[name] = weights(run.raw_vae) | weights(run.raw_discriminator)
-            assert (counters["stats"]["unique_graphs"] > graphs) == (name == "compiled")
+            assert (graphs() > before) == (name == "compiled")
     assert largest_difference(*trained.values()) < 1e-4
 
 
@@ -51,3 +63,36 @@ def test_every_network_is_compiled_where_it_lies() -> None:
     plain = tiny_run()
     assert weights(run.raw_vae).keys() == weights(plain.raw_vae).keys()
     assert weights(discriminator).keys() == weights(plain.raw_discriminator).keys()
+
+
+@pytest.mark.usefixtures("quick_compiler")
+@pytest.mark.parametrize("quick_compiler", ["eager"], indirect=True)
+def test_five_levels_are_compiled_and_their_validation_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    deep = "--downsample_factor 16 --block_out_channels 8 8 16 16 16"
+    reconstructions = []
+    for run in (tiny_run(deep), tiny_run(f"{deep} --compile --alternation every_other_step")):
+        codec, device = VAECodec(run.raw_vae.vae), run.accelerator.device
+        with torch.no_grad(), full_precision(), codec.prepared(device):
+            output = codec.reconstruct(batch()["images"], range(2), Protocol())
+        reconstructions.append(output.values)
+    assert torch.equal(*reconstructions)
+    assert graphs() == 0
+
+    script = training_script()
+    monkeypatch.setattr(rehearsal, "WITHOUT_LIMIT", ())
+    rehearsal.rehearse(run, lambda run: script.train(run, Nobody()), 2)
+    needed = graphs()
+    assert needed > 20  # 12 blocks, with gradients and in the discriminator's turn without
+    train(run, [batch(seed=seed, shape=(4, 2, 2)) for seed in range(2)])
+    assert graphs() == needed
+
+
+@pytest.mark.usefixtures("quick_compiler")
+def test_block_that_needs_ever_new_graphs_is_no_silent_return_to_uncompiled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("modules.compilation.GRAPHS_PER_BLOCK", 0)
+    with pytest.raises(torch._dynamo.exc.FailOnRecompileLimitHit):
+        train(tiny_run("--compile"), [batch()])

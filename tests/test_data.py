@@ -23,10 +23,11 @@ from modules.bad_images import BadImages
 from modules.batches import ShuffledBatches
 from modules.data import TrainingImages, training_loader
 from modules.errors import RunStopped
-from modules.images import UnreadableImage
+from modules.images import UnreadableImage, center_crop, decode_rgb, to_uint8_tensor
 from modules.lanes import ShardRows
 from modules.open_dataset import IMAGE, load_rows
 from modules.order import Permutations
+from modules.rows import SourceRows
 from modules.samples import MAX_ATTEMPTS, TOO_SMALL, UNREADABLE, Rejection
 from modules.shards import Shards
 from modules.sources import FileSource
@@ -367,11 +368,27 @@ def test_small_pictures_are_enlarged_and_counted_unless_there_is_a_minimum():
     assert sorted(indices(batch)) == list(range(6))
 
 
+@pytest.mark.parametrize("fast", [False, True])
+def test_jpegs_are_decoded_whole_unless_asked_otherwise(fast, tmp_path):
+    Image.fromarray(picture(3, 160, 160)).save(tmp_path / "a.jpg")
+    expected = center_crop(decode_rgb(tmp_path / "a.jpg", RESOLUTION if fast else None), RESOLUTION)
+    source = FileSource([tmp_path / "a.jpg"])
+    options = {"crop": "center", "random_flip": False, "fast_jpeg_decoding": fast, **OPTIONS}
+
+    for dataset in (
+        TrainingImages(source, RESOLUTION, **options),
+        StreamedImages(SourceRows(source, 0), RESOLUTION, **options),
+    ):
+        (batch,) = batches(dataset, 1, 1)
+        assert torch.equal(batch["images"][0], to_uint8_tensor(expected))
+
+
 def test_a_minimum_above_the_resolution_is_not_mistaken_for_a_reduced_jpeg(tmp_path):
     paths = [tmp_path / "large.jpg", tmp_path / "small.jpg"]
     for path, side in zip(paths, (160, 40), strict=True):
         Image.new("RGB", (side, side)).save(path)
-    dataset = TrainingImages(FileSource(paths), RESOLUTION, min_image_size=50, **OPTIONS)
+    options = {"min_image_size": 50, "fast_jpeg_decoding": True, **OPTIONS}
+    dataset = TrainingImages(FileSource(paths), RESOLUTION, **options)
 
     rejected = batches(dataset, 1, batch_size=2)[0]["rejected"]
     assert {rejection.label for rejection in rejected} == {str(paths[1])}
@@ -428,7 +445,7 @@ def test_a_row_without_an_image_is_skipped_and_named():
 
 
 @pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="signals do not name their sender")
-@pytest.mark.parametrize("name", ["TERM", "INT", "USR1"])
+@pytest.mark.parametrize("name", ["TERM", "INT", "HUP", "USR1"])
 def test_a_signal_to_the_whole_job_does_not_kill_the_workers(name):
     loader = iter(training_loader(mapped(9), batch_size=1, num_workers=1))
     next(loader)
@@ -541,6 +558,15 @@ def test_a_line_that_was_being_written_when_the_run_died_is_dropped(tmp_path):
         "c.png",
         "e.png",
     ]
+
+
+def test_pictures_that_were_repaired_count_no_more(tmp_path):
+    BadImages(tmp_path, max_bad_images=0.5, dataset_size=100).add(BAD)
+    repaired = BadImages(tmp_path, max_bad_images=0, dataset_size=100)
+    repaired.forget()
+    repaired.add([])
+    assert repaired.counts() == {}
+    assert not repaired.path.exists()
 
 
 def test_labels_that_are_not_unicode_are_recognised_again(tmp_path):

@@ -253,7 +253,7 @@ def test_another_models_folder_is_refused(trained, vae, tmp_path, form, capsys):
 
 def test_conversions_that_cannot_be_are_answered_with_the_flag(vae, trained, tmp_path, capsys):
     assert convert(trained, trained / WEIGHTS, "ldm") == 2
-    assert f"--output={trained / WEIGHTS} is a file" in capsys.readouterr().err
+    assert "is a file; give a folder" in capsys.readouterr().err
     assert convert(tmp_path / "nothing", tmp_path, "ldm") == 2
     assert f"--model={tmp_path / 'nothing'}" in capsys.readouterr().err
     with torch.no_grad():

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
+from types import SimpleNamespace
+
 import pytest
 import torch
 from tiny import batch, largest_difference, tiny_run, train, weights
+from torch.cuda._utils import _get_device_index
 
+from eval.commands.common import device_and_processes
 from eval.precise import full_precision
 from modules import hardware
+from modules.accelerator import _limit_memory
+from modules.errors import ArgumentError
 from modules.hardware import convolution_layout, multiplies_bfloat16
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -44,6 +51,52 @@ def test_emulation_on_a_gpu_does_not_count_as_bfloat16(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
     assert not multiplies_bfloat16(CUDA)
+
+
+@pytest.mark.parametrize("device", [CUDA, torch.device("cuda:1")])
+def test_the_memory_limit_needs_no_number_of_the_gpu(
+    monkeypatch: pytest.MonkeyPatch, device: torch.device
+) -> None:
+    """On a single GPU accelerate's device has none."""
+    limits = []
+    gpu = SimpleNamespace(total_memory=16 * 10**9)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: gpu)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    monkeypatch.setattr(torch.cuda.memory, "_lazy_init", lambda: None)
+    monkeypatch.setattr(torch._C, "_cuda_setMemoryFraction", lambda *a: limits.append(a), False)
+    for limit in (None, 8.0, 99.0):
+        _limit_memory(limit, SimpleNamespace(device=device))
+    assert limits == [(0.5, 1), (1.0, 1)]
+    with pytest.raises(ArgumentError, match=r"--memory_limit_gb=8\.0 needs a CUDA device"):
+        _limit_memory(8.0, SimpleNamespace(device=CPU))
+
+
+@pytest.mark.parametrize(
+    ("given", "rank", "expected"),
+    [(None, 1, "cuda:1"), ("cuda", 1, "cuda:1"), ("cuda:0", 1, "cuda:0"), ("cpu", 1, "cpu"),
+     ("cuda", None, "cuda:0")],
+)  # fmt: skip
+def test_each_process_of_a_command_gets_a_gpu_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, given: str | None, rank: int | None, expected: str
+) -> None:
+    current = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda d: current.append(_get_device_index(d)))
+    for name in ("init_process_group", "destroy_process_group"):
+        monkeypatch.setattr(torch.distributed, name, lambda *_: None)
+    monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
+    for name, value in (("WORLD_SIZE", 2), ("LOCAL_RANK", rank)):
+        monkeypatch.delenv(name, raising=False)
+        if rank is not None:
+            monkeypatch.setenv(name, str(value))
+    with device_and_processes(Namespace(device=given)) as device:
+        assert device == torch.device(expected)
+    assert current == ([] if rank is None or given == "cpu" else [device.index])
+
+
+def test_a_device_that_there_is_not_is_named_with_its_flag() -> None:
+    with pytest.raises(ValueError, match="--device=gpu is no device"):
+        device_and_processes(Namespace(device="gpu")).__enter__()
 
 
 @pytest.mark.parametrize(

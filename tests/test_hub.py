@@ -25,7 +25,7 @@ from modules.command_line import resolve_arguments
 from modules.errors import ArgumentError
 from modules.model_card import Provenance, write_model_card
 from modules.output_dir import check_output_dir
-from modules.run_files import KEPT_AT_HOME, WRITTEN, uploaded_patterns
+from modules.run_files import AT_THE_END, KEPT_AT_HOME, RECORD, UPLOADED, WHILE_TRAINING, top_names
 
 PROTOCOL = "a protocol: with a colon"
 COUNTS = {"val/num_images": 4, "val/nan_images": 0}
@@ -56,7 +56,8 @@ def local_files(folder: Path) -> dict[str, bytes]:
     return {
         path.relative_to(folder).as_posix(): path.read_bytes()
         for path in folder.rglob("*")
-        if path.is_file() and path.relative_to(folder).parts[0] not in (*KEPT_AT_HOME, "diary.txt")
+        if path.is_file()
+        and path.relative_to(folder).parts[0] not in (*KEPT_AT_HOME, "diary.txt", RECORD)
     }
 
 
@@ -246,7 +247,7 @@ def test_a_dry_run_tells_what_it_would_push_asks_nobody_and_makes_no_folder(hub,
 
 def test_a_dry_run_still_refuses_a_folder_that_cannot_be(tmp_path):
     (tmp_path / "file").touch()
-    args = resolve_arguments(["--output_dir", str(tmp_path / "file" / "run")]).checkpoints
+    args = resolve_arguments(["--output_dir", str(tmp_path / "file" / "run")])
     with pytest.raises(ArgumentError, match=r"cannot be written to .*is not a folder"):
         check_output_dir(args, create=False)
 
@@ -268,9 +269,9 @@ def test_a_token_is_not_put_beside_a_tracker_that_could_expose_it(tracker):
 
 
 def test_only_what_a_run_writes_may_leave_and_not_what_is_private():
-    patterns = set(uploaded_patterns())
-    assert patterns.isdisjoint(KEPT_AT_HOME)
-    assert {name for name in WRITTEN if name in patterns} == set(WRITTEN) - set(KEPT_AT_HOME)
+    written = set(top_names((*WHILE_TRAINING, *AT_THE_END)))
+    visible = {name for name in written if not name.startswith(".")}
+    assert set(top_names(UPLOADED)) == visible - set(KEPT_AT_HOME)
 
 
 # The model card.

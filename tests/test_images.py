@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import warnings
 import zlib
 
@@ -14,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from modules import images
+from modules import image_kinds, images
 from modules.images import (
     DRAFT_MARGIN,
     UPRIGHT_FROM,
@@ -27,6 +28,7 @@ from modules.images import (
     random_crop,
     to_uint8,
     to_uint8_tensor,
+    upright_shape,
 )
 
 ORIENTATION = 0x0112
@@ -185,6 +187,104 @@ def test_a_colour_declared_transparent_shows_white():
     ]
     assert decode_rgb(encode(grey, "PNG", transparency=9)).getpixel((0, 0)) == (255, 255, 255)
     assert decode_rgb(encode(deep, "PNG", transparency=900)).getpixel((0, 0)) == (255, 255, 255)
+
+
+def chunk(kind: bytes, content: bytes, checksum: int | None = None) -> bytes:
+    checksum = zlib.crc32(kind + content) if checksum is None else checksum
+    return len(content).to_bytes(4, "big") + kind + content + checksum.to_bytes(4, "big")
+
+
+def exif_of(orientation: int) -> bytes:
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    return exif.tobytes()[6:]
+
+
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("interlaced", [False, True])
+@pytest.mark.parametrize(
+    ("beside", "turned"),
+    [
+        (chunk(b"zTXt", b"workflow\0\0" + zlib.compress(bytes(2_000_000))), False),
+        (chunk(b"iTXt", b"x\0\1\0\0\0" + zlib.compress(bytes(90_000_000))), False),
+        (chunk(b"tEXt", b"no end"), False),
+        (chunk(b"iCCP", b"name\0\0" + zlib.compress(bytes(2_000_000))), False),
+        (chunk(b"iCCP", b"damaged"), False),
+        (chunk(b"pHYs", b""), False),
+        (chunk(b"acTL", b"\0"), False),
+        (chunk(b"prVt", bytes(9), checksum=7), False),
+        (chunk(b"eXIf", exif_of(6)), True),
+        (chunk(b"eXIf", exif_of(6), checksum=7), False),
+        (chunk(b"eXIf", b"MM\0"), False),
+        (chunk(b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(bytes(2_000_000))), False),
+        (chunk(b"tEXt", b"Raw profile type exif\0\nexif\n 99\n" + exif_of(6).hex().encode()), True),
+    ],
+    ids=lambda value: value[4:8].decode() if isinstance(value, bytes) else str(value),
+)
+def test_nothing_beside_the_pixels_of_a_png_spoils_them(beside, turned, interlaced, after):
+    file = encode(PICTURE, "PNG") if not interlaced else INTERLACED
+    place = file.index(b"IEND" if after else b"IDAT") - 4
+
+    file = file[:place] + beside + file[place:] + b"trailing bytes"
+
+    expected = PICTURE.transpose(Image.Transpose.ROTATE_270) if turned else PICTURE
+    assert decode_rgb(file).tobytes() == expected.tobytes()
+    assert upright_shape(file) == expected.size[::-1]
+
+
+def interlace(picture: Image.Image) -> bytes:
+    """An Adam7 PNG, which PIL does not write."""
+    values, rows = np.asarray(picture), []
+    for top, down, left, right in ((0, 8, 0, 8), (0, 8, 4, 8), (4, 8, 0, 4), (0, 4, 2, 4),
+                                   (2, 4, 0, 2), (0, 2, 1, 2), (1, 2, 0, 1)):  # fmt: skip
+        rows += [b"\0" + row.tobytes() for row in values[top::down, left::right]]
+    size = picture.width.to_bytes(4, "big") + picture.height.to_bytes(4, "big")
+    header = chunk(b"IHDR", size + bytes([8, 2, 0, 0, 1]))
+    data = zlib.compress(b"".join(rows))
+    halves = chunk(b"IDAT", data[:50]) + chunk(b"IDAT", data[50:])
+    return b"\x89PNG\r\n\x1a\n" + header + halves + chunk(b"IEND", b"")
+
+
+INTERLACED = interlace(PICTURE)
+
+
+@pytest.mark.parametrize("image_format", ["PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "AVIF"])
+def test_a_file_far_larger_than_its_picture_is_not_read_whole(image_format, tmp_path):
+    (tmp_path / "picture").write_bytes(encode(PICTURE, image_format))
+    os.truncate(tmp_path / "picture", 2**42)
+
+    if image_format in images.READ_WHOLE:
+        with pytest.raises(UnreadableImage, match="may have more than 268435456 bytes"):
+            decode_rgb(tmp_path / "picture")
+    else:
+        assert decode_rgb(tmp_path / "picture").size == PICTURE.size
+
+
+def test_each_format_has_a_limit_of_pixels_and_large_jpegs_come_at_half_their_size(monkeypatch):
+    monkeypatch.setattr(images, "MAX_PIXELS", 400)
+    monkeypatch.setattr(images, "PIXEL_LIMITS", {"JPEG": 800, "WEBP": 200})
+
+    for image_format, width, size in (
+        ("JPEG", 20, (20, 20)), ("JPEG", 40, (20, 10)), ("JPEG", 50, None),
+        ("PNG", 20, (20, 20)), ("PNG", 40, None), ("WEBP", 10, (10, 20)), ("WEBP", 20, None),
+    ):  # fmt: skip
+        file = encode(smooth_picture(width, 20), image_format)
+        if size is not None:
+            assert decode_rgb(file).size == size
+            continue
+        with pytest.raises(UnreadableImage, match=f"{width}x20 is more than the .* pixels"):
+            decode_rgb(file)
+
+
+@pytest.mark.parametrize("head", [b"\0\0\0\x18ftypheic", b"\xff\x0a", b"\0\0\0\x0cJXL \r\n"])
+def test_a_picture_of_a_kind_that_is_not_read_names_what_reads_it(head, monkeypatch):
+    monkeypatch.setattr(image_kinds, "formats", lambda: ("JPEG",))
+    image_kinds.suffixes.cache_clear()
+    image_kinds.remedy.cache_clear()
+    with pytest.raises(UnreadableImage, match="; pip install pillow-"):
+        decode_rgb(head + bytes(100))
+    image_kinds.suffixes.cache_clear()
+    image_kinds.remedy.cache_clear()
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

@@ -16,18 +16,19 @@ from eval.memory_plan import (
     BLOCK,
     TEXTBOOK,
     AllocationMeter,
-    Peak,
+    Peaks,
     plan,
     plan_textbook,
     state_bytes,
 )
-from eval.random_lpips import with_random_lpips
+from eval.rehearsal import BEFORE_GAN, LATENTS, TRAINING, VALIDATION
 from eval.script import Nobody, measured_arguments, training_script
 from modules.arguments import Arguments
 
 FLAGS = (
-    "--resolution 64 --block_out_channels 32 32 64 64 --layers_per_block 1 --norm_num_groups 8 "
-    "--perceptual_scale 0 --disc_hidden_channels 8 --disc_num_groups 4 --disc_num_layers 2"
+    "--resolution 64 --train_batch_size 1 --block_out_channels 32 32 64 64 --layers_per_block 1 "
+    "--norm_num_groups 8 --perceptual_scale 0 --disc_hidden_channels 8 --disc_num_groups 4 "
+    "--disc_num_layers 2"
 )
 
 
@@ -35,9 +36,13 @@ def arguments(flags: str = "") -> Arguments:
     return measured_arguments([*FLAGS.split(), *flags.split()])
 
 
+def peaks(flags: str = "") -> Peaks:
+    return plan(arguments(flags))[1]
+
+
 def peak(flags: str = "", resolution: int = 64, batch_size: int = 1) -> int:
-    _, (found,) = plan(arguments(flags), [resolution], [batch_size])
-    return found.allocated
+    size = f"--resolution {resolution} --train_batch_size {batch_size}"
+    return peaks(f"{size} {flags}").parts[TRAINING]
 
 
 def bytes_of(*tensors: torch.Tensor) -> int:
@@ -48,7 +53,7 @@ def test_states_are_those_of_real_tensors_to_the_byte() -> None:
     flags = "--use_ema --mixed_precision no"
     run = tiny_run(flags)
     script, clear, left = training_script(), run.update, {}
-    script.look_around = lambda run, watch: True
+    script.after_step = lambda run, watch: True
 
     def update(vae_turn: bool, disc_turn: bool) -> None:
         left["VAE"] = bytes_of(*(p.grad for p in run.raw_vae.parameters()))
@@ -68,27 +73,24 @@ def test_states_are_those_of_real_tensors_to_the_byte() -> None:
             *(v for s in optimizer.optimizer.state.values() for v in s.values())
         )
     measured["EMA"] = bytes_of(*run.ema.state_dict().values())
-    predicted, _ = plan(run.args, [32], [2])
+    predicted, _ = plan(run.args)
     assert predicted == measured == state_bytes(run)
 
 
 def test_frozen_encoder_needs_neither_gradients_nor_moments(tmp_path: Path) -> None:
     tiny_run().raw_vae.vae.save_pretrained(tmp_path)
     pretrained = f"--pretrained_model_name_or_path {tmp_path}"
-    whole, _ = plan(arguments(pretrained), [32], [1])
-    half, _ = plan(arguments(f"{pretrained} --decoder_only"), [32], [1])
+    whole, _ = plan(arguments(pretrained))
+    half, _ = plan(arguments(f"{pretrained} --decoder_only"))
     assert half["VAE: weights"] == whole["VAE: weights"]
     assert half["VAE: gradients"] < whole["VAE: gradients"]
     assert half["VAE: Adam's moments"] < whole["VAE: Adam's moments"]
 
 
 def test_peak_grows_with_batch_and_resolution() -> None:
-    _, peaks = plan(arguments(), [32, 64], [1, 2, 4])
-    sizes = {(p.resolution, p.batch_size): p.allocated for p in peaks}
-    for resolution in (32, 64):
-        assert sizes[resolution, 1] < sizes[resolution, 2] < sizes[resolution, 4]
-    for batch_size in (1, 2, 4):
-        assert sizes[32, batch_size] < sizes[64, batch_size]
+    small = peak(resolution=32)
+    assert small < peak(resolution=32, batch_size=2)
+    assert small < peak(resolution=64)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
@@ -117,27 +119,39 @@ def test_normalisation_is_float32_by_the_rules_of_cuda_alone() -> None:
 
 def test_lpips_in_slices_needs_less() -> None:
     small = "--block_out_channels 8 8 8 8 --perceptual_scale 1 --lpips_backbone squeeze"
-    with with_random_lpips(arguments(small)) as args:
-        weights = f"{small} --lpips_weights {args.losses.lpips_weights}"
-        whole = peak(weights, batch_size=4)
-        sliced = peak(f"{weights} --perceptual_slice_size 1", batch_size=4)
+    whole = peak(small, batch_size=4)
+    sliced = peak(f"{small} --perceptual_slice_size 1", batch_size=4)
     assert sliced < whole
 
 
 def test_textbook_step_keeps_as_much_as_ours_before_recomputation() -> None:
-    args = arguments("--use_ema")
-    _, (ours,) = plan(args, [64], [4])
-    (theirs,) = plan_textbook(args, [64], [4])
+    args = arguments("--use_ema --train_batch_size 4")
+    (_, ours), theirs = plan(args), plan_textbook(args)
     assert theirs.recompute == TEXTBOOK
     assert theirs.allocated == pytest.approx(ours.allocated, rel=0.05)
 
 
 def test_accumulated_gradients_are_there_while_the_next_batch_is_seen() -> None:
-    states, (one,) = plan(arguments(), [64], [1])
-    _, (many,) = plan(arguments("--gradient_accumulation_steps 8"), [64], [1])
+    states, _ = plan(arguments())
+    one, many = peak(), peak("--gradient_accumulation_steps 8")
     gradients = states["VAE: gradients"] + states["discriminator: gradients"]
     rounding = 500 * BLOCK  # less than one for each tensor
-    assert one.allocated < many.allocated <= one.allocated + gradients + rounding
+    assert one < many <= one + gradients + rounding
+
+
+@pytest.mark.parametrize("flags", [
+    "--train_batch_size 4 --recompute full --perceptual_scale 1 --lpips_backbone squeeze "
+    "--perceptual_slice_size 1",
+    "--train_resolutions 32 64 --recompute norm --mixed_precision no",
+])  # fmt: skip
+def test_validation_needs_no_more_than_training_unless_told_to(flags: str) -> None:
+    found = peaks(flags)
+    assert found.parts.keys() == {BEFORE_GAN, TRAINING, VALIDATION, LATENTS}
+    assert found.largest == TRAINING
+    assert found.parts[LATENTS] <= found.parts[VALIDATION]
+    much = peaks(f"{flags} --validation_batch_size 64")
+    assert much.largest == VALIDATION
+    assert much.parts[TRAINING] == found.parts[TRAINING]
 
 
 def test_meter_counts_storages_once_and_forgets_them() -> None:
@@ -163,7 +177,7 @@ def test_fake_run_is_the_scripts_own_step_and_allocates_nothing_real() -> None:
 
 
 def test_card_must_hold_more_than_the_tensors() -> None:
-    assert Peak(256, 1, "none", None, 7_000_000_000).on_card > 7.7e9
+    assert Peaks(256, 1, "none", None, {TRAINING: 7_000_000_000}).on_card > 7.7e9
 
 
 def test_command_prints_the_table_and_writes_bytes(
@@ -176,3 +190,4 @@ def test_command_prints_the_table_and_writes_bytes(
     assert len(data["peaks"]) == 4
     assert f"{sum(data['states'].values()):,d} bytes" in text
     assert text.count(" fits") == 16
+    assert "What needs most is training; flags that lower it" in text

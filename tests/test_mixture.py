@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from itertools import islice
 from types import SimpleNamespace
 
@@ -158,10 +159,23 @@ def test_what_is_held_back_of_several_is_in_no_epoch_and_from_all_of_them():
     assert sum(sizes) == 70
 
 
-def batches(argv: str, number: int, start: int = 0, rank: int = 0, world: int = 1) -> list[dict]:
-    args = resolve_arguments(["--resolution=16", "--image_column=png", *argv.split()])
+def batches(
+    argv: str,
+    number: int,
+    start: int = 0,
+    rank: int = 0,
+    world: int = 1,
+    before: Iterable[dict] = (),
+) -> list[dict]:
+    """before: the batches up to `start`."""
+    stream = StreamPosition(1 if "stream_lanes=1" in argv else None)
+    for batch in before:
+        stream.advance(batch)
+    args = resolve_arguments(
+        ["--resolution=16", "--disc_factor=0", "--image_column=png", *argv.split()]
+    )
     process = SimpleNamespace(process_index=rank, num_processes=world, device=torch.device("cpu"))
-    loader = make_loader(args, open_data(args), (4, 2, 2), process, start, StreamPosition())
+    loader = make_loader(args, open_data(args), (4, 2, 2), process, start, stream)
     return list(islice(loader, number))
 
 
@@ -203,13 +217,13 @@ def test_with_weights_the_shares_hold_and_any_place_processes_and_workers_agree(
     assert sorted(few[:size]) == sorted(few[size : 2 * size]) == sorted(set(few))
     argv += f" --dataloader_num_workers={workers}"
     for start in (0, 28, 200):
-        resumed = batches(argv, 5, start)
+        resumed = batches(argv, 5, start, before=once[: start // 4])
         expected = once[start // 4 : start // 4 + 5]
         for ours, theirs in zip(resumed, expected, strict=True):
             assert torch.equal(ours["images"], theirs["images"])
             assert torch.equal(ours["noise"], theirs["noise"])
     argv = argv.replace("batch_size=4", "batch_size=2")
-    halves = [batches(argv, 5, 28, rank, 2) for rank in range(2)]
+    halves = [batches(argv, 5, 28, rank, 2, once[:7]) for rank in range(2)]
     for *parts, whole in zip(*halves, once[7:12], strict=True):
         images = torch.stack([part["images"] for part in parts], 1 if streaming else 0)
         assert torch.equal(images.flatten(0, 1), whole["images"])
@@ -225,6 +239,18 @@ def test_a_picture_that_comes_again_in_an_epoch_is_cropped_in_another_way(two):
         assert len(crops) > 20
 
 
+@pytest.mark.parametrize("streaming", ["", "--streaming --max_train_steps=1"])
+def test_what_is_measured_on_has_the_shares_of_the_mixture(two, streaming):
+    argv = f"--image_column=png {two} --dataset_weights 3 1 {streaming}"
+    args = resolve_arguments(argv.split())
+
+    images = open_data(args).finite(args, 20)
+
+    pictures = [number_of(images.open(index)) for index in range(len(images))]
+    assert len(pictures) == 20
+    assert abs(sum(number >= 100 for number in pictures) - 5) <= 1
+
+
 def test_no_two_samples_of_a_mixed_stream_share_their_randomness(two):
     argv = f"--image_column=png {two} --dataset_weights 1 1 --streaming --max_train_steps=1"
     data = open_data(resolve_arguments(argv.split()))
@@ -236,7 +262,9 @@ def test_no_two_samples_of_a_mixed_stream_share_their_randomness(two):
 def test_the_synthetic_set_may_be_one_of_several(two):
     for streaming in ("", "--streaming --max_train_steps=1"):
         argv = f"{two.replace(' --num', ' synthetic --num')} --dataset_weights 1 1 2 {streaming}"
-        args = resolve_arguments(["--resolution=16", "--image_column=png", *argv.split()])
+        args = resolve_arguments(
+            ["--resolution=16", "--disc_factor=0", "--image_column=png", *argv.split()]
+        )
         data = open_data(args)
         assert data.name.endswith("many, " + data.name.split(", ")[1] + ", synthetic")
         labels = [data.validation.label(index) for index in range(len(data.validation))]
@@ -249,9 +277,9 @@ def test_the_synthetic_set_may_be_one_of_several(two):
     ("argv", "message"),
     [
         ("--dataset_name a b --dataset_weights 1", "--dataset_weights=1 must be 2 numbers, one"),
-        ("--dataset_name a b --dataset_weights 1 0", "--dataset_weights=1 0 must be positive"),
-        ("--dataset_name a b --dataset_weights 1 nan", "must be positive"),
-        ("--dataset_name a b --dataset_weights 1 inf", "must be positive"),
+        ("--dataset_name a b --dataset_weights 1 0", "--dataset_weights=0.0 must be at least"),
+        ("--dataset_name a b --dataset_weights 1 nan", "must be at least"),
+        ("--dataset_name a b --dataset_weights 1 inf", "must be at least"),
         ("--dataset_weights 1", "--dataset_weights=1 must be 0 numbers"),
         ("--dataset_name a b --data_files c", "--data_files cannot be used with several"),
         ("--dataset_name a b --dataset_config_name c", "--dataset_config_name cannot be used with"),

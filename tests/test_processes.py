@@ -19,6 +19,7 @@ from launching import ADVERSARIAL, TINY, finish_together, launch_together, succe
 from safetensors.torch import load_file
 from torch.nn.parallel import DistributedDataParallel
 
+from eval import rehearsal
 from modules.checkpoint import checkpoint_steps
 from modules.run import Run
 
@@ -47,6 +48,7 @@ def runs(request, pictures, tmp_path_factory) -> tuple[Path, Path, list[str]]:
 
 
 def print_digests_of_the_weights() -> None:
+    rehearsal.WITHOUT_LIMIT = ()  # as on a GPU
     update = Run.update
 
     def update_and_print(self: Run, *turns: bool) -> None:
@@ -121,7 +123,7 @@ def test_validation_does_not_depend_on_the_number_of_processes(runs):
 def test_a_run_of_two_processes_goes_on_with_one(runs, pictures, tmp_path):
     path = runs[1] / "checkpoints" / "step-000002"
     state = json.loads((path / "trainer_state.json").read_text())
-    norm_type = state["networks"]["disc_norm_type"]
+    norm_type = state["flags"]["disc_norm_type"]
     argv = flags(pictures, tmp_path, 4, norm_type)
     output = succeed([*argv, "--resume_from_checkpoint", str(path)])
     assert "was written by 2 processes and is continued by 1" in output
@@ -131,7 +133,7 @@ def test_a_run_of_two_processes_goes_on_with_one(runs, pictures, tmp_path):
 
 def test_a_signal_to_one_process_stops_both_and_they_resume_bit_equal(runs, pictures, tmp_path):
     state = runs[1] / "checkpoints" / "step-000002" / "trainer_state.json"
-    norm_type = json.loads(state.read_text())["networks"]["disc_norm_type"]
+    norm_type = json.loads(state.read_text())["flags"]["disc_norm_type"]
     argv = flags(pictures, tmp_path, 2, norm_type)
     together = launch_together([*argv, "--checkpointing_steps", "100"], 2)
     log = tmp_path / "metrics.jsonl"

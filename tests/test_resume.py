@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import shutil
 import signal
 import time
@@ -14,6 +15,7 @@ import torch
 from launching import ADVERSARIAL, TINY, launch, succeed
 
 from modules.checkpoint import checkpoint_steps, verify
+from modules.command_line import resolve_arguments
 from modules.run import Run
 
 STEPS = 9
@@ -62,11 +64,16 @@ def rows(folder: Path) -> list[dict[str, float]]:
     ]
 
 
-def checksums(folder: Path) -> dict[str, str]:
-    """Of the last checkpoint, but for the states of generators that nobody seeds or uses."""
+def checksums(folder: Path) -> dict[str, object]:
+    """Of the last checkpoint, but for the states of generators that nobody seeds or uses.
+
+    Of the trainer's state, without the flags: those of a launch may differ.
+    """
     manifest = json.loads((checkpoint(folder, STEPS) / "manifest.json").read_text())
     del manifest["random_states_0.pkl"]
-    return manifest
+    state = json.loads((checkpoint(folder, STEPS) / "trainer_state.json").read_text())
+    del state["flags"], state["history"]
+    return {**manifest, "trainer_state.json": state}
 
 
 def torch_random_state(folder: Path) -> torch.Tensor:
@@ -115,7 +122,7 @@ def test_a_kill_before_the_first_checkpoint_starts_anew(uninterrupted, pictures,
     assert_equal_runs(tmp_path, uninterrupted)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
 def test_a_signal_saves_and_exits_with_0_and_the_resumed_run_ends_bit_equal(
     uninterrupted, pictures, tmp_path, number
 ):
@@ -210,8 +217,31 @@ def test_only_the_newest_checkpoints_are_kept(uninterrupted, stopped, pictures):
 
 def test_a_rotation_that_a_kill_prevented_is_made_up_for(stopped, pictures):
     limits = ("--checkpoints_total_limit", "1", "--max_train_steps", "6")
-    succeed(flags(pictures, stopped, *limits, *RESUME))
+    output = succeed(flags(pictures, stopped, *limits, *RESUME))
     assert checkpoint_steps(stopped / "checkpoints") == [6]
+    assert "nothing is left to train: step 6 is reached and --max_train_steps=6 asks" in output
+    assert (stopped / "config.json").exists()
+
+
+def test_other_flags_count_from_there_on_and_are_told(stopped, pictures):
+    other = ("--learning_rate", "1e-5", "--seed", "7")
+    output = succeed(flags(pictures, stopped, *other, *RESUME))
+    assert "INFO resuming with --learning_rate=1e-05 (was 0.001)" in output
+    assert "WARNING --seed=7 (was 0): " in output
+    assert "begin anew at step 6" in output
+    rates = {row["step"]: row["train/lr"] for row in rows(stopped) if "train/lr" in row}
+    assert rates == dict.fromkeys(range(1, 7), 1e-3) | dict.fromkeys(range(7, 10), 1e-5)
+    # What was validated before is not compared with: other images are held back now.
+    assert [row["step"] for row in rows(stopped) if "val/psnr" in row] == [0, 3, 6, 6, 9]
+    assert re.search(r"PSNR .* dB at step 6, .* dB at step 9", output)
+    card = (stopped / "README.md").read_text()
+    assert "| 4 validation images | step 6 | step 9 |" in card
+    assert "From step 6 on: `learning_rate` 1e-05 (before: 0.001), `seed` 7 (before: 0), " in card
+    config = (stopped / "train_config.yaml").read_text()
+    assert "# From step 6 on: learning_rate: 1e-05 (before: 0.001)\n" in config
+    assert (
+        resolve_arguments(["--config", str(stopped / "train_config.yaml")]).optimization.seed == 7
+    )
 
 
 def refused(argv: list[str]) -> str:
@@ -225,7 +255,7 @@ def refused(argv: list[str]) -> str:
     ("flag", "key"),
     [
         ("--latent_channels=8", "latent_channels is 4 there and 8 here"),
-        ("--block_out_channels 8 8 8 16", "block_out_channels is [8, 8, 8, 8] there"),
+        ("--block_out_channels 8 8 8 16", "block_out_channels is 8 8 8 8 there and 8 8 8 16 here"),
         ("--disc_hidden_channels=16", "disc_hidden_channels is 8 there and 16 here"),
         ("--disc_norm_type=none", "disc_norm_type is spectral_group there and none here"),
     ],
@@ -243,7 +273,7 @@ def test_a_checkpoint_of_another_network_is_refused(stopped, pictures, flag, key
 def test_an_average_that_was_not_kept_is_refused(pictures, tmp_path):
     command = [*flags(pictures, tmp_path, "--max_train_steps", "2")]
     succeed([*command, "--no_use_ema"])
-    assert "drop --use_ema" in refused([*command, *RESUME])
+    assert "--use_ema is False there and True here" in refused([*command, *RESUME])
 
 
 def test_a_checkpoint_before_others_of_its_run_is_refused(stopped, pictures):

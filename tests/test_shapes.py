@@ -122,7 +122,7 @@ def oblong_batch(height: int, width: int) -> dict:
 
 
 def test_the_gradient_of_an_oblong_batch_is_latent_diffusions(monkeypatch):
-    monkeypatch.setattr(train_vae, "look_around", lambda run, watch: True)
+    monkeypatch.setattr(train_vae, "after_step", lambda run, watch: True)
     options, given = "--kl_scale 1e-3 --disc_scale 0.7", oblong_batch(24, 40)
     run = tiny_run(options)
     ours = gradients(train_without_update(run, [given]).raw_vae)

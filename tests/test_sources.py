@@ -18,6 +18,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from modules import image_kinds
+from modules.build_data import open_data
+from modules.command_line import resolve_arguments
 from modules.data_files import fingerprint
 from modules.images import UnreadableImage
 from modules.open_dataset import IMAGE, load_rows
@@ -189,6 +192,75 @@ def test_names_in_one_buffer_are_in_order_and_recognised_as_a_list_would_be(name
     ]
 
 
+OTHER_FILES = ("b.HEIC", "c.heic", "d.CR2", "e.psd", "photo", "f.jpg_large", "notes.txt", "g.npy")
+
+
+@pytest.mark.usefixtures("without_plugins")
+def test_pictures_of_a_kind_that_is_not_read_are_counted_and_named_with_the_fix(tmp_path, caplog):
+    for name in OTHER_FILES:
+        is_picture = name in ("photo", "f.jpg_large")
+        (tmp_path / name).write_bytes(png(1) if is_picture else b"anything")
+    found = (
+        "2 .heic (pip install pillow-heif), 1 .jpg_large (give them the ending of their format), "
+        "1 .psd (convert them to PNG)"
+    )
+
+    with pytest.raises(ValueError, match="holds no images that is read, but ") as refused:
+        open_folder(tmp_path)
+    (tmp_path / ".only").mkdir()
+    (tmp_path / ".only/b.HEIC").write_bytes(b"anything")
+    with pytest.raises(ValueError, match=r"--dataset_name=.*holds 1 .heic \(pip install pillow"):
+        load_rows(str(tmp_path / ".only"))
+    with pytest.raises(ValueError, match=r"--validation_image: .*CR2 .* raw photographs"):
+        open_files([tmp_path / "d.CR2"])
+    (tmp_path / "a.jpg").write_bytes(png(0))
+    assert len(open_folder(tmp_path, "--validation_data_dir")) == 1
+
+    (warning,) = caplog.messages
+    assert warning.startswith(f"--validation_data_dir={tmp_path}: these are left out: ")
+    for text in (str(refused.value), warning):
+        assert found in text
+        assert "1 .cr2 (raw photographs: develop them to TIFF or PNG)" in text
+        assert "1 without ending (give them the ending of their format)" in text
+        assert "txt" not in text.replace(str(tmp_path), "").split("; files")[0]
+
+
+@pytest.fixture
+def without_plugins(monkeypatch):
+    monkeypatch.setattr("modules.image_kinds.formats", lambda: ("JPEG", "PNG"))
+    for cached in (image_kinds.suffixes, image_kinds.remedy):
+        cached.cache_clear()
+    yield
+    for cached in (image_kinds.suffixes, image_kinds.remedy):
+        cached.cache_clear()
+
+
+def test_what_datasets_leaves_out_of_a_folder_of_images_is_said(tmp_path, caplog):
+    for name in ("0.png", "1.png", "2.avif", "3.psb"):
+        (tmp_path / name).write_bytes(png(0))
+
+    assert len(load_rows(str(tmp_path)).rows) == 2
+
+    (warning,) = caplog.messages
+    assert "1 .avif (pass the folder as --train_data_dir), 1 .psb (convert" in warning
+
+
+def test_folders_that_cannot_be_listed_are_counted(tmp_path, caplog, monkeypatch):
+    write_folder(tmp_path)
+    scandir = os.scandir
+
+    def refuse(path):
+        if os.fspath(path).endswith("1"):
+            raise PermissionError(13, "Permission denied", os.fspath(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+
+    assert len(open_folder(tmp_path)) == 3
+    (warning,) = caplog.messages
+    assert f"1 folders that cannot be read, such as '{tmp_path}/1' (Permission denied)" in warning
+
+
 def test_links_are_followed_but_not_in_circles(tmp_path):
     write_folder(tmp_path / "elsewhere")
     folder = tmp_path / "data"
@@ -234,13 +306,95 @@ def test_no_data_at_all_names_both_flags():
 @pytest.mark.parametrize("streaming", [False, True])
 def test_a_wrong_column_lists_the_columns_and_those_with_images(streaming, tmp_path):
     write_webdataset(tmp_path / "data")
+    write_parquet(tmp_path / "rows")
 
-    with pytest.raises(ValueError, match="--image_column=image is not a column") as missing:
-        load_rows(str(tmp_path / "data"), streaming=streaming)
-    with pytest.raises(ValueError, match="--image_column=txt holds no images"):
-        load_rows(str(tmp_path / "data"), image_column="txt", streaming=streaming)
+    for name, columns in (
+        ("data", "have png, txt; images are in: png"),
+        ("rows", "which has image, caption; images are in: image"),
+    ):
+        for column in ("photo.txt", "caption", "txt"):
+            with pytest.raises(ValueError, match=f"--image_column={column} .*{columns}"):
+                load_rows(str(tmp_path / name), image_column=column, streaming=streaming)
 
-    assert "which has png, txt, __key__, __url__; images are in: png" in str(missing.value)
+
+def write_samples(path: Path, samples: list[str]) -> None:
+    """A tar of samples: each names its members; all are picture number 0, ..., 5 in turn."""
+    path.parent.mkdir()
+    with tarfile.open(path, "w") as tar:
+        for number, members in enumerate(samples):
+            for member in members.split():
+                entry = tarfile.TarInfo(f"./{number:03d}.{member}")
+                entry.size = len(png(number))
+                tar.addfile(entry, io.BytesIO(png(number)))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("column", ["jpg", "image", "png"])
+def test_samples_of_a_webdataset_may_differ_in_their_image_format(column, streaming, tmp_path):
+    kinds = ["jpg txt", "png json", "JPG", "txt webp", "jpeg cls", "pdf txt"]
+    write_samples(tmp_path / "data/0.tar", kinds)
+
+    loaded = load_rows(str(tmp_path / "data"), image_column=column, streaming=streaming)
+
+    cells = [row[IMAGE] for row in loaded.rows]
+    assert [cell["bytes"] for cell in cells] == [*map(png, range(5)), b""]
+    assert cells[3]["path"] == "./003.webp"
+    assert cells[5]["path"] == f"./005 (no {column} among its pdf, txt)"
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_of_several_images_in_a_sample_the_column_decides(streaming, tmp_path):
+    write_samples(tmp_path / "pairs/0.tar", ["jpg png", "png jpg", "png"])
+    write_samples(tmp_path / "masks/0.tar", ["jpg mask.png", "mask.png png", "mask.jpg jpg"])
+    options = {"streaming": streaming}
+
+    with pytest.raises(ValueError, match=r"image_column=image: .* several images, jpg, png; name"):
+        load_rows(str(tmp_path / "pairs"), **options)
+    for column, found in (("jpg", 2), ("png", 3)):  # a lone png is a mask where others have both
+        rows = load_rows(str(tmp_path / "pairs"), image_column=column, **options).rows
+        assert sum(bool(row[IMAGE]["bytes"]) for row in rows) == found
+    for column, names in (
+        ("jpg", ("jpg", "png", "jpg")),
+        ("mask.png", ("mask.png", "mask.png", "mask.jpg")),
+    ):
+        rows = load_rows(str(tmp_path / "masks"), image_column=column, **options).rows
+        assert [row[IMAGE]["path"].split(".", 2)[2] for row in rows] == list(names)
+
+
+def test_a_split_may_be_a_part_or_a_sum_of_splits_but_not_of_a_stream(tmp_path):
+    for split in ("train", "test"):
+        rows_of_pngs().to_parquet(tmp_path / f"{split}.parquet")
+
+    for split, size in (("train[:50%]", 3), ("test+train[4:]", 8)):
+        assert len(load_rows(str(tmp_path), split=split).rows) == size
+        with pytest.raises(ValueError, match=r"--train_split=.* cannot be read with --streaming"):
+            load_rows(str(tmp_path), split=split, streaming=True)
+    with pytest.raises(ValueError, match=r"no such split; name one of: .*test"):
+        load_rows(str(tmp_path), split="train+full[:9]")
+    assert load_rows(str(tmp_path), split="test").fingerprint != (
+        load_rows(str(tmp_path), split="train[:9]").fingerprint
+    )
+
+
+def test_validation_has_no_images_of_the_training_split(tmp_path):
+    for split in ("train", "test"):
+        rows_of_pngs().to_parquet(tmp_path / f"{split}.parquet")
+
+    for training, validation, allowed in (
+        ("train", "test", True),
+        ("train[:4]", "train[4:]", True),
+        ("test", "test", False),
+        ("train+test", "test[:2]", False),
+    ):
+        args = resolve_arguments([f"--dataset_name={tmp_path}", f"--train_split={training}",
+                                  f"--validation_split={validation}"])  # fmt: skip
+        if allowed:
+            assert len(open_data(args).validation) in (2, 6)
+            continue
+        with pytest.raises(ValueError, match=re.escape(f"--validation_split={validation} has")):
+            open_data(args)
+    with pytest.raises(ValueError, match="--train_split=test needs --dataset_name"):
+        resolve_arguments(["--train_data_dir=x", "--train_split=test"])
 
 
 @pytest.mark.parametrize("write", [write_parquet, write_saved, write_saved_splits])

@@ -59,6 +59,14 @@ def test_a_guard_continues_from_its_state():
         assert guard.judge(means) == other.judge(means)
 
 
+def test_a_guard_that_was_switched_off_leaves_no_adversary_turned_down():
+    guard, off = GanGuard(True, 1e4), GanGuard(False, 1e4)
+    for _ in range(PATIENCE + 1):
+        guard.judge(WRONG[0])
+    off.load_state_dict(guard.state_dict())
+    assert off.share == 1.0
+
+
 def test_nothing_is_said_before_the_discriminator_trains():
     assert GanGuard(True, 1e4).judge({"rec_loss": 1.0, "lr": 1e-3}) == {}
 

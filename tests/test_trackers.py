@@ -23,7 +23,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from modules.banner import summary
 from modules.errors import ArgumentError
 from modules.journal import Journal
-from modules.trackers import send_histograms, send_picture, start_trackers
+from modules.metrics_log import read_rows
+from modules.trackers import end_trackers, send_histograms, send_picture, start_trackers
 
 STEPS = 4
 CHANNELS = [f"latents/channel_{number:02d}" for number in range(4)]
@@ -231,6 +232,9 @@ def test_branches_and_new_starts_are_runs_of_their_own(tmp_path):
     assert here != there
     assert options_of(tmp_path / "here", 9)["wandb"]["id"] == here
     assert options_of(tmp_path / "here", 0)["wandb"]["id"] != here  # it starts anew
+    file = tmp_path / "there" / "logs" / "wandb_run_id.txt"
+    file.write_bytes(b"\0\xff")
+    assert options_of(tmp_path / "there", 9)["wandb"]["id"] == file.read_text()
 
 
 def test_errors_that_are_not_of_weights_and_biases_pass(tmp_path):
@@ -250,25 +254,50 @@ def test_trackers_without_pictures_or_histograms_go_without():
     send_histograms([tracker], {"latents/all": np.zeros(3)}, 0)
 
 
-def test_an_hour_of_steps_leaves_few_lines_in_a_log_file(tmp_path, monkeypatch):
+def test_a_log_file_gets_few_plain_lines_and_every_validation(tmp_path, monkeypatch, caplog):
     """The clock is ours: a second a step."""
-    log = io.StringIO()
+    log, clock = io.StringIO(), [0.0]
     monkeypatch.setattr(sys, "stderr", log)
-    journal = Journal(Accelerator(cpu=True), tmp_path, 3600, 100)
+    monkeypatch.setattr("modules.journal.time.monotonic", lambda: clock[0])
+    journal = Journal(Accelerator(cpu=True), tmp_path, 3604, 100)
     journal.start_at(0)
-    journal.bar.last_print_t = journal.bar.start_t = 0
-    journal.bar._time = lambda: journal.bar.n
-    for _ in range(3600):
-        journal.show({"rec_loss": 0.1, "images_per_s": 1.0})
-        journal.advance()
+    with caplog.at_level("INFO"):
+        for step in range(1, 3605):
+            clock[0] += 1.0
+            journal.advance()
+            journal.write(step, "train", {"rec_loss": 0.1, "images_per_s": 1.0})
+            if step % 1201 == 0:
+                journal.write(step, "val", {"psnr": 20.0})
     journal.close()
-    assert 20 <= log.getvalue().count("\r") <= 3600 / 30 + 5
+    assert log.getvalue() == ""
+    lines = caplog.messages
+    assert len(lines) == 361 + 1 + 3  # every tenth, the last, and validations
+    assert lines[1] == "step 11 of 3604, 59:53 left: rec_loss 0.1, images_per_s 1"
+    assert "step 1201, validation: psnr 20" in lines
+    assert lines[-1].startswith("step 3604 of 3604, 00:00 left")
+
+
+def test_a_tracker_that_fails_ends_no_run(tmp_path, caplog):
+    def fail(*args: Any, **options: Any) -> None:
+        raise ConnectionError("no network")
+
+    trackers = [SimpleNamespace(name="wandb", log=fail, log_images=fail, finish=fail)]
+    accelerator = Accelerator(cpu=True)
+    accelerator.trackers = trackers
+    journal = Journal(accelerator, tmp_path, 3, 100)
+    journal.start_at(0)
+    for step in range(3):
+        journal.write(step, "train", {"rec_loss": 0.1})
+        journal.draw(step, Image.new("RGB", (2, 2)))
+    end_trackers(trackers)
+    assert caplog.text.count("no network") == 1
+    assert len(read_rows(tmp_path / "metrics.jsonl")) == 3
 
 
 @pytest.mark.parametrize("validations", [0, 2000])
 def test_the_last_words_fit_a_small_screen(validations):
     """However long the run was: 24 lines of 100 columns."""
-    log = [{"step": 1000 * i, "val/psnr": 20.0 + i / 1000, "val/ssim": 0.5}
+    log = [{"step": 1000 * i, "val/psnr": 20.0 + i / 1000, "val/num_images": 4}
            for i in range(validations)]  # fmt: skip
     vae = SimpleNamespace(config=SimpleNamespace(scaling_factor=0.91234567))
     lines = summary(vae, Path("runs/a-name-that-people-give"), log).splitlines()

@@ -81,7 +81,7 @@ def test_everything_that_was_promised_is_there(trained):
     expected = {
         "config.json", "diffusion_pytorch_model.safetensors", "README.md", "train_config.yaml",
         "metrics.jsonl", "discriminator/discriminator.safetensors", "vae_ldm.safetensors",
-        "best/config.json", "best/diffusion_pytorch_model.safetensors",
+        ".train_vae.json", "best/config.json", "best/diffusion_pytorch_model.safetensors",
         *(f"samples/step-{step:06d}.png" for step in (0, 2, 4, 6)),
         *(f"checkpoints/step-{step:06d}/{name}" for step in (3, 6) for name in checkpoint),
     }  # fmt: skip

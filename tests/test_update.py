@@ -9,7 +9,6 @@ import torch
 
 from modules.update import (
     adapt_loss_scale,
-    backward_through,
     clip_gradients,
     loss_scale,
     step_unless,
@@ -55,26 +54,25 @@ def test_clipping_returns_the_norm_before_it() -> None:
     assert model.weight.grad.norm().item() == pytest.approx(1.0, rel=1e-4)
 
 
-def test_backward_divides_by_the_accumulation_and_leaves_out_what_needs_no_gradient() -> None:
-    leaf, constant = torch.ones(2, requires_grad=True), torch.ones(())
-    accelerator = SimpleNamespace(gradient_accumulation_steps=4)
-    backward_through(accelerator, [3 * leaf, constant], [torch.ones(2), torch.ones(())])
-    assert leaf.grad.tolist() == [0.75, 0.75]
+def test_a_largest_norm_of_0_clips_nothing_and_still_measures() -> None:
+    model, optimizer = model_and_optimizer()
+    for value in (3.0, 1e30, torch.inf, torch.nan):
+        model.weight.grad, model.bias.grad = torch.full((2, 3), value), torch.zeros(2)
+        norm = clip_gradients(optimizer, 0.0)
+        assert torch.equal(model.weight.grad, torch.full((2, 3), value)) or value != value
+        assert norm.isfinite() == (value == 3.0)
 
 
 def test_loss_scale_cancels_for_both_optimizers_and_shrinks_after_an_overflow() -> None:
     networks = [model_and_optimizer() for _ in range(2)]
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
-    accelerator = SimpleNamespace(
-        scaler=scaler, device=torch.device("cpu"), gradient_accumulation_steps=1
-    )
+    accelerator = SimpleNamespace(scaler=scaler, device=torch.device("cpu"))
     optimizers = [SimpleNamespace(optimizer=optimizer) for _, optimizer in networks]
     for overflow in (False, True):
         scale = loss_scale(accelerator)
         for model, optimizer in networks:
             optimizer.zero_grad()
-            output = model(torch.ones(1, 3))
-            backward_through(accelerator, [output], [scale * torch.ones_like(output)])
+            (scale * model(torch.ones(1, 3)).sum()).backward()
         if overflow:
             networks[1][0].weight.grad[0, 0] = torch.inf
         unscale(accelerator, optimizers)
@@ -83,5 +81,10 @@ def test_loss_scale_cancels_for_both_optimizers_and_shrinks_after_an_overflow() 
                 assert torch.equal(model.weight.grad, torch.ones(2, 3))
         adapt_loss_scale(accelerator)
     assert scaler.get_scale() == 512.0
+    for _ in range(20):  # no number of overflows makes gradients vanish
+        networks[0][0].weight.grad.fill_(torch.nan)
+        unscale(accelerator, optimizers[:1])
+        adapt_loss_scale(accelerator)
+    assert scaler.get_scale() == 1.0
     plain = SimpleNamespace(scaler=None, device=torch.device("cpu"))
     assert loss_scale(plain) == 1

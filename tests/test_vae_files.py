@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import threading
+from contextlib import suppress
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -16,10 +17,13 @@ import torch
 from diffusers import AutoencoderKL
 from huggingface_hub import constants
 from huggingface_hub.errors import LocalEntryNotFoundError
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from modules.ldm_layout import to_ldm
+from modules.tensor_files import UnreadableTensors, read_tensors
 from modules.vae_files import load_vae, save_fp16_variant, save_ldm
 
 FLAG = "--pretrained_model_name_or_path="
@@ -146,7 +150,7 @@ def test_a_configuration_of_other_shapes_is_an_error(folder):
     with pytest.raises(ValueError, match=r"decoder\.conv_in\.weight \[64, 4, 3, 3\] instead of"):
         load_vae(folder)
     (folder / "config.json").write_text(json.dumps(config | {"norm_num_groups": 31}))
-    with pytest.raises(ValueError, match=f"{FLAG}.*describes no AutoencoderKL.*divisible"):
+    with pytest.raises(ValueError, match=f"{FLAG}.*norm_num_groups is 31 and must be a divisor"):
         load_vae(folder)
     (folder / "config.json").write_text("{")
     with pytest.raises(ValueError, match=f"{FLAG}.*config.json is damaged"):
@@ -208,6 +212,49 @@ def test_a_missing_path_is_reported_without_asking_the_hub(path, monkeypatch):
     monkeypatch.delattr("modules.vae_sources.hf_hub_download")
     with pytest.raises(ValueError, match=f"{FLAG}{path}: no such file or folder"):
         load_vae(path)
+
+
+def shard(folder: Path, vae: AutoencoderKL, suffix: str = "safetensors", variant: str = "") -> list:
+    """Cuts a folder's weights in two, as save_pretrained(max_shard_size=...) does."""
+    names = sorted(vae.state_dict())
+    files, places = [], {}
+    for number, part in enumerate((names[:50], names[50:]), start=1):
+        file = folder / f"diffusion_pytorch_model{variant}-0000{number}-of-00002.{suffix}"
+        tensors = {name: vae.state_dict()[name].contiguous() for name in part}
+        save_file(tensors, file) if suffix == "safetensors" else torch.save(tensors, file)
+        files.append(file)
+        places |= dict.fromkeys(part, file.name)
+    index = folder / f"diffusion_pytorch_model.{suffix}.index{variant}.json"
+    index.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": places}))
+    (folder / WEIGHTS).unlink(missing_ok=True)
+    return [*files, index]
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "bin"])
+def test_weights_in_several_files_load_and_a_missing_one_is_named(vae, folder, suffix):
+    first, second, index = shard(folder, vae, suffix)
+    assert_same_weights(load_vae(folder), vae)
+    assert_same_weights(load_vae(folder.parent), vae)
+    second.unlink()
+    with pytest.raises(ValueError, match=f"{FLAG}{folder}: .*names 2 files.*{second.name} cannot"):
+        load_vae(folder)
+    index.write_text(json.dumps({"weight_map": {"decoder.conv_in.bias": f"../vae/{first.name}"}}))
+    with pytest.raises(ValueError, match="cannot be found"):
+        load_vae(folder)
+    for damaged in ("{}", "[", '{"weight_map": []}'):
+        index.write_text(damaged)
+        with pytest.raises(ValueError, match=r"index\.json is damaged"):
+            load_vae(folder)
+
+
+def test_diffusers_own_shards_and_their_variant_load(vae, folder):
+    (folder / WEIGHTS).unlink()
+    vae.save_pretrained(folder, max_shard_size="200KB")
+    assert len(list(folder.glob("*-of-*"))) > 1
+    assert_same_weights(load_vae(folder), vae)
+    half = tiny_vae().half()
+    half.save_pretrained(folder, max_shard_size="200KB", variant="fp16")
+    assert_same_weights(load_vae(folder, variant="fp16"), half)
 
 
 # Single files
@@ -293,13 +340,116 @@ def test_a_truncated_file_is_called_damaged(vae, tmp_path, suffix, kept):
         load_vae(path)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_misnamed_file_is_read_by_its_content_and_its_precision_is_said(tmp_path, dtype, caplog):
+    cast = tiny_vae().to(dtype)
+    save_file(ldm_tensors(cast), tmp_path / "vae.ckpt")
+    torch.save(ldm_tensors(cast), tmp_path / "vae.safetensors")
+    legacy = {"_use_new_zipfile_serialization": False}
+    torch.save(ldm_tensors(cast), tmp_path / "vae.download", **legacy)
+    for name in ("vae.ckpt", "vae.safetensors", "vae.download"):
+        caplog.clear()
+        assert_same_weights(load_vae(tmp_path / name), cast)
+        assert f"the weights are {str(dtype)[6:]} and become float32" in caplog.text
+
+
+def test_a_misnamed_pickle_that_holds_code_is_never_run(vae, tmp_path):
+    path, trace = tmp_path / "model.safetensors", tmp_path / "trace"
+    torch.save({"state_dict": ldm_tensors(vae), "callbacks": Bomb(trace)}, path)
+    with pytest.raises(ValueError, match=f"{FLAG}.*is refused.*safetensors version"):
+        load_vae(path)
+    assert not trace.exists()
+
+
+def test_axes_of_one_that_say_nothing_are_harmless_and_others_are_not(vae, folder):
+    tensors = load_file(folder / WEIGHTS)
+    changed = dict(tensors)
+    for name in ("quant_conv.weight", "encoder.down_blocks.1.resnets.0.conv_shortcut.weight"):
+        changed[name] = tensors[name].flatten(1)
+    for name in ("encoder.conv_norm_out.weight", "decoder.conv_out.bias"):
+        changed[name] = tensors[name].view(1, -1, 1, 1)
+    name = "decoder.mid_block.attentions.0.to_k.weight"
+    changed[name] = tensors[name][:, :, None]
+    save_file(changed, folder / WEIGHTS)
+    assert_same_weights(load_vae(folder), vae)
+    for shape in ((64, 64, 2, 2), (64 * 64,), (32, 2, 64)):
+        save_file(tensors | {name: torch.ones(shape)}, folder / WEIGHTS)
+        with pytest.raises(ValueError, match=rf"{name} \[{shape[0]}.*instead of \[64, 64\]"):
+            load_vae(folder)
+
+
+def test_shapes_and_names_that_claim_the_memory_of_a_data_centre_are_refused(vae, tmp_path):
+    tensors = ldm_tensors(vae)
+    name = "encoder.conv_in.bias"
+    huge = torch.zeros(1).expand(10**12)  # four bytes in the file
+    torch.save(tensors | {name: huge}, tmp_path / "a.ckpt")
+    with pytest.raises(ValueError, match=r"encoder\.conv_in\.bias \[1000000000000\] instead"):
+        load_vae(tmp_path / "a.ckpt")
+    for name in ("encoder.down.99999999.block.0.norm1.weight", "decoder.up.0.attn.99999999.q.bias"):
+        torch.save(tensors | {name: torch.ones(1)}, tmp_path / "a.ckpt")
+        with pytest.raises(ValueError, match="names count"):
+            load_vae(tmp_path / "a.ckpt")
+    torch.save(tensors | {"encoder.conv_out.weight": torch.ones(8)}, tmp_path / "a.ckpt")
+    with pytest.raises(ValueError, match=r"encoder\.conv_out\.weight has shape \[8\]"):
+        load_vae(tmp_path / "a.ckpt")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty"),
+        (b"\n<!DOCTYPE html><html>Sign in</html>", "is a web page"),
+        (b'{"_class_name": "AutoencoderKL"}', "is JSON, not weights; give the folder"),
+        ((2**63).to_bytes(8, "little") + b"{" + bytes(99), "is damaged or incomplete"),
+        ((99 * 10**6).to_bytes(8, "little") + b"{" + bytes(99), "is damaged or incomplete"),
+        ((90).to_bytes(8, "little") + b"{" * 90 + bytes(99), "is damaged or incomplete"),
+        (b"PK\x03\x04" + bytes(99), "is damaged or incomplete"),
+        (b"\x80\x02" + bytes(99), "damaged"),
+        (bytes(99), "is damaged, or of an unknown file type"),
+    ],
+)
+@pytest.mark.parametrize("suffix", ["safetensors", "ckpt"])
+def test_what_is_no_file_of_weights_is_answered_in_one_line(tmp_path, content, message, suffix):
+    path = tmp_path / f"vae.{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"^{FLAG}{path}: vae.{suffix} .*{message}") as raised:
+        load_vae(path)
+    assert "\n" not in str(raised.value)
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    kept=st.integers(0, 3000),
+    flips=st.lists(st.integers(0, 2999), max_size=3),
+    new=st.integers(0, 255),
+)
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("form", ["safetensors", "ckpt", "legacy"])
+def test_damage_anywhere_ends_in_tensors_or_in_one_kind_of_error(
+    form, kept, flips, new, tmp_path_factory
+):
+    path = tmp_path_factory.getbasetemp() / f"damaged-{form}"
+    if form == "safetensors":
+        save_file({"a": torch.ones(9)}, path)
+    else:
+        torch.save({"a": {"b": torch.ones(9)}}, path,
+                   _use_new_zipfile_serialization=form == "ckpt")  # fmt: skip
+    data = bytearray(path.read_bytes()[:kept])
+    for place in flips:
+        if place < len(data):
+            data[place] = new
+    path.write_bytes(data)
+    with suppress(UnreadableTensors):
+        read_tensors(path)
+
+
 def test_a_git_lfs_pointer_and_an_unknown_file_type_are_named(tmp_path):
     pointer = tmp_path / "vae.safetensors"
     pointer.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
     with pytest.raises(ValueError, match="git lfs pull"):
         load_vae(pointer)
-    (tmp_path / "vae.gguf").touch()
-    with pytest.raises(ValueError, match=r"expected \.safetensors"):
+    (tmp_path / "vae.gguf").write_bytes(b"GGUF" + bytes(100))
+    with pytest.raises(ValueError, match=r"expected the content of \.safetensors"):
         load_vae(tmp_path / "vae.gguf")
 
 
@@ -371,7 +521,7 @@ def test_groups_that_other_programs_cannot_know_are_warned_about(tmp_path, caplo
     vae = AutoencoderKL(block_out_channels=[24], norm_num_groups=8)
     with caplog.at_level(logging.WARNING):
         save_ldm(vae, tmp_path / "vae.safetensors")
-    assert "norm_num_groups is 8" in caplog.text
+    assert "norm_num_groups 8" in caplog.text
     assert_same_weights(load_vae(tmp_path / "vae.safetensors"), vae)
 
 

@@ -16,6 +16,7 @@ from modules.autoencoder import TrainableVAE
 from modules.build import make_vae
 from modules.command_line import resolve_arguments
 from modules.run import Run
+from modules.schedule import BEGINNING, Reached
 from train_vae import make_run
 
 RESOLUTION = 32
@@ -41,11 +42,13 @@ def forget_accelerator() -> None:
     GradientState._reset_state()
 
 
-def tiny_run(flags: str = "", batches: Sequence[dict[str, Any]] = ()) -> Run:
+def tiny_run(
+    flags: str = "", batches: Sequence[dict[str, Any]] = (), reached: Reached = BEGINNING
+) -> Run:
     """A run over tiny networks, ready to train on `batches`."""
     forget_accelerator()
     args = tiny_arguments(flags)
-    run = make_run(args, TrainableVAE(make_vae(args), args.model.decoder_only), 100)
+    run = make_run(args, TrainableVAE(make_vae(args), args.model.decoder_only), 100, reached)
     run.loader = batches
     return run
 
@@ -53,7 +56,7 @@ def tiny_run(flags: str = "", batches: Sequence[dict[str, Any]] = ()) -> Run:
 def train(run: Run, batches: Sequence[dict[str, Any]]) -> Run:
     """The script's loop over `batches`, with nothing between its steps."""
     script = training_script()
-    script.look_around = lambda run, watch: True
+    script.after_step = lambda run, watch: True
     run.loader = batches
     script.train(run, Nobody())
     return run

@@ -18,6 +18,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from eval.commands.checks import integer
+
 if TYPE_CHECKING:
     from modules.arguments import Arguments
 
@@ -30,9 +32,13 @@ RIVALS = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's flags; all others are the training script's."""
-    parser.add_argument("--steps", type=int, default=10, help="optimizer steps that are timed")
-    parser.add_argument("--warmup", type=int, default=3, help="steps before that; at least 2")
-    parser.add_argument("--phase_steps", type=int, default=3, help="steps timed in parts")
+    parser.add_argument(
+        "--steps", type=integer(1), default=10, help="optimizer steps that are timed"
+    )
+    parser.add_argument(
+        "--warmup", type=integer(2), default=3, help="steps before that; at least 2"
+    )
+    parser.add_argument("--phase_steps", type=integer(1), default=3, help="steps timed in parts")
     parser.add_argument(
         "--compare", nargs="+", choices=RIVALS, default=[], help="steps to run beside, in turns"
     )
@@ -49,9 +55,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="random weights for LPIPS, as fast as the real ones and not downloaded",
     )
-    parser.add_argument("--batches", type=int, nargs="+", help="a table over these batch sizes")
-    parser.add_argument("--resolutions", type=int, nargs="+", help="and these resolutions")
-    parser.add_argument("--accumulations", type=int, nargs="+", help="and micro-batches per step")
+    parser.add_argument(
+        "--batches", type=integer(1, 65536), nargs="+", help="a table over these batch sizes"
+    )
+    parser.add_argument(
+        "--resolutions", type=integer(8, 16384), nargs="+", help="and these resolutions"
+    )
+    parser.add_argument(
+        "--accumulations", type=integer(1, 10**6), nargs="+", help="and micro-batches per step"
+    )
     parser.add_argument("--json", metavar="FILE", help="everything measured")
     parser.set_defaults(training_flags=[])
 

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from eval.choices import CROPS, DEFAULT_BATCH_SIZE, DEFAULT_RESOLUTION, POSTERIORS, ROUNDINGS
+from eval.commands.checks import integer
+from modules.errors import blaming
 
 if TYPE_CHECKING:
     import torch
@@ -21,8 +23,22 @@ MODEL_HELP = (
     "a folder with a VAE or a pipeline, a hub id, or one .safetensors or .ckpt file in "
     "latent-diffusion's layout"
 )
+WEIGHTS = ("auto", "raw", "ema")
 SYNTHETIC_IMAGES = 1000
 SYNTHETIC_SEED = 2**31  # pictures that no run has trained on, unless this was its --seed
+
+
+def add_model_arguments(
+    parser: argparse.ArgumentParser, nargs: str | None = "+", others: str = ""
+) -> None:
+    """--model, and which of its weights; `others` are models that are no autoencoders."""
+    parser.add_argument("--model", nargs=nargs, required=True, help=MODEL_HELP + others)
+    parser.add_argument(
+        "--pretrained_weights",
+        choices=WEIGHTS,
+        default="auto",
+        help="of a checkpoint that holds both: raw as trained, ema their average, auto the average",
+    )
 
 
 def add_data_arguments(parser: argparse.ArgumentParser, num_images: int | None) -> None:
@@ -40,12 +56,15 @@ def add_data_arguments(parser: argparse.ArgumentParser, num_images: int | None) 
     group.add_argument("--data_cache_dir", help="where downloaded models and datasets are kept")
     group.add_argument(
         "--num_images",
-        type=_positive,
+        type=integer(1),
         default=num_images,
         help="use so many images, evenly spaced over the data",
     )
     group.add_argument(
-        "--resolution", type=_positive, default=DEFAULT_RESOLUTION, help="side of the crop, pixels"
+        "--resolution",
+        type=integer(1, 16384),
+        default=DEFAULT_RESOLUTION,
+        help="side of the crop, pixels",
     )
     group.add_argument(
         "--crop",
@@ -65,15 +84,22 @@ def add_protocol_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--rounding", choices=ROUNDINGS, default="nearest", help="of reconstructions to 8 bits"
     )
-    group.add_argument("--seed", type=int, default=0, help="of posterior samples and intervals")
+    group.add_argument(
+        "--seed", type=integer(0, 2**63 - 2), default=0, help="of posterior samples and intervals"
+    )
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """How the work is done, which does not change the numbers."""
     group = parser.add_argument_group("Run")
-    group.add_argument("--batch_size", type=_positive, default=DEFAULT_BATCH_SIZE, help="images")
     group.add_argument(
-        "--num_workers", type=int, default=0, help="processes that load images; 0 is the main one"
+        "--batch_size", type=integer(1, 65536), default=DEFAULT_BATCH_SIZE, help="images"
+    )
+    group.add_argument(
+        "--num_workers",
+        type=integer(0, 1024),
+        default=0,
+        help="processes that load images; 0 is the main one",
     )
     group.add_argument("--device", help="such as cpu or cuda:1 [default: cuda if there is one]")
     group.add_argument("--no_progress", action="store_true", help="no progress bar")
@@ -91,7 +117,11 @@ def open_protocol(args: argparse.Namespace) -> Protocol:
 def open_images(args: argparse.Namespace, protocol: Protocol) -> ProtocolImages:
     """The images of --data under the protocol. Raises ValueError naming the flag."""
     from eval.protocol import ProtocolImages
+    from modules.shared_memory import require_shared_memory
 
+    if "num_workers" in args and args.crop != "full":
+        pixels = 3 * args.resolution**2
+        require_shared_memory("--num_workers", args.num_workers, 2, args.batch_size * pixels)
     return ProtocolImages(_open_source(args), protocol, args.num_images)
 
 
@@ -135,7 +165,9 @@ def device_and_processes(args: argparse.Namespace) -> Iterator[torch.device]:
 
     cuda = torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "") != "true"
     default = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if cuda else "cpu"
-    device = torch.device(args.device or default)
+    with blaming(f"--device={args.device}", "give cpu, cuda or cuda:N"):
+        device = torch.device(args.device or default)
+        torch.zeros(1, device=device).cpu()  # there is such a device, and it computes
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield device
         return
@@ -146,10 +178,3 @@ def device_and_processes(args: argparse.Namespace) -> Iterator[torch.device]:
         yield device
     finally:
         dist.destroy_process_group()
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} must be at least 1")
-    return value

@@ -10,10 +10,11 @@ names; the scaling factor is not applied. They are compared with torch if onnxru
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from eval.commands.common import MODEL_HELP
+from eval.commands.common import add_model_arguments
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
@@ -24,7 +25,7 @@ FORMATS = ("diffusers", "fp16", "ldm", "onnx")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's flags."""
-    parser.add_argument("--model", required=True, help=MODEL_HELP)
+    add_model_arguments(parser, nargs=None)
     parser.add_argument(
         "--output", required=True, metavar="DIR", help="folder to write into; may be the model's"
     )
@@ -37,23 +38,33 @@ def run(args: argparse.Namespace) -> int:
     """Writes each format; 1 if an ONNX file does not compute what torch computes."""
     from eval.codecs import open_vae
     from eval.onnx_export import require_onnx
-    from modules.vae_files import FP16_WEIGHTS, LDM_FILE, save_fp16_variant, save_ldm
+    from modules.folder_lock import FolderLock
 
     folder = Path(args.output)
-    if folder.is_file():
-        raise ValueError(f"--output={folder} is a file; give a folder")
     if "onnx" in args.format:
         require_onnx()
-    vae = open_vae(args.model)
-    if "diffusers" in args.format or "fp16" in args.format:
+    vae = open_vae(args.model, args.pretrained_weights)
+    with FolderLock(folder, flag="output"):  # a run may be at work in there
+        return _write(vae, folder, args.format)
+
+
+def _write(vae: AutoencoderKL, folder: Path, formats: Sequence[str]) -> int:
+    from modules.owned_files import OwnedFiles
+    from modules.run_files import RECORD
+    from modules.vae_files import FP16_WEIGHTS, LDM_FILE, save_fp16_variant, save_ldm
+
+    if (folder / RECORD).exists():  # a run's folder: one that continues there makes its own anew
+        forms = (("fp16", FP16_WEIGHTS), ("ldm", LDM_FILE))
+        OwnedFiles(folder).claim(name for kind, name in forms if kind in formats)
+    if "diffusers" in formats or "fp16" in formats:
         _write_diffusers(vae, folder)
-    if "fp16" in args.format:
+    if "fp16" in formats:
         save_fp16_variant(vae, folder)
         print(f"Wrote {folder / FP16_WEIGHTS}")
-    if "ldm" in args.format:
+    if "ldm" in formats:
         save_ldm(vae, folder / LDM_FILE)
         print(f"Wrote {folder / LDM_FILE}")
-    return _write_onnx(vae, folder) if "onnx" in args.format else 0
+    return _write_onnx(vae, folder) if "onnx" in formats else 0
 
 
 def _write_diffusers(vae: AutoencoderKL, folder: Path) -> None:
@@ -86,14 +97,10 @@ def _write_onnx(vae: AutoencoderKL, folder: Path) -> int:
     if find_spec("onnxruntime") is None:
         print("Not compared with torch: run `pip install onnxruntime` for that")
         return 0
-    wrong = False
-    for found in compare_with_torch(vae, folder):
-        shape = " x ".join(map(str, found.shape))
-        print(
-            f"{found.half}, input {shape}: onnxruntime differs from torch by at most "
-            f"{found.largest:.2g}, values reach {found.scale:.3g}"
-        )
-        wrong |= not found.acceptable
-    if wrong:
-        print(f"That is more than {TOLERANCE:g} of the values: do not use these files")
-    return int(wrong)
+    errors = compare_with_torch(vae, folder)
+    for half, error in errors.items():
+        print(f"{half}: onnxruntime differs from torch by at most {error:.2g} of the largest value")
+    if all(error <= TOLERANCE for error in errors.values()):
+        return 0
+    print(f"That is more than {TOLERANCE:g}: do not use these files")
+    return 1

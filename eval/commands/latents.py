@@ -12,8 +12,8 @@ import json
 from pathlib import Path
 
 from eval.commands.common import (
-    MODEL_HELP,
     add_data_arguments,
+    add_model_arguments,
     add_run_arguments,
     device_and_processes,
     open_images,
@@ -26,7 +26,7 @@ KINDS = ("scale", "scale_shift", "per_channel")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's flags."""
-    parser.add_argument("--model", nargs="+", required=True, help=MODEL_HELP)
+    add_model_arguments(parser)
     parser.add_argument(
         "--normalization",
         choices=KINDS,
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     with device_and_processes(args) as device:
         found = {
             label: measure_latents(
-                open_vae(name),
+                open_vae(name, args.pretrained_weights),
                 images,
                 batch_size=1 if args.crop == "full" else args.batch_size,
                 device=device,

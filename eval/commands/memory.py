@@ -1,26 +1,35 @@
 """How much GPU memory a training configuration takes, predicted without a GPU.
 
 Takes every flag of train_vae.py, --recipe included. States (weights, gradients, moments, averages)
-are exact. The peak comes from the script's own step over tensors that have shapes and no data, by
-the rules of autocast on CUDA. What PyTorch does not allocate as tensors is an assumption, printed
-below the table.
+are exact. The peaks come from the script's own step, and from a batch of its validation and of its
+last measurement, over tensors that have shapes and no data, by the rules of autocast on CUDA. What
+PyTorch does not allocate as tensors is an assumption, printed below the table.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import asdict, replace
+from collections.abc import Iterator
+from dataclasses import asdict
+from itertools import chain, product
 from pathlib import Path
 
-HELP = "predicts the peak GPU memory by resolution, batch and recomputation"
+from eval.commands.checks import integer
+
+HELP = "predicts the GPU memory of every part of a run, by resolution, batch and recomputation"
 CARDS = (8, 12, 16, 24)  # GB
+ALL = 10**6  # images: more than a batch has
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's flags; all others are the training script's."""
-    parser.add_argument("--resolutions", type=int, nargs="+", help="sides of the crops, pixels")
-    parser.add_argument("--batches", type=int, nargs="+", help="images per micro-batch")
+    parser.add_argument(
+        "--resolutions", type=integer(8, 16384), nargs="+", help="sides of the crops, pixels"
+    )
+    parser.add_argument(
+        "--batches", type=integer(1, 65536), nargs="+", help="images per micro-batch"
+    )
     parser.add_argument(
         "--recomputes",
         nargs="+",
@@ -28,7 +37,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="what the backward pass computes again",
     )
     parser.add_argument(
-        "--slices", type=int, nargs="+", help="images that LPIPS looks at together; 0 is all"
+        "--slices",
+        type=integer(0, 65536),
+        nargs="+",
+        help="images that LPIPS looks at together; 0 is all",
     )
     parser.add_argument(
         "--compare",
@@ -43,25 +55,16 @@ def run(args: argparse.Namespace) -> int:
     """Predicts, prints, and writes the JSON. By default the configuration that the flags give."""
     from eval.memory_plan import plan, plan_textbook
     from eval.memory_report import memory_text
-    from eval.random_lpips import with_random_lpips
     from eval.script import measured_arguments
 
-    training = measured_arguments(args.training_flags)
-    precision, peaks = training.precision, []
-    resolutions = args.resolutions or [training.data.resolution]
-    batches = args.batches or [training.optimization.train_batch_size]
-    slices = [size or None for size in args.slices or [precision.perceptual_slice_size]]
-    with with_random_lpips(training) as training:
-        for recompute in args.recomputes or [precision.recomputed]:
-            for size in slices:
-                options = {"recompute": recompute, "gradient_checkpointing": False,
-                           "perceptual_slice_size": size}  # fmt: skip
-                changed = replace(training, precision=replace(precision, **options))
-                states, found = plan(changed, resolutions, batches)
-                peaks += found
-        if args.compare:
-            peaks += plan_textbook(training, resolutions, batches)
-    print(memory_text(training, states, peaks, CARDS))
+    variants = [measured_arguments([*args.training_flags, *flags]) for flags in _variants(args)]
+    states, peaks = {}, []
+    for training in variants:
+        states, found = plan(training)
+        peaks.append(found)
+    if args.compare:
+        peaks += map(plan_textbook, variants)
+    print(memory_text(variants[-1], states, peaks, CARDS))
     if args.json:
         data = {
             "states": states,
@@ -69,3 +72,17 @@ def run(args: argparse.Namespace) -> int:
         }
         Path(args.json).write_text(json.dumps(data, indent=1) + "\n")
     return 0
+
+
+def _variants(args: argparse.Namespace) -> Iterator[list[str]]:
+    """The flags of each combination of what was listed; of nothing, where nothing was."""
+    slices = [size or ALL for size in args.slices or ()]
+    axes = [
+        [["--resolution", f"{side}", "--train_resolutions", f"{side}"]
+         for side in args.resolutions or ()],
+        [["--train_batch_size", f"{size}"] for size in args.batches or ()],
+        [["--no_gradient_checkpointing", "--recompute", how] for how in args.recomputes or ()],
+        [["--perceptual_slice_size", f"{size}"] for size in slices],
+    ]  # fmt: skip
+    for combination in product(*[axis or [[]] for axis in axes]):
+        yield list(chain(*combination))

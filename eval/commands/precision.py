@@ -12,8 +12,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from eval.commands.common import (
-    MODEL_HELP,
     add_data_arguments,
+    add_model_arguments,
     add_run_arguments,
     device_and_processes,
     open_images,
@@ -26,7 +26,7 @@ NUM_IMAGES = 16
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's flags."""
-    parser.add_argument("--model", nargs="+", required=True, help=MODEL_HELP)
+    add_model_arguments(parser)
     parser.add_argument("--write", action="store_true", help="write force_upcast into config.json")
     add_data_arguments(parser, num_images=NUM_IMAGES)
     add_run_arguments(parser)
@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
         labels = distinct_labels(args.model)
         for label, name, file in zip(labels, args.model, files, strict=True):
             results = measure_precision(
-                open_vae(name),
+                open_vae(name, args.pretrained_weights),
                 images,
                 batch_size=1 if args.crop == "full" else args.batch_size,
                 device=device,

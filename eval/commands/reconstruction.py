@@ -9,29 +9,27 @@ be downloaded is shown as missing; the exit code is 1 only if --metrics named it
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 
-from eval.columns import DEFAULT_METRICS, METRICS
+from eval.columns import DEFAULT_METRICS, METRICS, keys_of
+from eval.commands.checks import integer
 from eval.commands.common import (
-    MODEL_HELP,
     add_data_arguments,
+    add_model_arguments,
     add_protocol_arguments,
     add_run_arguments,
     device_and_processes,
     open_images,
     open_protocol,
 )
+from modules.smallest_sides import LPIPS, SSIM_WINDOW, require_side
 
 HELP = "PSNR, SSIM, LPIPS, rFID and more of any models, side by side"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's flags."""
-    parser.add_argument(
-        "--model",
-        nargs="+",
-        required=True,
-        help=f"{MODEL_HELP}; or identity, jpeg:QUALITY, downsample:FACTOR",
-    )
+    add_model_arguments(parser, others="; or identity, jpeg:QUALITY, downsample:FACTOR")
     parser.add_argument("--labels", nargs="+", help="names of the models in tables, in their order")
     parser.add_argument(
         "--metrics", nargs="+", choices=tuple(METRICS), help=f"default: {' '.join(DEFAULT_METRICS)}"
@@ -61,8 +59,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     output.add_argument("--markdown", metavar="FILE", help="the table, with its protocol")
     output.add_argument("--report", metavar="FILE", help="one self-contained HTML page")
     output.add_argument("--grid", metavar="FILE", help="picture of originals and reconstructions")
-    output.add_argument("--num_samples", type=int, default=6, help="rows of pictures")
-    output.add_argument("--num_worst", type=int, default=4, help="worst images of each model shown")
+    output.add_argument("--num_samples", type=integer(0, 10**4), default=6, help="rows of pictures")
+    output.add_argument(
+        "--num_worst", type=integer(0, 10**4), default=4, help="worst images of each model shown"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -70,14 +70,17 @@ def run(args: argparse.Namespace) -> int:
     from eval.networks import open_networks
     from eval.reconstruction import Outputs, measure, write_outputs
 
+    metrics = args.metrics or DEFAULT_METRICS
+    if args.crop != "full":
+        _require_side(args.resolution, metrics)
     protocol = open_protocol(args)
     images = open_images(args, protocol)
-    metrics = args.metrics or DEFAULT_METRICS
     networks = open_networks(metrics, args.lpips_weights, args.inception_weights)
     with device_and_processes(args) as device:
         result = measure(
             args.model,
             args.labels,
+            args.pretrained_weights,
             images,
             metrics,
             networks,
@@ -95,3 +98,10 @@ def run(args: argparse.Namespace) -> int:
     write_outputs(result, Outputs(args.json, args.markdown, args.report, args.grid))
     missing = any(found.missing for found in result.evaluations.values())
     return 1 if args.metrics and missing else 0
+
+
+def _require_side(resolution: int, metrics: Sequence[str]) -> None:
+    smallest = {"ssim": SSIM_WINDOW} | {f"lpips_{name}": side for name, side in LPIPS.items()}
+    needs = [(key, smallest[key], "leave it out of --metrics")
+             for key in keys_of(list(metrics)) if key in smallest]  # fmt: skip
+    require_side(resolution, f"--resolution={resolution}", needs)

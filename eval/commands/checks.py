@@ -1,0 +1,96 @@
+"""What every command's flags are checked for before anything is opened: texts, numbers, outputs."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from modules.errors import ArgumentError
+from modules.limits import shown, wrong_text
+
+FILES = ("json", "markdown", "report", "grid")
+FOLDERS = ("output", "fid_cache")
+PATHS = (*FILES, *FOLDERS, "model", "data", "data_cache_dir", "lpips_weights", "inception_weights")
+
+
+def integer(minimum: int, maximum: int = 10**9) -> Callable[[str], int]:
+    """The `type` of a flag that is an integer within limits."""
+
+    def read(text: str) -> int:
+        value = int(text)
+        if not minimum <= value <= maximum:
+            limits = f"at least {minimum} and at most {maximum:,}"
+            raise argparse.ArgumentTypeError(f"{shown(text)} must be {limits}")
+        return value
+
+    read.__name__ = "int"  # in argparse's own messages
+    return read
+
+
+def check_texts(args: argparse.Namespace) -> None:
+    """Expands "~" in paths. Raises ArgumentError for a text that is empty or cannot be written."""
+    for name, value in vars(args).items():
+        texts = value if isinstance(value, list) else [value]
+        if name in ("command", "training_flags") or not all(isinstance(t, str) for t in texts):
+            continue
+        for text in texts:
+            if (wrong := wrong_text(text, name in PATHS)) is not None:
+                raise ArgumentError(f"--{name}={shown(text)} {wrong}")
+        if name in PATHS:
+            homes = [os.path.expanduser(text) for text in texts]
+            setattr(args, name, homes if isinstance(value, list) else homes[0])
+
+
+def prepare_outputs(args: argparse.Namespace) -> None:
+    """Makes the folders of files that are to be written, so that nothing is measured in vain.
+
+    Raises ArgumentError for what cannot be written, and for two outputs in one file.
+    """
+    chosen = vars(args)
+    files = {name: Path(chosen[name]) for name in FILES if chosen.get(name)}
+    folders = {name: Path(chosen[name]) for name in FOLDERS if chosen.get(name)}
+    for name, path in [*files.items(), *folders.items()]:
+        try:
+            _prepare_file(path) if name in files else _check_folder(path)
+        except OSError as error:
+            raise ArgumentError(f"--{name}={path} cannot be written to ({error})") from error
+    real = [path.resolve() for path in files.values() if path.is_file() or not path.exists()]
+    if len(set(real)) < len(real):
+        flags = ", ".join(f"--{name}" for name in files)
+        raise ArgumentError(f"{flags} name one file twice; give each a file of its own")
+    if "grid" in files:
+        _require_picture_suffix(files["grid"])
+
+
+def _prepare_file(path: Path) -> None:
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; give a file")
+    if path.exists():
+        if not os.access(path, os.W_OK):
+            raise PermissionError(f"no permission to write to {path}")
+        return  # it may be one such as /dev/stdout
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=path.parent):
+        pass
+
+
+def _check_folder(path: Path) -> None:
+    """Its writer makes it, once there is something to write."""
+    absolute = path.resolve()
+    nearest = next(parent for parent in (absolute, *absolute.parents) if parent.exists())
+    if not nearest.is_dir():
+        raise NotADirectoryError(f"{nearest} is a file; give a folder")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise PermissionError(f"no permission to write to {nearest}")
+
+
+def _require_picture_suffix(path: Path) -> None:
+    from PIL import Image
+
+    known = Image.registered_extensions()
+    writable = sorted(suffix for suffix, kind in known.items() if kind in Image.SAVE)
+    if path.suffix.lower() not in writable:
+        raise ArgumentError(f"--grid={path} must end in what names a picture, such as .png or .jpg")

@@ -1,0 +1,41 @@
+"""What makes a written file last and readable, on every kind of drive."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+# How exFAT, SMB, NFS and FUSE drives say that they do not know an operation.
+UNKNOWN_TO_DRIVE = {
+    errno.EPERM, errno.EACCES, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS,
+    errno.EBADF, errno.EISDIR, errno.ENOTTY,
+}  # fmt: skip
+
+
+@contextmanager
+def where_supported() -> Iterator[None]:
+    """Goes without an operation that the drive does not know; every other failure is raised."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in UNKNOWN_TO_DRIVE:
+            raise
+
+
+def flush(path: Path) -> None:
+    """Waits until a file's content, or a folder's list of names, is on the disk."""
+    with where_supported():
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def let_others_read(path: Path) -> None:
+    """Undoes that safetensors writes for the owner alone."""
+    with where_supported():
+        path.chmod(0o644)

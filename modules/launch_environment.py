@@ -1,0 +1,53 @@
+"""What a launcher or `accelerate config` says through the environment, beside the flags."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+from modules.errors import ArgumentError
+
+logger = logging.getLogger(__name__)
+
+PRECISIONS = ("no", "fp16", "bf16")
+PRECISION = "ACCELERATE_MIXED_PRECISION"
+# They take one network apart; here two train in one step, and a gradient is read at one layer.
+UNSUPPORTED = {
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism_config",
+    "ACCELERATE_USE_SAGEMAKER": "SageMaker",
+}
+FIX = "launch with distributed_type MULTI_GPU (`accelerate launch --multi_gpu`), or with torchrun"
+
+
+def chosen_precision(flag: str | None, environment: Mapping[str, str]) -> str:
+    """--mixed_precision, or else what the launcher says. Raises ArgumentError for another word."""
+    precision = flag or environment.get(PRECISION, "no").lower()
+    if precision not in PRECISIONS:
+        raise ArgumentError(
+            f"{PRECISION}={precision}, from accelerate's configuration, is not supported; give "
+            f"--mixed_precision, one of {', '.join(PRECISIONS)}"
+        )
+    return precision
+
+
+def check_environment(environment: Mapping[str, str], accumulation: int, compiled: bool) -> None:
+    """Refuses what cannot be obeyed, and names what is not obeyed because a flag decides.
+
+    accumulation, compiled: --gradient_accumulation_steps and --compile.
+    """
+    for variable, name in UNSUPPORTED.items():
+        if environment.get(variable, "").lower() in ("1", "true", "yes", "on"):
+            raise ArgumentError(
+                f"{variable}={environment[variable]}: this trainer does not work with {name}; {FIX}"
+            )
+    decided = {
+        "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": ("gradient_accumulation_steps", accumulation),
+        "ACCELERATE_DYNAMO_BACKEND": ("compile", compiled),
+    }
+    for variable, (flag, value) in decided.items():
+        said = environment.get(variable)
+        if said is not None and said.lower() not in (str(value).lower(), "no"):
+            logger.warning("%s=%s is not obeyed: --%s decides (%s)", variable, said, flag, value)

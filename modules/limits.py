@@ -1,0 +1,112 @@
+"""What the value of a flag may be: declared beside the flag, checked in one place for all."""
+
+from __future__ import annotations
+
+import os
+import unicodedata
+from dataclasses import Field, dataclass, fields
+from typing import Any
+
+from modules.errors import ArgumentError
+
+LARGEST = 10**15  # of any number: a float still holds it exactly
+LONGEST = 4096  # characters of a text; Linux takes no longer path
+LONGEST_NAME = 255  # bytes of one name in a path
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Of a number: `minimum` and `maximum` are allowed, `above` and `below` are not.
+
+    path: the text names a file or folder (or what is none, such as a hub id): "~" is expanded.
+    secret: the value is never shown.
+    """
+
+    minimum: float | None = None
+    maximum: float = LARGEST
+    above: float | None = None
+    below: float | None = None
+    path: bool = False
+    secret: bool = False
+
+    def rule(self) -> str:
+        """Such as "at least 0 and below 1"."""
+        most = self.maximum if self.below is None else None
+        named = (("at least", self.minimum), ("above", self.above), ("below", self.below),
+                 ("at most", most))  # fmt: skip
+        return " and ".join(
+            f"{word} {limit:,}" if isinstance(limit, int) else f"{word} {limit:g}"
+            for word, limit in named
+            if limit is not None
+        )
+
+    def allow(self, number: float) -> bool:
+        """Whether a number is within the limits; NaN never is."""
+        return (
+            number <= self.maximum
+            and (self.minimum is None or number >= self.minimum)
+            and (self.above is None or number > self.above)
+            and (self.below is None or number < self.below)
+        )
+
+
+def check_limits(group: Any) -> None:
+    """Every value of a dataclass of flags, against what stands beside its flag.
+
+    Numbers are finite and within their limits; lists are not empty; texts are not empty, can be
+    printed on one line and written as UTF-8. Raises ArgumentError naming flag, value and rule.
+    """
+    for f in fields(group):
+        value = getattr(group, f.name)
+        if value in ((), []):  # argparse makes the latter of "--flag=--"
+            raise ArgumentError(f"--{f.name} needs at least one value, or leave it out")
+        for part in value if isinstance(value, tuple) else (value,):
+            wrong = _wrong(f, part)
+            if wrong is not None:
+                text = "..." if f.metadata["limits"].secret else shown(part)
+                raise ArgumentError(f"--{f.name}={text} {wrong}")
+
+
+def _wrong(f: Field, value: object) -> str | None:
+    limits: Limits = f.metadata["limits"]
+    if isinstance(value, str):
+        return wrong_text(value, limits.path)
+    if isinstance(value, bool) or value is None or limits.allow(value):
+        return None
+    return f"must be {limits.rule()}"
+
+
+def wrong_text(text: str, is_path: bool) -> str | None:
+    """What is wrong with a text from the command line, to follow "--flag=value "; or None."""
+    if not text.strip():
+        return "is empty; give a value, or leave the flag out"
+    if any(0xD800 <= ord(character) <= 0xDFFF for character in text):
+        return "is not valid UTF-8, which the files of a run are written in; rename it"
+    if _breaks_lines(text):
+        return "must not hold line breaks, NUL or other control characters"
+    if len(text) > LONGEST:
+        return f"must have at most {LONGEST} characters"
+    if is_path and any(len(name.encode()) > LONGEST_NAME for name in text.split("/")):
+        return f"has a name in it of more than {LONGEST_NAME} bytes, which no file can have"
+    return None
+
+
+def _breaks_lines(text: str) -> bool:
+    return any(unicodedata.category(character) in ("Cc", "Zl", "Zp") for character in text)
+
+
+def expanded(f: Field, value: Any) -> Any:
+    """The value of a flag with "~" expanded, where it names files or folders."""
+    if not f.metadata["limits"].path or value is None:
+        return value
+    if isinstance(value, tuple):
+        return tuple(map(os.path.expanduser, value))
+    return os.path.expanduser(value)
+
+
+def shown(value: object, width: int = 120) -> str:
+    """A value on one line, shortened in the middle where it is long."""
+    text = str(value)
+    if _breaks_lines(text):
+        text = repr(text)
+    return text if len(text) <= width else f"{text[: width // 2]}...{text[-width // 4 :]}"

@@ -1,0 +1,193 @@
+"""Whatever a flag is given, the answer is a value it allows, or one line that names the flag."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from modules.arguments import GROUPS
+from modules.command_line import _element_type, _field_type, resolve_arguments
+from modules.config_file import LARGEST_FILE
+from modules.errors import ArgumentError
+
+FLAGS = {f.name: (f, _element_type(_field_type(group, f.name)))
+         for group in GROUPS.values() for f in fields(group)}  # fmt: skip
+BAD_NUMBERS = ["nan", "inf", "-inf", "1e400", "1e308", "-1e308", str(-(2**64)), str(2**64),
+               str(10**400), "", " ", "one", "0x", "1,5", "--", "\0", "\n"]  # fmt: skip
+BAD_TEXTS = ["", " ", "\t", "a\0b", "a\nb", "\x7f", "\u2028", os.fsdecode(b"na\xefve"), "x" * 5000]
+# One value of each kind that YAML knows, and that no flag of another kind may take.
+YAML_KINDS = ["[]", "[[1]]", "{a: 1}", "2020-01-01", "2020-99-99", "010", "1:30", "!!binary aGk=",
+              "!!set {a}", "~", ".nan", "-.inf", "1" * 5000, "!!python/name:os.system ''",
+              '"a\\0b"', "''", "'a\n\n b'", "*a", "&a [*a]", "no", "-1.5"]  # fmt: skip
+NUMBERS = [name for name, (_, kind) in FLAGS.items() if kind in (int, float)]
+TEXTS = [name for name, (f, kind) in FLAGS.items() if kind is str and not f.metadata["choices"]]
+
+
+def answer(argv: list[str]) -> str | None:
+    """What resolve_arguments says against `argv`, on one line; None where it accepts it."""
+    try:
+        resolve_arguments(argv)
+    except ArgumentError as error:
+        message = str(error)
+    else:
+        return None
+    assert "\n" not in message
+    assert len(message) < 1000
+    return message
+
+
+def beyond(name: str) -> list[str]:
+    """The numbers just outside of a flag's own limits."""
+    f, kind = FLAGS[name]
+    limits, step = f.metadata["limits"], 1 if kind is int else 1e-3
+    ends = [(limits.minimum, -1), (limits.maximum, 1)]
+    found = [str(kind(end + side * step * max(1, abs(end)))) for end, side in ends
+             if end is not None]  # fmt: skip
+    return found + [str(end) for end in (limits.above, limits.below) if end is not None]
+
+
+def test_every_number_has_a_lower_limit_beside_the_common_upper_one():
+    for name in NUMBERS:
+        f, _ = FLAGS[name]
+        limits = f.metadata["limits"]
+        assert f.metadata["choices"] or limits.minimum is not None or limits.above is not None, name
+
+
+def test_no_number_outside_of_its_limits_is_taken(tmp_path):
+    file = tmp_path / "mine.yaml"
+    for name in NUMBERS:
+        for text in BAD_NUMBERS + beyond(name):
+            found = answer([f"--{name}={text}"])
+            assert found is not None, (name, text)
+            assert f"--{name}" in found
+            file.write_text(yaml.safe_dump({name: text}), encoding="utf-8")
+            found = answer([f"--config={file}"])
+            assert found is not None, (name, text)
+            assert name in found or "cannot be read as YAML" in found
+
+
+def test_no_text_that_cannot_be_written_down_is_taken(tmp_path):
+    file = tmp_path / "mine.yaml"
+    for name in TEXTS:
+        for text in BAD_TEXTS:
+            assert f"--{name}" in answer([f"--{name}", text])
+            file.write_bytes(f"{name}: {yaml.safe_dump(text)}".encode(errors="surrogateescape"))
+            found = answer([f"--config={file}"])
+            assert name in found or "cannot be read as YAML" in found
+
+
+@pytest.mark.parametrize("text", YAML_KINDS, ids=range(len(YAML_KINDS)))
+def test_yaml_of_another_kind_is_refused_for_every_flag(tmp_path, text):
+    file = tmp_path / "mine.yaml"
+    for name, (f, kind) in FLAGS.items():
+        file.write_text(f"{name}: {text}\n", encoding="utf-8")
+        found = answer([f"--config={file}"])
+        right = (text == "no" and kind is bool) or (text == "~" and f.default is None)
+        assert (found is None) == right, (name, found)
+        assert right or name in found or "cannot be read as YAML" in found
+
+
+@settings(max_examples=100, deadline=None, derandomize=True,
+          suppress_health_check=[HealthCheck.function_scoped_fixture])  # fmt: skip
+@given(st.sampled_from(sorted(FLAGS)), st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary() | st.dates(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text() | st.integers(), inner),
+    max_leaves=5,
+))  # fmt: skip
+def test_any_value_in_a_configuration_is_taken_or_refused(tmp_path, name, value):
+    file = tmp_path / "mine.yaml"
+    dumper = type("Dumper", (yaml.SafeDumper,), {"ignore_aliases": lambda *_: True})
+    file.write_text(yaml.dump({name: value}, Dumper=dumper), encoding="utf-8")
+    answer([f"--config={file}"])
+
+
+@settings(max_examples=100, deadline=None, derandomize=True,
+          suppress_health_check=[HealthCheck.function_scoped_fixture])  # fmt: skip
+@given(st.binary(max_size=200) | st.text("[]{}&*!?:,-#|>'\"\n a0", max_size=60).map(str.encode))
+def test_any_bytes_are_a_configuration_or_one_line(tmp_path, content):
+    file = tmp_path / "mine.yaml"
+    file.write_bytes(content)
+    answer([f"--config={file}"])
+
+
+BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
+    f"{b}: &{b} [{','.join(['*' + a] * 9)}]\n"
+    for a, b in zip("abcdefghi", "bcdefghij", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (BOMB, "aliases"),
+        ("[" * 10_000, "nested too deeply"),
+        ("seed: 1\nseed: 2\n", "seed is given twice"),
+        ("#" * LARGEST_FILE + "\n", "a configuration at most"),
+        ("seed: !!python/object/apply:os.system [true]", "cannot be read as YAML"),
+        ("seed: \x00", "cannot be read as YAML"),
+        ("mixed_precision: no", 'put it in quotes, as "no"'),
+    ],
+    ids=("bomb", "deep", "twice", "large", "tag", "nul", "bool"),
+)
+def test_a_hostile_configuration_is_refused(tmp_path, content, message):
+    file = tmp_path / "mine.yaml"
+    file.write_text(content)
+    assert message in answer([f"--config={file}"])
+
+
+def test_what_is_no_file_is_not_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe")  # nobody writes to it: opening it would wait for ever
+    for path in ("/dev/zero", tmp_path, tmp_path / "pipe"):
+        assert "not a regular file" in answer([f"--config={path}"])
+    assert "does not exist" in answer(["--config=~/no/such/file.yaml"])
+
+
+def test_other_encodings_that_name_themselves_are_read(tmp_path):
+    file = tmp_path / "mine.yaml"
+    for encoding in ("utf-8-sig", "utf-16"):
+        file.write_text("seed: 3\n", encoding=encoding)
+        assert resolve_arguments([f"--config={file}"]).optimization.seed == 3
+
+
+def test_the_home_folder_is_written_as_a_tilde_in_every_path(tmp_path):
+    paths = [name for name, (f, _) in FLAGS.items() if f.metadata["limits"].path]
+    assert {"output_dir", "cache_dir", "validation_image", "lpips_weights"} <= set(paths)
+    file = tmp_path / "mine.yaml"
+    for name in paths:
+        file.write_text(f"{name}: ~/x\n")
+        for argv in ([f"--{name}", "~/x"], [f"--config={file}"]):
+            try:
+                arguments = resolve_arguments([*argv, "--num_validation_images=0"])
+            except ArgumentError as error:  # it wants another flag beside it
+                raise AssertionError(name) from error
+            groups = [vars(getattr(arguments, group)) for group in GROUPS]
+            (value,) = (values[name] for values in groups if name in values)
+            assert value in (str(Path.home() / "x"), (str(Path.home() / "x"),))
+
+
+def test_a_secret_is_not_shown(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("hub_token: [hf_hidden]\n")
+    assert "hidden" not in answer(["--hub_token=hf_hidden\n"]) + answer([f"--config={file}"])
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ("--resolution=8 --perceptual_scale=0 --disc_factor=0",
+         "8 pixels; SSIM needs 11: raise it, or validate nothing"),
+        ("--resolution=8", "8 pixels; LPIPS with --lpips_backbone=vgg needs 16"),
+        ("--resolution=24 --lpips_backbone=alex", "24 pixels; LPIPS with --lpips_backbone=alex"),
+        ("--resolution=64 --disc_num_layers=5",
+         "64 pixels; a discriminator with --disc_num_layers=5 needs 96"),
+        ("--train_resolutions 16 64", "--train_resolutions=16 gives images whose shorter side"),
+    ],
+)  # fmt: skip
+def test_images_too_small_for_what_looks_at_them_are_refused_with_numbers(argv, message):
+    assert message in answer(argv.split())
