@@ -31,6 +31,7 @@ from modules.fates import (
 from modules.launch_environment import chosen_precision
 from modules.run import Run
 from modules.schedule import BEGINNING, Reached
+from modules.streaming import StreamPosition
 
 logger = logging.getLogger(__name__)
 
