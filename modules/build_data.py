@@ -308,7 +308,8 @@ def make_loader(
         stream.lanes = stream.lanes or args.data.stream_lanes or data.images.num_lanes
         if start_position and not stream.cursors:
             logger.warning("this run has not streamed in lanes so far: its stream begins anew")
-            stream.cursors = dict.fromkeys(range(stream.lanes), (0, ANEW))
+            used = (range(lane, start_position, stream.lanes) for lane in range(stream.lanes))
+            stream.cursors = {lane: (len(rows), ANEW) for lane, rows in enumerate(used)}
         if accelerator.process_index == 0:
             processes, workers = accelerator.num_processes, args.data.dataloader_num_workers
             warn_of_lanes(data.images, stream.lanes, processes, workers)

@@ -96,9 +96,9 @@ class StreamedImages:
         self.lanes, self.cursors = lanes or stream.num_lanes, cursors or {}
 
     def lane(self, number: int, start: int) -> LaneReader:
-        """The rows of a lane from its row `start` on."""
-        lane, (_, cursor) = Lane(number, self.lanes), self.cursors.get(number, (0, None))
-        return LaneReader(self.stream.lane(lane, start, cursor), start)
+        """The rows of a lane from where it was, or else from its row `start` on."""
+        row, cursor = self.cursors.get(number, (start, None))
+        return LaneReader(self.stream.lane(Lane(number, self.lanes), row, cursor), row)
 
     def sample(self, position: int, rows: Iterator[Row], resolution: int) -> tuple[Sample, Row]:
         """The sample at `position`, from the first usable one of `rows`, and the first of them."""

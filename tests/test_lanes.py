@@ -253,7 +253,7 @@ def test_other_shards_begin_the_epoch_again(streams, tmp_path):
     assert epoch > 2
     for kind in ("tar", "mixture"):  # whatever was streamed before
         images = StreamedImages(streams[kind], 8, anew.lanes, anew.cursors, **OPTIONS)
-        rows = list(islice(images.lane(3, row).rows, 40))
+        rows = list(islice(images.lane(3, 99).rows, 40))
         assert rows[0].draw[0] in (epoch, 8)  # of the synthetic set, which has no cursor
         if kind == "tar":
             seen = [number_of(row.open(None)) for row in rows[:LENGTH]]
