@@ -33,6 +33,11 @@ class RunFolders:
         parts = (path, *map(str, Path(path).parents)) if self.written else ()
         return not self.written.isdisjoint(parts)
 
+    def known_in(self, folder: str) -> set[str]:
+        """What runs wrote into a folder that none wrote itself, and more. folder: a real one."""
+        self._look_into(folder)
+        return self.written
+
     def _look_into(self, folder: str) -> None:
         while folder not in self.seen:
             self.seen.add(folder)
@@ -54,7 +59,7 @@ def files_below(folder: str | Path, refused: list[OSError] | None = None) -> Ite
         if real in visited or runs.wrote(real):
             continue
         visited.add(real)
-        folders = []
+        folders, written = [], runs.known_in(real)
         try:
             entries = os.scandir(parent)
         except OSError as error:  # no permission
@@ -67,8 +72,10 @@ def files_below(folder: str | Path, refused: list[OSError] | None = None) -> Ite
             if entry.is_dir():
                 folders.append(entry.path)
                 continue
-            place = os.path.realpath(entry.path) if entry.is_symlink() else f"{real}/{entry.name}"
-            if not runs.wrote(place):
+            linked = entry.is_symlink()
+            if linked and runs.wrote(os.path.realpath(entry.path)):
+                continue
+            if linked or not written or f"{real}/{entry.name}" not in written:
                 yield FoundFile(entry.path, _inode(entry))
         waiting += sorted(folders, reverse=True)
 

@@ -211,14 +211,17 @@ class _Found:
         self.other_suffixes: set[str] = set()
 
     def kept(self, files: Iterator[FoundFile]) -> Iterator[str]:
-        """The paths of all files; those of images are kept."""
+        """Keeps images, and hands on the paths of all other files."""
+        known = suffixes()
         while some := list(islice(files, 100_000)):
             images = []
             for file in some:
                 suffix = os.path.splitext(file.path)[1]
-                images += [file] if suffix.lower() in suffixes() else []
-                self.other_suffixes.add(suffix)
-                yield file.path
+                if suffix.lower() in known:
+                    images.append(file)
+                else:
+                    self.other_suffixes.add(suffix)
+                    yield file.path
             self.paths.append(pa.array([os.fsencode(file.path) for file in images], BYTES))
             self.inodes.append(np.array([file.inode for file in images], np.uint64))
 
