@@ -69,7 +69,7 @@ def files_below(folder: str | Path, refused: list[OSError] | None = None) -> Ite
         for entry in entries:
             if entry.name.startswith("."):
                 continue
-            if entry.is_dir():
+            if _is_folder(entry):
                 folders.append(entry.path)
                 continue
             linked = entry.is_symlink()
@@ -78,6 +78,13 @@ def files_below(folder: str | Path, refused: list[OSError] | None = None) -> Ite
             if linked or not written or f"{real}/{entry.name}" not in written:
                 yield FoundFile(entry.path, _inode(entry))
         waiting += sorted(folders, reverse=True)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads round in a circle
+        return False
 
 
 def _inode(entry: os.DirEntry[str]) -> int:
