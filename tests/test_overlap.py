@@ -120,7 +120,7 @@ def test_what_load_dataset_finds_is_compared_as_far_as_it_is_files(photos, tmp_p
     assert len(data(folder, *flags, *one).images) == 9
     with pytest.raises(ArgumentError, match="a stream cannot leave it out"):
         data(folder, *flags, *one, "--streaming", "--max_train_steps", 1)
-    leave_a_run(folder / "run")
+    leave_a_run(folder / "run", "samples/step-000000.png")
     with pytest.raises(ArgumentError, match="is what a run of this trainer wrote"):
         data(folder, *flags, *NONE)
 
