@@ -705,10 +705,11 @@ class Arguments:
                 f"--validation_split={self.validation.validation_split} needs --dataset_name; for "
                 "a folder use --validation_data_dir"
             )
-        if (self.validation.validation_split or "").split("[")[0] == "train":
+        if self.validation.validation_split == self.data.train_split:
             raise ArgumentError(
-                f"--validation_split={self.validation.validation_split} is what is trained on; "
-                "name another split, or drop the flag to hold images back"
+                f"--validation_split={self.validation.validation_split} has images of "
+                f"--train_split={self.data.train_split}; name another split, or drop the flag to "
+                "hold images back"
             )
         if self.validation.validation_split and len(self.data.dataset_name) > 1:
             raise ArgumentError(

@@ -243,7 +243,7 @@ def _open_stream(args: Arguments, name: str, buffer_size: int) -> RowStream:
 def _open_validation_split(args: Arguments) -> ImageSource:
     data, split = args.data, args.validation.validation_split
     shared = set(split_names(split)) & set(split_names(data.train_split))
-    if split == data.train_split or (shared and not ("[" in split and "[" in data.train_split)):
+    if shared and not ("[" in split and "[" in data.train_split):
         raise ArgumentError(
             f"--validation_split={split} has images of --train_split={data.train_split}, which are "
             "trained on; name another one, or drop it to hold images back"

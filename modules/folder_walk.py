@@ -66,9 +66,7 @@ def files_below(folder: str | Path, refused: list[OSError] | None = None) -> Ite
             if refused is not None:
                 refused.append(error)
             continue
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
+        for entry in (entry for entry in entries if not entry.name.startswith(".")):
             if _is_folder(entry):
                 folders.append(entry.path)
                 continue
@@ -83,7 +81,7 @@ def files_below(folder: str | Path, refused: list[OSError] | None = None) -> Ite
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link that leads round in a circle
+    except OSError:  # a link that leads to itself
         return False
 
 

@@ -24,6 +24,7 @@ from modules.metrics_log import comparable
 from modules.progress import reached_by, resume, trainer_state
 from modules.run import Run
 from modules.schedule import Reached
+from modules.synthetic import SyntheticImages
 
 DATA = {"num_train_images": 100, "data_fingerprint": "a", "validation_fingerprint": "v"}
 COSINE = "--lr_scheduler cosine --disc_lr_scheduler cosine --lr_warmup_steps 0 --max_train_steps 8"
@@ -202,9 +203,10 @@ def test_which_images_are_validated_on_is_noticed(pictures, tmp_path):
     assert images("--num_validation_images 4 --learning_rate 1") == held
     assert images("--num_validation_images 4 --seed 1") != held
     assert images("--num_validation_images 5") != held
-    given = images(f"--validation_data_dir {pictures}")
+    SyntheticImages(1, 24, seed=9).open(0).save(tmp_path / "other.png")
+    given = images(f"--validation_data_dir {tmp_path}")
     assert given not in (held, None)
-    assert images(f"--validation_data_dir {pictures} --seed 1") == given
+    assert images(f"--validation_data_dir {tmp_path} --seed 1") == given
     assert images("--num_validation_images 0") is None
 
 

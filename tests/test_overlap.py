@@ -142,12 +142,6 @@ def test_an_output_folder_among_the_data_is_refused_where_it_could_not_be_left_o
     check_output_dir(resolve_arguments(["--output_dir", f"{photos}-run", *argv[:2]]), False)
 
 
-@pytest.mark.parametrize("split", ["train", "train[:10%]"])
-def test_the_split_that_is_trained_on_is_not_validated_on(split):
-    with pytest.raises(ArgumentError, match="is what is trained on"):
-        resolve_arguments(["--dataset_name", "a", "--validation_split", split])
-
-
 def test_paths_are_compared_by_what_they_lead_to(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "photos[1]" / "deep").mkdir(parents=True)

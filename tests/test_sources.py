@@ -384,15 +384,16 @@ def test_validation_has_no_images_of_the_training_split(tmp_path):
         ("train", "test", True),
         ("train[:4]", "train[4:]", True),
         ("test", "test", False),
+        ("train", "train[:10%]", False),
         ("train+test", "test[:2]", False),
     ):
-        args = resolve_arguments([f"--dataset_name={tmp_path}", f"--train_split={training}",
-                                  f"--validation_split={validation}"])  # fmt: skip
+        argv = [f"--dataset_name={tmp_path}", f"--train_split={training}",
+                f"--validation_split={validation}"]  # fmt: skip
         if allowed:
-            assert len(open_data(args).validation) in (2, 6)
+            assert len(open_data(resolve_arguments(argv)).validation) in (2, 6)
             continue
         with pytest.raises(ValueError, match=re.escape(f"--validation_split={validation} has")):
-            open_data(args)
+            open_data(resolve_arguments(argv))
     with pytest.raises(ValueError, match="--train_split=test needs --dataset_name"):
         resolve_arguments(["--train_data_dir=x", "--train_split=test"])
 

@@ -74,8 +74,9 @@ def test_nothing_is_said_before_the_discriminator_trains():
 def make_logits_explode() -> None:
     forward = NLayerDiscriminator.forward
 
-    def exploding(self: NLayerDiscriminator, images: torch.Tensor) -> torch.Tensor:
-        return forward(self, images) + 1e3
+    def exploding(self: NLayerDiscriminator, *halves: torch.Tensor):
+        logits = forward(self, *halves)
+        return logits + 1e3 if len(halves) == 1 else tuple(half + 1e3 for half in logits)
 
     NLayerDiscriminator.forward = exploding
 
@@ -104,9 +105,9 @@ def test_a_run_whose_logits_explode_is_turned_down_and_resumes_bit_equal(tmp_pat
 
 def test_the_share_of_the_guard_multiplies_the_adversarial_term():
     run = tiny_run("--gan_guard", [batch()])
-    assert run.adversarial_share() == 1.0
+    assert run.adversarial_share(1) == 1.0
     run.gan_guard.share = 0.25
-    assert run.adversarial_share() == 0.25
+    assert run.adversarial_share(1) == 0.25
 
 
 @pytest.mark.parametrize("deterministic", [[], ["--deterministic"]])

@@ -134,9 +134,10 @@ def test_diffusers_loads_the_result_and_its_scale_is_that_of_its_latents(trained
     images = torch.rand(2, 3, 16, 16) * 2 - 1
     with torch.no_grad():
         assert vae(images).sample.isfinite().all()
-    data = open_data(arguments(trained))
+    args = arguments(trained)
+    data = open_data(args)
     measured = measure_latents(
-        vae, ProtocolImages(data.finite(8), Protocol(resolution=16), 8), batch_size=4,
+        vae, ProtocolImages(data.finite(args, 8), Protocol(resolution=16), 8), batch_size=4,
         progress=False,
     )  # fmt: skip
     assert measured.num_images == 6

@@ -167,6 +167,8 @@ def device_and_processes(args: argparse.Namespace) -> Iterator[torch.device]:
     default = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if cuda else "cpu"
     with blaming(f"--device={args.device}", "give cpu, cuda or cuda:N"):
         device = torch.device(args.device or default)
+        if device.type == "cuda" and device.index is None:  # each process has its own
+            device = torch.device(default)
         torch.zeros(1, device=device).cpu()  # there is such a device, and it computes
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield device
