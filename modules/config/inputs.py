@@ -150,9 +150,19 @@ class DataArguments:
     streaming: bool = flag(False, "read the dataset as a stream instead of downloading it first")
     shuffle_buffer_size: int = flag(
         1000,
-        "images in the shuffle buffers with --streaming, kept encoded by every worker",
+        "images in the shuffle of --streaming, kept encoded: those of all lanes together, in all "
+        "processes and workers, so that each lane shuffles its own in blocks of a share of this",
         minimum=1,
         maximum=10**9,
+    )
+    stream_lanes: int | None = flag(
+        None,
+        "sequences that --streaming reads apart from each other, each from its own shards, taking "
+        "turns sample by sample; by default 64, or as many as there are shards. Every byte is read "
+        "once where processes x workers divide this. It decides the order of the samples, so it "
+        "is kept on resume",
+        minimum=1,
+        maximum=65536,
     )
     resolution: int = flag(
         512, "side of the square training and validation crops, in pixels", minimum=8, maximum=16384
@@ -170,7 +180,7 @@ class DataArguments:
         "train on pictures in nearly their own shape, from 1:2 to 2:1, in an area of at most "
         "resolution x resolution: each batch has one shape, and the last one of each shape in an "
         "epoch is filled with pictures of that shape again. Sizes are read from the headers at "
-        "every start",
+        "the first start and kept in the cache folder",
     )
     crop: str = flag(
         "random", "which part of the resized image to train on", choices=("random", "center")
