@@ -73,8 +73,8 @@ def code_in(name: str) -> list[str]:
 
 
 def numbers(name: str) -> list[str]:
-    """Those in the running text outside of code and links, in order of size."""
-    words = re.sub(r"`[^`\n]+`|\(\S+\)", "", without_blocks(name))
+    """Those in the running text outside of code, links and names of months, sorted."""
+    words = re.sub(r"`[^`\n]+`|\(\S+\)| \d+ 月", "", without_blocks(name))
     return sorted(re.findall(r"\d[\d.,]*\d|\d", words))
 
 
