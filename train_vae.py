@@ -57,7 +57,8 @@ from eval.protocol.protocol import Protocol, ProtocolImages
 from eval.rehearsal import explained, rehearse
 from eval.watch import Watch, begin
 from modules.builders.banner import banner, summary
-from modules.builders.data import check_shared_memory, make_loader, open_data
+from modules.builders.data import open_data
+from modules.builders.loader import check_shared_memory, make_loader
 from modules.builders.networks import make_vae
 from modules.builders.output_dir import (
     check_output_dir,

@@ -57,7 +57,7 @@ class Watch:
             )
 
     def name_bad_images(self, run: Run) -> None:
-        """Lists the images that no process could use since the last time; stops if they are many."""
+        """Lists images that no process could use since the last time; stops if they are many."""
         rejected, run.rejected = run.rejected, []
         self.bad_images.add(gather_from_processes(rejected), run.samples)
 
