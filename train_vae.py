@@ -29,6 +29,7 @@ if __name__ == "__main__":
     outlive_the_terminal()
     leave_when_interrupted("train_vae.py: interrupted before training; there was nothing to save")
 
+from modules.builders.places import check_places
 from modules.config.answers import exit_on_mistakes
 from modules.config.command_line import for_trackers, parse_arguments, show_messages, to_yaml
 from modules.config.threads import undo_launchers_limit
@@ -37,10 +38,10 @@ from modules.output.folder_lock import PATIENCE, FolderLock
 if __name__ == "__main__":  # before the slow imports: some mistakes are answered at once
     arguments = parse_arguments()
     with exit_on_mistakes():
-        output_lock = None
-        if not arguments.dry_run:
-            patience = PATIENCE if arguments.checkpoints.resume_from_checkpoint else 0.0
-            output_lock = FolderLock(arguments.checkpoints.output_dir, patience)
+        check_places(arguments)
+        patience = PATIENCE if arguments.checkpoints.resume_from_checkpoint else 0.0
+        output_dir = arguments.checkpoints.output_dir
+        output_lock = None if arguments.dry_run else FolderLock(output_dir, patience)
     undo_launchers_limit(os.environ)
 
 import logging
