@@ -258,8 +258,8 @@ def main(args: Arguments, lock: FolderLock | None) -> None:
     """Build, prepare, resume, train, export. lock: of output_dir; None for a dry run."""
     show_messages()
     # Build what can be wrong first: nothing has touched a GPU or been written to yet.
-    check_environment(os.environ, args.optimization.gradient_accumulation_steps,
-                      args.precision.compile)  # fmt: skip
+    accumulation = args.optimization.gradient_accumulation_steps
+    check_environment(os.environ, accumulation, args.precision.compile)
     check_output_dir(args, create=not args.dry_run)
     vae = TrainableVAE(make_vae(args), args.model.decoder_only)
     checkpoint = resume_path(args.checkpoints)
@@ -286,9 +286,12 @@ def main(args: Arguments, lock: FolderLock | None) -> None:
             if watch.publisher is not None:
                 watch.publisher.finish(run.step)
         else:
-            logger.info("stopped at step %d of %d by a signal; the same command with "
-                        "--resume_from_checkpoint latest goes on from there", run.step,
-                        run.max_train_steps)  # fmt: skip
+            logger.info(
+                "stopped at step %d of %d by a signal; the same command with "
+                "--resume_from_checkpoint latest goes on",
+                run.step,
+                run.max_train_steps,
+            )
         # The networks first: where DDP is the last to let go of the processes' group, as when this
         # function returns, PyTorch waits for the group's threads while they wait for Python.
         run.vae, run.discriminator = accelerator.free_memory(run.vae, run.discriminator)
