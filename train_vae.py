@@ -434,6 +434,7 @@ def main(args: Arguments, lock: FolderLock | None) -> None:
             (output_dir / "train_config.yaml").write_text(
                 to_yaml(args, run.history), encoding="utf-8"
             )
+            owned_files(args).sign("train_config.yaml")  # people edit it to resume with other flags
 
         # Train and export.
         run.loader = make_loader(args, data, shape, accelerator, run.samples)

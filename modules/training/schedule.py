@@ -56,8 +56,14 @@ class GanSchedule:
 
     def vae_updates(self, steps: int) -> int:
         """Updates that the VAE gets in `steps` steps: the length of its learning-rate schedule."""
-        return sum(map(self.trains_vae, range(steps)))
+        gives_way = self.enabled and self.in_turns
+        return steps - self._turns(steps) if gives_way else steps
 
     def discriminator_updates(self, steps: int) -> int:
         """Updates that the discriminator gets in `steps` steps."""
-        return sum(map(self.trains_discriminator, range(steps)))
+        return self._turns(steps) if self.enabled else 0
+
+    def _turns(self, steps: int) -> int:
+        """Of the discriminator, if it is enabled."""
+        begin, end = min(self.start, steps), steps
+        return end // 2 - begin // 2 if self.in_turns else end - begin
