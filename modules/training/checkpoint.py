@@ -51,8 +51,8 @@ def checkpoint_path(folder: Path, step: int) -> Path:
 
 
 def is_checkpoint_of(path: Path, output_dir: Path) -> bool:
-    """Whether `path` lies where the run in `output_dir` keeps its checkpoints."""
-    return path.resolve().parent == (output_dir / "checkpoints").resolve()
+    """Whether `path` is one of the run in `output_dir`; either may be a link, to another disk."""
+    return (output_dir / "checkpoints").resolve() in (path.resolve().parent, path.parent.resolve())
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
