@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from modules.training.losses import gan_ramp
 
@@ -38,6 +38,20 @@ class GanSchedule:
     warmup_steps: int
     ramp_steps: int
     in_turns: bool
+
+    def continued(self, reached: Reached) -> GanSchedule:
+        """The schedule of a run that has come so far, perhaps by another one.
+
+        A discriminator that would have begun already, and has not, begins now: moved to an earlier
+        step or turned on when resuming, it has its head start all the same.
+        """
+        had = reached.disc_updates
+        if had is None or had >= self.discriminator_updates(reached.step):
+            return self
+        begun = reached.step - had
+        if self.in_turns:
+            begun = (begun - had) // 2 * 2
+        return replace(self, start=max(self.start, begun))
 
     def trains_discriminator(self, step: int) -> bool:
         """Whether the discriminator is updated at `step`."""
