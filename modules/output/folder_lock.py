@@ -124,7 +124,7 @@ def _describe(content: bytes) -> str:
 
 
 def _launched_as(names: tuple[str, ...], default: int) -> int:
-    """A number that a launcher gives its processes. Raises ArgumentError for a word in its place."""
+    """A number that a launcher gives its processes. Raises ArgumentError for a word."""
     name = next((name for name in names if os.environ.get(name)), None)
     try:
         return default if name is None else int(os.environ[name])

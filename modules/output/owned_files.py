@@ -63,6 +63,11 @@ class OwnedFiles:
         self.signed = {name: sign for name, sign in self.signed.items() if name not in names}
         self._record(dict.fromkeys((*self.names, *names)))
 
+    def write(self, name: str, text: str) -> None:
+        """Writes a file of ours that people edit, and signs it."""
+        (self.folder / name).write_text(text, encoding="utf-8")
+        self.sign(name)
+
     def sign(self, name: str) -> None:
         """Remembers how a file of ours is now: the user's changes to it would be the user's."""
         self.signed[name] = _digest(self.folder / name)
