@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import batch, tiny_run
+from tiny import batch, tiny_run, train
 
 from eval.__main__ import main
 from eval.rehearsal import BEFORE_GAN, LATENTS, TRAINING, VALIDATION
@@ -22,7 +22,7 @@ from eval.speed.memory_plan import (
     plan_textbook,
     state_bytes,
 )
-from eval.speed.script import Nobody, measured_arguments, training_script
+from eval.speed.script import measured_arguments
 from modules.config.arguments import Arguments
 
 FLAGS = (
@@ -52,16 +52,15 @@ def bytes_of(*tensors: torch.Tensor) -> int:
 def test_states_are_those_of_real_tensors_to_the_byte() -> None:
     flags = "--use_ema --mixed_precision no"
     run = tiny_run(flags)
-    script, clear, left = training_script(), run.update, {}
-    script.after_step = lambda run, watch: True
+    clear, left = run.update, {}
 
     def update(vae_turn: bool, disc_turn: bool) -> None:
         left["VAE"] = bytes_of(*(p.grad for p in run.raw_vae.parameters()))
         left["discriminator"] = bytes_of(*(p.grad for p in run.raw_discriminator.parameters()))
         clear(vae_turn, disc_turn)
 
-    run.update, run.loader = update, [batch()]
-    script.train(run, Nobody())
+    run.update = update
+    train(run, [batch()])
     measured = {}
     for name, network, optimizer in (
         ("VAE", run.raw_vae, run.optimizer_vae),
@@ -169,7 +168,7 @@ def test_meter_counts_storages_once_and_forgets_them() -> None:
 
 
 def test_fake_run_is_the_scripts_own_step_and_allocates_nothing_real() -> None:
-    with fake_run(arguments("--use_ema")) as (_, run):
+    with fake_run(arguments("--use_ema")) as run:
         parameter = next(run.raw_vae.parameters())
         assert type(parameter.data).__name__ == "FakeTensor"
         assert run.schedule.adversarial_share(run.step) == 1.0
