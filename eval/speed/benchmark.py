@@ -100,14 +100,14 @@ class Bench:
         self.args, self.warmup = args, max(MIN_WARMUP, warmup)
         self.steps: dict[str, Callable[[], object]] = {}
         self.contestants: dict[str, Contestant] = {}
-        self.run = self._enter(OURS, partial(_ours, args))
+        self.run = self._enter(OURS, partial(ours, args))
         for name in rivals:
             if name in UNDO:
-                self._enter(name, partial(_ours, args, UNDO[name]))
+                self._enter(name, partial(ours, args, UNDO[name]))
             else:
                 self._enter(name, partial(_textbook, self.run, TEXTBOOKS[name]))
         for name, arguments in others.items():
-            self._enter(name, partial(_ours, arguments))
+            self._enter(name, partial(ours, arguments))
 
     def measure(self, steps: int, phase_steps: int) -> Result:
         """`steps` of each contestant in turns, then `phase_steps` of ours with marks inside.
@@ -159,9 +159,10 @@ class Bench:
         return times
 
 
-def _ours(
+def ours(
     args: Arguments, change: Callable[[Run], None] | None = None
 ) -> tuple[Run, Callable[[], object]]:
+    """The trainer, at full GAN, after `change`: its run, and what takes one step of it."""
     vae = TrainableVAE(make_vae(args), args.model.decoder_only)
     run = make_run(args, vae, args.optimization.images_per_step(1))
     skip_to_full_gan(run)
