@@ -20,15 +20,13 @@ from eval.rehearsal import random_batch
 from eval.speed.device_speed import peak_flops_per_s, useful_flops
 from eval.speed.levers import UNDO
 from eval.speed.phases import PHASES, PhaseClock, watched
-from eval.speed.script import skip_to_full_gan, train_on
+from eval.speed.script import run_at_full_gan, train_on
 from eval.speed.stopwatch import Spread, Stopwatch
 from eval.speed.textbook_step import DTYPES, TextbookTrainer
 from modules.builders.networks import make_vae
 from modules.config.arguments import Arguments
 from modules.distributed.device import device_name
-from modules.models.autoencoder import TrainableVAE
 from modules.training.run import Run
-from train_vae import make_run
 
 OURS = "ours"
 TEXTBOOKS = {"textbook": False, "latent-diffusion": True}  # whether the VAE goes forward again
@@ -163,9 +161,7 @@ def ours(
     args: Arguments, change: Callable[[Run], None] | None = None
 ) -> tuple[Run, Callable[[], object]]:
     """The trainer, at full GAN, after `change`: its run, and what takes one step of it."""
-    vae = TrainableVAE(make_vae(args), args.model.decoder_only)
-    run = make_run(args, vae, args.optimization.images_per_step(1))
-    skip_to_full_gan(run)
+    run = run_at_full_gan(args, make_vae(args))
     if change is not None:
         change(run)
     return run, partial(train_on, run, micro_batches(run))

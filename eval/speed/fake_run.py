@@ -20,14 +20,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 
+from eval.speed import script
 from eval.speed.random_lpips import random_lpips
-from eval.speed.script import skip_to_full_gan
 from eval.speed.textbook_step import DTYPES
 from modules.builders.networks import make_discriminator, make_perceptual, make_vae
 from modules.config.arguments import Arguments
-from modules.models.autoencoder import TrainableVAE
 from modules.training.run import Run
-from train_vae import make_run
 
 LAYOUT = torch.channels_last  # on a GPU
 
@@ -42,7 +40,7 @@ def fake_run(args: Arguments, *modes: Any) -> Iterator[Run]:
     plain = replace(args, precision=replace(args.precision, use_8bit_adam=False, compile=False))
     accelerator = OneProcess(args)
     with random_lpips():
-        vae = TrainableVAE(make_vae(plain), args.model.decoder_only)
+        vae = make_vae(plain)
         discriminator = make_discriminator(plain, accelerator)
         perceptual = make_perceptual(plain)
     for network in (vae, discriminator):
@@ -54,14 +52,12 @@ def fake_run(args: Arguments, *modes: Any) -> Iterator[Run]:
         "make_perceptual": lambda args: perceptual and _fake(perceptual),
     }
     with ExitStack() as stack:
-        stack.enter_context(patch.multiple(inspect.getmodule(make_run), **built_here))
+        stack.enter_context(patch.multiple(inspect.getmodule(script.make_run), **built_here))
         # Where they are is where they stay: a network cannot exchange fake tensors for others.
         stack.enter_context(patch.object(nn.Module, "to", lambda network, *_, **__: network))
         for mode in (FakeTensorMode(allow_non_fake_inputs=True), cuda_autocast(), *modes):
             stack.enter_context(mode)
-        run = make_run(plain, _fake(vae), args.optimization.images_per_step(1))
-        skip_to_full_gan(run)
-        yield run
+        yield script.run_at_full_gan(plain, _fake(vae))
 
 
 class OneProcess:

@@ -7,10 +7,14 @@ from dataclasses import replace
 from typing import Any
 from unittest.mock import patch
 
+from diffusers import AutoencoderKL
+
 import train_vae
 from modules.config.arguments import Arguments
 from modules.config.command_line import resolve_arguments
+from modules.models.autoencoder import TrainableVAE
 from modules.training.run import Run
+from train_vae import make_run
 
 
 def measured_arguments(training_flags: Sequence[str]) -> Arguments:
@@ -35,9 +39,13 @@ def train_on(run: Run, batches: Sequence[dict[str, Any]]) -> Run:
     return run
 
 
-def skip_to_full_gan(run: Run) -> None:
-    """Sets the clock to where every term counts, with no end in sight: the most expensive step."""
-    disc = run.args.discriminator
+def run_at_full_gan(args: Arguments, vae: AutoencoderKL) -> Run:
+    """A run by the script's builder at its most expensive step: every term counts, with no end."""
+    run = make_run(
+        args, TrainableVAE(vae, args.model.decoder_only), args.optimization.images_per_step(1)
+    )
+    disc = args.discriminator
     run.step = disc.disc_start + disc.disc_warmup_steps + disc.disc_ramp_steps
     run.step += run.step % 2  # the VAE's turn, if they take turns
     run.max_train_steps = 10**12
+    return run
