@@ -436,7 +436,7 @@ def main(args: Arguments, lock: FolderLock | None) -> None:
             )
 
         # Train and export.
-        run.loader = make_loader(args, data, shape, accelerator, run.samples)
+        run.loader = make_loader(args, data, shape, accelerator, run.samples, run.stream)
         run.meter.restart_clock()  # the loader may have looked at the sizes of all images
         if not run.validation_due and train(run, watch) and export(run, watch):
             if publisher is not None:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from diffusers import AutoencoderKL
 
-from modules.config.arguments import Arguments, DiscriminatorArguments
+from modules.config.arguments import Arguments
+from modules.config.objective import DiscriminatorArguments
 from modules.models.autoencoder import describe, latent_shape
 from modules.tracking.metrics_log import best_psnr, whole_validations
 

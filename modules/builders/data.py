@@ -13,10 +13,12 @@ from typing import Any
 
 import numpy as np
 from accelerate import Accelerator
+from datasets.config import HF_DATASETS_CACHE
 from torch.utils.data import DataLoader
 
 from modules.builders.overlap import searched_by_datasets, would_match
-from modules.config.arguments import Arguments, DataArguments
+from modules.config.arguments import Arguments
+from modules.config.inputs import DataArguments
 from modules.data.image_sizes import read_sizes
 from modules.data.loader import TrainingImages, prefetched_batches, training_loader
 from modules.data.samplers.buckets import Buckets, num_batches
@@ -34,8 +36,10 @@ from modules.data.sources.parts import (
     random_subset,
 )
 from modules.data.sources.same_files import files_in_both
-from modules.data.streaming.reader import StreamedImages
-from modules.data.streaming.rows import MixedRows, ReadRows, RowStream, ShardRows, SourceRows
+from modules.data.streaming.lane_balance import warn_of_lanes
+from modules.data.streaming.lanes import ANEW, ReadRows, RowStream, ShardRows
+from modules.data.streaming.reader import StreamedImages, StreamLoader, StreamPosition
+from modules.data.streaming.rows import MixedRows, SourceRows
 from modules.data.streaming.shards import Shards
 from modules.errors import ArgumentError
 
@@ -237,10 +241,9 @@ def _open_stream(args: Arguments, name: str, buffer_size: int) -> RowStream:
         streaming=True,
     )
     return ShardRows(
-        Shards(loaded.rows, name, loaded.files),
+        Shards(loaded.rows, name, loaded.files, loaded.direct, token),
         seed=args.optimization.seed,
-        buffer_size=max(1, buffer_size),
-        token=token,
+        buffer_size=buffer_size,
         version=loaded.fingerprint,
     )
 
@@ -292,8 +295,12 @@ def make_loader(
     latent_shape: tuple[int, int, int],
     accelerator: Accelerator,
     start_position: int,
-) -> DataLoader:
-    """The endless stream of this process's training batches, from sample `start_position` on."""
+    stream: StreamPosition,
+) -> DataLoader | StreamLoader:
+    """The endless stream of this process's training batches, from sample `start_position` on.
+
+    stream: where the run is with --streaming; it learns how many lanes there are.
+    """
     options = {
         "latent_shape": latent_shape,
         "seed": args.optimization.seed,
@@ -306,7 +313,15 @@ def make_loader(
     }
     resolution = args.data.resolution
     if isinstance(data.images, RowStream):
-        dataset = StreamedImages(data.images, resolution, **options)
+        stream.lanes = stream.lanes or args.data.stream_lanes or data.images.num_lanes
+        if start_position and not stream.cursors:
+            logger.warning("this run has not streamed in lanes so far: its stream begins anew")
+            used = (range(lane, start_position, stream.lanes) for lane in range(stream.lanes))
+            stream.cursors = {lane: (len(rows), ANEW) for lane, rows in enumerate(used)}
+        if accelerator.process_index == 0:
+            processes, workers = accelerator.num_processes, args.data.dataloader_num_workers
+            warn_of_lanes(data.images, stream.lanes, processes, workers)
+        dataset = StreamedImages(data.images, resolution, stream.lanes, stream.cursors, **options)
     else:
         order, buckets = _make_order(args, data.images), None
         if args.data.aspect_ratio_bucketing:
@@ -326,7 +341,8 @@ def make_loader(
 def _make_buckets(args: Arguments, images: ImageSource, order: EpochOrder, factor: int) -> Buckets:
     """The buckets of --aspect_ratio_bucketing; says how the images fall into them. Collective."""
     resolutions, batch_size = args.data.training_resolutions, args.optimization.train_batch_size
-    buckets = Buckets(read_sizes(images), resolutions, factor)
+    folder = Path(args.model.cache_dir or HF_DATASETS_CACHE) / "image_sizes"
+    buckets = Buckets(read_sizes(images, folder), resolutions, factor)
     batches = num_batches(order.indices(0), buckets.of, batch_size)
     shapes = [f"{n:,} of {width} x {height}" for (height, width), n in buckets.occupied().items()]
     logger.info(

@@ -24,9 +24,9 @@ from typing import Any
 import yaml
 
 from modules.config.answers import exit_on_mistakes
-from modules.config.arguments import GROUPS, Arguments, require
+from modules.config.arguments import GROUPS, Arguments
 from modules.config.config_file import from_yaml, read_config
-from modules.config.limits import expanded, shown
+from modules.config.limits import expanded, require, shown
 from modules.config.precedence import overlay
 from modules.errors import ArgumentError
 

@@ -15,8 +15,9 @@ from huggingface_hub import EvalResult, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from modules.config.arguments import GROUPS, Arguments, DataArguments
+from modules.config.arguments import GROUPS, Arguments
 from modules.config.fates import shown
+from modules.config.inputs import DataArguments
 from modules.export.loading_code import loading_code
 from modules.models.autoencoder import describe
 from modules.models.latents import LatentStatistics

@@ -20,8 +20,8 @@ from huggingface_hub import ModelCard
 from launching import ROOT, TINY, Launched, launch
 
 from modules.builders.output_dir import check_output_dir
-from modules.config.arguments import LoggingArguments
 from modules.config.command_line import resolve_arguments
+from modules.config.outputs import LoggingArguments
 from modules.errors import ArgumentError
 from modules.export.model_card import Provenance, write_model_card
 from modules.models.autoencoder import build_autoencoder
