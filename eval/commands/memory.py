@@ -118,10 +118,7 @@ def memory_text(args: Arguments, states: Mapping[str, int], peaks: Sequence[Peak
         )
     largest = max(peaks, key=lambda peak: peak.allocated).largest
     accumulation = args.optimization.gradient_accumulation_steps > 1
-    return (
-        "\n".join(lines)
-        + f"""
-
+    lines.append(f"""
 What needs most is {largest}; flags that lower it, in the order to try them: \
 {", ".join(levers(args, largest))}.
 
@@ -133,5 +130,5 @@ on the card: {100 * OVERHEAD:.0f} % more for those workspaces and for fragmentat
 {CONTEXT / 1e9:.1f} GB for CUDA's
 context and libraries: assumptions. A desktop on the same card takes 0.3 to 1 GB more.
 Not in it: torch.compile, which fuses and keeps less; several GPUs, which add DDP's
-buckets, as large as the gradients."""
-    )
+buckets, as large as the gradients.""")
+    return "\n".join(lines)
