@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import lpips
 import pytest
@@ -31,6 +32,7 @@ from eval.speed.random_lpips import random_lpips
 from eval.speed.script import measured_arguments
 from eval.speed.stopwatch import Spread, Stopwatch
 from eval.speed.textbook_step import TextbookTrainer
+from modules.data.loader import TrainingImages
 from modules.models.lpips import build_lpips
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
@@ -237,13 +239,21 @@ def test_flags_that_nobody_knows_are_named(capsys: pytest.CaptureFixture) -> Non
 
 
 def test_plain_and_our_loader_take_turns_over_the_same_pictures(
-    pictures: Path, tmp_path: Path
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for file in pictures.glob("*.png"):  # PIL looks at the content
         (tmp_path / f"{file.stem}.jpg").write_bytes(file.read_bytes())
+    turns = []
+
+    def noted(*args: Any, **options: Any) -> TrainingImages:
+        turns.append(options["fast_jpeg_decoding"])
+        return TrainingImages(*args, **options)
+
+    monkeypatch.setattr("eval.speed.loader_speed.TrainingImages", noted)
     found = loader_speeds(tmp_path, 16, workers=0, rounds=3, images=4, batch_size=2)
     assert found.keys() == {OURS, FAST, PLAIN}
     assert all(len(speeds) == 3 and min(speeds) > 0 for speeds in found.values())
+    assert turns == [False, True, True, False, False, True]
     image = PlainImages(sorted(tmp_path.glob("*.jpg")), 16)[0]
     assert image.shape == (3, 16, 16)
     assert -1 <= image.min() < image.max() <= 1
