@@ -8,7 +8,6 @@ moves networks in a way fake tensors do not allow.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
@@ -20,9 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 
-from eval.speed import script
 from eval.speed.random_lpips import random_lpips
+from eval.speed.script import run_at_full_gan
 from eval.speed.textbook_step import DTYPES
+from modules.builders import run as builder
 from modules.builders.networks import make_discriminator, make_perceptual, make_vae
 from modules.config.arguments import Arguments
 from modules.training.run import Run
@@ -52,12 +52,12 @@ def fake_run(args: Arguments, *modes: Any) -> Iterator[Run]:
         "make_perceptual": lambda args: perceptual and _fake(perceptual),
     }
     with ExitStack() as stack:
-        stack.enter_context(patch.multiple(inspect.getmodule(script.make_run), **built_here))
+        stack.enter_context(patch.multiple(builder, **built_here))
         # Where they are is where they stay: a network cannot exchange fake tensors for others.
         stack.enter_context(patch.object(nn.Module, "to", lambda network, *_, **__: network))
         for mode in (FakeTensorMode(allow_non_fake_inputs=True), cuda_autocast(), *modes):
             stack.enter_context(mode)
-        yield script.run_at_full_gan(plain, _fake(vae))
+        yield run_at_full_gan(plain, _fake(vae))
 
 
 class OneProcess:

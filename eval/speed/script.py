@@ -10,11 +10,11 @@ from unittest.mock import patch
 from diffusers import AutoencoderKL
 
 import train_vae
+from modules.builders.run import make_run
 from modules.config.arguments import Arguments
 from modules.config.command_line import resolve_arguments
 from modules.models.autoencoder import TrainableVAE
 from modules.training.run import Run
-from train_vae import make_run
 
 
 def measured_arguments(training_flags: Sequence[str]) -> Arguments:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 from pathlib import Path
 
@@ -26,6 +25,7 @@ from eval.speed.memory_plan import (
     plan_textbook,
     state_bytes,
 )
+from modules.builders import run as builder
 from modules.config.arguments import Arguments
 
 FLAGS = (
@@ -171,8 +171,6 @@ def test_meter_counts_storages_once_and_forgets_them() -> None:
 
 
 def test_fake_run_is_the_scripts_own_and_leaves_nothing_of_its_stand_ins() -> None:
-    builder = inspect.getmodule(script.make_run)
-
     def replaced() -> list[object]:
         return [builder.make_accelerator, builder.make_discriminator, builder.make_perceptual,
                 builder.convolution_layout, lpips.LPIPS, torch.nn.Module.to, F.group_norm,
