@@ -59,7 +59,7 @@ from eval.rehearsal import explained, rehearse
 from eval.report.training import write_training_report
 from eval.validation import Validation, ValidationResult
 from modules.builders.accelerator import make_accelerator
-from modules.builders.banner import banner, summary
+from modules.builders.banner import banner, facts, summary
 from modules.builders.data import TrainingData, check_shared_memory, make_loader, open_data
 from modules.builders.networks import (
     make_discriminator,
@@ -140,6 +140,7 @@ class Watch:
                 result.evaluation,
                 self.validation.protocol,
                 result.latent_grid,
+                facts(run, self.journal),
             )
 
 

@@ -12,10 +12,8 @@ other.
 from __future__ import annotations
 
 import argparse
-import json
 from contextlib import nullcontext
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from eval.commands.checks import integer
@@ -70,6 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measures, prints, and writes the JSON."""
+    from eval.report.outputs import write_json
     from eval.speed.benchmark import Bench
     from eval.speed.benchmark_report import benchmark_data, benchmark_text, scaling_table
     from eval.speed.random_lpips import with_random_lpips
@@ -87,8 +86,7 @@ def run(args: argparse.Namespace) -> int:
     if rows:
         print(scaling_table(rows))
         data["scaling"] = rows
-    if args.json:
-        Path(args.json).write_text(json.dumps(data, indent=1) + "\n")
+    write_json(args.json, data)
     return 0
 
 

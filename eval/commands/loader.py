@@ -12,7 +12,6 @@ resume, in bytes and seconds, by where the run was. On Linux.
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 from eval.commands.checks import integer
@@ -51,10 +50,12 @@ def run(args: argparse.Namespace) -> int:
     """Measures, prints, and writes the JSON."""
     import tempfile
 
+    from eval.report.outputs import write_json
+    from eval.report.terminal import print_table
     from eval.speed.loader_speed import loader_speeds, write_photos
     from eval.speed.spread import Spread
 
-    found = []
+    found, rows = [], [["workers", "ours", "plain PIL", "ratio"]]
     with tempfile.TemporaryDirectory(prefix="loader-") as temporary:
         folder = Path(args.data or temporary)
         if args.data is None:
@@ -63,19 +64,18 @@ def run(args: argparse.Namespace) -> int:
             raise ValueError(f"--data={folder} holds no .jpg files; give a folder that does")
         if args.streaming:
             return _measure_streams(args, sorted(folder.rglob("*.jpg")))
-        print("median (10th to 90th percentile), images per second and core")
-        print(f"workers  {'ours':>22s}  {'plain PIL':>22s}  {'ratio':>20s}")
         for workers in args.workers:
             speed = loader_speeds(
                 folder, args.resolution, workers, args.rounds, args.images or 128, args.batch_size
             )
             ours, plain = Spread.of(speed.ours), Spread.of(speed.plain)
             ratio = speed.speedup
-            print(f"{workers:7d}  {ours.text(1):>22s}  {plain.text(1):>22s}  {ratio.text(2):>20s}")
+            rows.append([str(workers), ours.text(1), plain.text(1), ratio.text(2)])
             found.append({"workers": workers, "ours": ours.to_dict(), "plain": plain.to_dict(),
                           "ratio": ratio.to_dict()})  # fmt: skip
-    if args.json:
-        Path(args.json).write_text(json.dumps({"images_per_s": found}, indent=1) + "\n")
+    print("median (10th to 90th percentile), images per second and core")
+    print_table(rows)
+    write_json(args.json, {"images_per_s": found})
     return 0
 
 
@@ -84,6 +84,8 @@ def _measure_streams(args: argparse.Namespace, photos: list[Path]) -> int:
 
     import datasets
 
+    from eval.report.outputs import write_json
+    from eval.report.terminal import print_table
     from eval.speed.stream_cost import StreamCost, write_shards
 
     datasets.disable_progress_bars()
@@ -94,21 +96,22 @@ def _measure_streams(args: argparse.Namespace, photos: list[Path]) -> int:
             size = write_shards(folder, kind, photos, args.shards, images)
             cost = StreamCost(folder, images, args.shuffle_buffer_size, args.batch_size)
             print(f"{args.shards} {kind} shards, {size / 1e6:.1f} MB, {images} images")
-            print("  processes  workers  bytes of an epoch / bytes of the shards")
+            read = [["processes", "workers", "bytes of an epoch / of the shards"]]
             for processes in args.processes:
                 for workers in args.workers:
                     epoch = cost.epoch(processes, workers)
-                    print(f"  {processes:9d}  {workers:7d}  {epoch.bytes / size:.3f}", flush=True)
+                    read.append([str(processes), str(workers), f"{epoch.bytes / size:.3f}"])
                     found.append({"kind": kind, "processes": processes, "workers": workers,
                                   "ratio": epoch.bytes / size})  # fmt: skip
-            print("  resumed at   to the first batch     until every lane is entered")
+            print_table(read)
+            again = [["resumed at epoch", "to the first batch", "until every lane is entered"]]
             places = (0, 0.1, 0.5, 0.9, 2.5)
             resumed = cost.resumed([int(place * images) for place in places])
             for place, (first, every) in zip(places, resumed, strict=True):
-                print(f"  epoch {place:4.1f}   {first.bytes / 1e6:6.1f} MB {first.seconds:6.2f} s"
-                      f"     {every.bytes / 1e6:6.1f} MB {every.seconds:6.2f} s")  # fmt: skip
+                again.append([f"{place:.1f}", *(f"{spent.bytes / 1e6:.1f} MB {spent.seconds:.2f} s"
+                                                for spent in (first, every))])  # fmt: skip
                 found.append({"kind": kind, "epochs": place, "bytes": first.bytes,
                               "seconds": first.seconds, "bytes_of_all": every.bytes})  # fmt: skip
-    if args.json:
-        Path(args.json).write_text(json.dumps({"streams": found}, indent=1) + "\n")
+            print_table(again)
+    write_json(args.json, {"streams": found})
     return 0

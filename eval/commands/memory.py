@@ -9,11 +9,9 @@ PyTorch does not allocate as tensors is an assumption, printed below the table.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator
 from dataclasses import asdict
 from itertools import chain, product
-from pathlib import Path
 
 from eval.commands.checks import integer
 
@@ -53,6 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Predicts, prints, and writes the JSON. By default the configuration that the flags give."""
+    from eval.report.outputs import write_json
     from eval.speed.memory_plan import plan, plan_textbook
     from eval.speed.memory_report import memory_text
     from eval.speed.script import measured_arguments
@@ -65,12 +64,8 @@ def run(args: argparse.Namespace) -> int:
     if args.compare:
         peaks += map(plan_textbook, variants)
     print(memory_text(variants[-1], states, peaks, CARDS))
-    if args.json:
-        data = {
-            "states": states,
-            "peaks": [asdict(peak) | {"on_card": peak.on_card} for peak in peaks],
-        }
-        Path(args.json).write_text(json.dumps(data, indent=1) + "\n")
+    predicted = [asdict(peak) | {"on_card": peak.on_card} for peak in peaks]
+    write_json(args.json, {"states": states, "peaks": predicted})
     return 0
 
 

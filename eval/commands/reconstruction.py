@@ -9,7 +9,9 @@ be downloaded is shown as missing; the exit code is 1 only if --metrics named it
 from __future__ import annotations
 
 import argparse
+import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from eval.commands.checks import integer
 from eval.commands.common import (
@@ -68,35 +70,45 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Measures, prints the table, writes the files; 1 if a metric named in --metrics is missing."""
     from eval.metrics.networks import open_networks
-    from eval.protocol.comparison import Outputs, measure, write_outputs
+    from eval.protocol.comparison import compare, open_models, run_data
+    from eval.protocol.evaluate import evaluate_reconstruction
+    from eval.report.outputs import write_comparison
+    from modules.distributed.reduce import process_index_and_count
 
     metrics = args.metrics or DEFAULT_METRICS
     if args.crop != "full":
         _require_side(args.resolution, metrics)
     protocol = open_protocol(args)
     images = open_images(args, protocol)
+    models = open_models(args.model, args.labels, args.pretrained_weights)
     networks = open_networks(metrics, args.lpips_weights, args.inception_weights)
     with device_and_processes(args) as device:
-        result = measure(
-            args.model,
-            args.labels,
-            args.pretrained_weights,
+        start = time.perf_counter()
+        evaluations = evaluate_reconstruction(
+            models,
             images,
             metrics,
-            networks,
             protocol=protocol,
-            device=device,
-            fid_cache=args.fid_cache,
             batch_size=args.batch_size,
-            num_workers=args.num_workers,
+            device=device,
+            lpips=networks.lpips,
+            inception=networks.inception,
+            fid_cache=Path(args.fid_cache) if args.fid_cache else None,
+            unavailable=networks.unavailable,
+            latents=True,
             num_samples=args.num_samples,
-            num_worst=args.num_worst,
+            num_workers=args.num_workers,
             progress=not args.no_progress,
         )
-    if result is None:
-        return 0
-    write_outputs(result, Outputs(args.json, args.markdown, args.report, args.grid))
-    missing = any(found.missing for found in result.evaluations.values())
+        took = run_data(device, time.perf_counter() - start, len(images), args.batch_size)
+        if process_index_and_count()[0] != 0:
+            return 0
+        result = compare(
+            models, args.model, evaluations, images, protocol, device, args.num_worst, took
+        )
+    files = {name: vars(args)[name] for name in ("json", "markdown", "report", "grid")}
+    write_comparison(result, **files)
+    missing = any(found.missing for found in evaluations.values())
     return 1 if args.metrics and missing else 0
 
 

@@ -17,7 +17,6 @@ from eval.metrics.fid import (
     extract_features,
     frechet_distance,
 )
-from eval.protocol.codecs import Reconstruction
 from modules.distributed.reduce import process_index_and_count, sum_over_processes
 from modules.errors import dispensable
 
@@ -53,10 +52,13 @@ class StreamedFID:
         if self.known is None:
             self.originals.update(extract_features(self.inception, images)[:count])
 
-    def add_reconstructions(self, label: str, output: Reconstruction, count: int) -> None:
-        """A batch of a model's output; what is not finite stays out."""
-        features = extract_features(self.inception, output.images)[:count].cpu()
-        self.models[label].update(features[output.finite[:count]])
+    def add_reconstructions(self, label: str, images: Tensor, finite: Tensor, count: int) -> None:
+        """A batch of a model's output; what is not finite stays out.
+
+        images: as of `add_originals`. finite: [B] bool on the CPU.
+        """
+        features = extract_features(self.inception, images)[:count].cpu()
+        self.models[label].update(features[finite[:count]])
 
     def finish(self, content: str) -> dict[str, float] | None:
         """rFID by model; NaN for fewer than two images. None where what was stored is outdated.

@@ -101,7 +101,7 @@ def _add(
     for label, tally in tallies.items():
         output = tally.add(batch, originals, networks, protocol)
         if fid:
-            fid.add_reconstructions(label, output, batch.count)
+            fid.add_reconstructions(label, output.images, output.finite, batch.count)
 
 
 class _Record:

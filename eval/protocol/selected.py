@@ -65,7 +65,7 @@ def kept_samples(evaluations: Mapping[str, Evaluation]) -> list[Sample]:
         Sample(
             position,
             original,
-            {label: found.samples[row][2] for label, found in evaluations.items()},
+            {label: found.samples[row].reconstruction for label, found in evaluations.items()},
         )
-        for row, (position, original, _) in enumerate(first.samples)
+        for row, (position, original, *_) in enumerate(first.samples)
     ]

@@ -21,7 +21,7 @@ from eval.metrics.image import (
 from eval.protocol.codecs import Codec, Reconstruction
 from eval.protocol.loading import Batch
 from eval.protocol.protocol import Protocol
-from eval.protocol.results import Evaluation
+from eval.protocol.results import Evaluation, Kept
 from modules.data.images.images import normalize
 from modules.distributed.reduce import gather_from_processes, sum_over_processes
 from modules.models.latents import LatentAccumulator, kl_per_channel
@@ -43,7 +43,7 @@ class Tally:
         self.values = torch.zeros(total, len(self.keys), dtype=torch.float64)
         self.bad = torch.zeros(total, dtype=torch.int64)
         self.num_samples = num_samples
-        self.samples: list[tuple[int, Tensor, Tensor]] = []
+        self.samples: list[Kept] = []
         self.latents = None
         if latents and codec.latent_channels:
             self.latents = LatentAccumulator(codec.latent_channels)
@@ -72,8 +72,9 @@ class Tally:
             self.latents.update(mean, logvar)
         for row, position in enumerate(batch.positions):
             if position < self.num_samples:
+                latent = None if output.mean is None else output.mean[row].cpu()
                 pair = originals[row].cpu(), output.images[row].cpu()
-                self.samples.append((position, *pair))
+                self.samples.append(Kept(position, *pair, latent))
         return output
 
     def finish(
@@ -100,7 +101,7 @@ class Tally:
             rfid=rfid,
             latents=self.latents.result() if self.latents and usable else None,
             missing=missing,
-            samples=sorted(gather_from_processes(self.samples), key=lambda sample: sample[0]),
+            samples=sorted(gather_from_processes(self.samples), key=lambda kept: kept.position),
             content=content,
             seconds=self.seconds,
         )

@@ -319,8 +319,8 @@ def test_truncation_darkens_and_rounding_does_not():
 def test_kept_samples_and_worst_images_are_those_that_were_measured():
     vae, images = tiny_vae(), TensorImages(photographs(7))
     found = evaluate(VAECodec(vae), images, batch_size=3, num_samples=2)["model"]
-    assert [position for position, _, _ in found.samples] == [0, 1]
-    for position, original, output in found.samples:
+    assert [position for position, *_ in found.samples] == [0, 1]
+    for position, original, output, _ in found.samples:
         assert torch.equal(original, images[position])
         mse = mean_squared_error(original[None], output[None]).item()
         assert mse == found.per_image["mse"][position]
