@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 from eval.commands.checks import integer
 from eval.commands.common import (
@@ -49,11 +48,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--inception_weights",
         metavar="FILE",
         help="torch-fidelity's weights-inception-2015-12-05-6726825d.pth",
-    )
-    networks.add_argument(
-        "--fid_cache",
-        metavar="FOLDER",
-        help="reference statistics; by default $VAE_EVAL_CACHE or ~/.cache/vae-eval",
     )
     add_run_arguments(parser)
     output = parser.add_argument_group("Output")
@@ -93,7 +87,6 @@ def run(args: argparse.Namespace) -> int:
             device=device,
             lpips=networks.lpips,
             inception=networks.inception,
-            fid_cache=Path(args.fid_cache) if args.fid_cache else None,
             unavailable=networks.unavailable,
             latents=True,
             num_samples=args.num_samples,

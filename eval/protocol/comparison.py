@@ -4,19 +4,31 @@ from __future__ import annotations
 
 import resource
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
+from torch.utils.data import Dataset
 
+from eval.metrics.precise import full_precision
 from eval.protocol.codecs import Codec, VAECodec, distinct_labels, open_codec
 from eval.protocol.intervals import Difference, Interval, intervals, paired_differences
 from eval.protocol.protocol import Protocol, ProtocolImages
 from eval.protocol.results import Evaluation
-from eval.protocol.selected import Sample, kept_samples, reconstruct_selected, worst_positions
 from modules.distributed.device import device_name
 from modules.distributed.reduce import process_index_and_count
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image, uint8 [3, H, W], and what each model made of it."""
+
+    position: int
+    original: Tensor
+    reconstructions: dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -78,7 +90,8 @@ def compare(
     """Intervals, paired differences and the worst images. names: of the models, in their order."""
     chosen = {p for found in evaluations.values() for p in worst_positions(found, num_worst)}
     errors = np.stack([found.per_image["mse"] for found in evaluations.values()])
-    order = sorted(chosen, key=lambda position: -np.nanmax(errors[:, position]))
+    worst = sorted(chosen, key=lambda position: -np.nanmax(errors[:, position]))
+    first = [kept.position for kept in next(iter(evaluations.values())).samples]
     by_label = dict(zip(models, names, strict=True))
     competing = {label: e for label, e in evaluations.items() if by_label[label] != "identity"}
     return Result(
@@ -93,10 +106,42 @@ def compare(
         differences=paired_differences(competing, protocol.seed),
         images=images,
         protocol=protocol,
-        samples=kept_samples(evaluations),
-        worst=reconstruct_selected(models, images, order, protocol, device),
+        samples=reconstruct_selected(models, images, first, protocol, device),
+        worst=reconstruct_selected(models, images, worst, protocol, device),
         run=run,
     )
+
+
+def worst_positions(evaluation: Evaluation, count: int) -> list[int]:
+    """Positions of the lowest PSNRs, worst first; images without a PSNR are not among them."""
+    errors = evaluation.per_image["mse"]
+    order = np.argsort(-np.where(np.isnan(errors), -1.0, errors), kind="stable")
+    return [int(position) for position in order[:count] if errors[position] > 0]
+
+
+@torch.no_grad()
+def reconstruct_selected(
+    models: Mapping[str, Codec],
+    images: Dataset[Tensor],
+    positions: Sequence[int],
+    protocol: Protocol,
+    device: torch.device,
+) -> list[Sample]:
+    """Each of the images at `positions` through every model, one by one."""
+    samples = []
+    with ExitStack() as stack:
+        stack.enter_context(full_precision())
+        for codec in models.values():
+            stack.enter_context(codec.prepared(device))
+        for position in positions:
+            original = images[position]
+            batch = original[None].to(device)
+            outputs = {
+                label: codec.reconstruct(batch, [position], protocol).images[0].cpu()
+                for label, codec in models.items()
+            }
+            samples.append(Sample(position, original, outputs))
+    return samples
 
 
 def run_data(

@@ -9,9 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from eval.protocol.comparison import Result
+from eval.protocol.comparison import Result, worst_positions
 from eval.protocol.results import Evaluation
-from eval.protocol.selected import worst_positions
 from eval.report.grid import comparison_grid
 from eval.report.page import write_page
 from eval.report.reconstruction import reconstruction_values
@@ -68,14 +67,9 @@ def comparison_data(result: Result) -> dict[str, Any]:
     return {
         "models": {label: _model(result, label, e) for label, e in result.evaluations.items()},
         "differences": [
-            {
-                "metric": difference.metric,
-                "first": difference.first,
-                "second": difference.second,
-                "better": difference.better,
-                **vars(difference.interval),
-            }
-            for difference in result.differences
+            {"metric": d.metric, "first": d.first, "second": d.second, "better": d.better,
+             **vars(d.interval)}
+            for d in result.differences
         ],
         "protocol": result.protocol.stamp(),
         "data": {
@@ -86,7 +80,7 @@ def comparison_data(result: Result) -> dict[str, Any]:
             "content": first.content,
         },
         "run": result.run,
-    }
+    }  # fmt: skip
 
 
 def _model(result: Result, label: str, evaluation: Evaluation) -> dict[str, Any]:
@@ -98,13 +92,10 @@ def _model(result: Result, label: str, evaluation: Evaluation) -> dict[str, Any]
         "nan_images": evaluation.nan_images,
         "missing": evaluation.missing,
         "worst": [
-            {
-                "position": position,
-                "image": result.images.label(position),
-                "mse": float(evaluation.per_image["mse"][position]),
-            }
+            {"position": position, "image": result.images.label(position),
+             "mse": float(evaluation.per_image["mse"][position])}
             for position in worst_positions(evaluation, NUM_WORST)
         ],
         "latents": evaluation.latents.to_dict() if evaluation.latents else None,
         "seconds": evaluation.seconds,
-    }
+    }  # fmt: skip

@@ -9,13 +9,12 @@ import numpy as np
 
 from eval.metrics.columns import COLUMN
 from eval.metrics.image import PSNR_CAP
-from eval.protocol.comparison import Result
-from eval.protocol.selected import Sample
+from eval.protocol.comparison import Result, Sample
 from eval.report.charts import Chart, line_chart
 from eval.report.grid import caption
 from eval.report.latents import SCALE, latent_values
 from eval.report.page import Cell, Picture
-from eval.report.tables import best_models, notes, shown_keys, signed_interval
+from eval.report.tables import best_models, meanings, notes, shown_keys, signed_interval
 
 FIDELITY_KEYS = (
     "psnr", "psnr_pooled", "ssim", "lpips_alex", "lpips_vgg", "lpips_squeeze", "rfid",
@@ -31,9 +30,6 @@ def reconstruction_values(result: Result) -> dict[str, Any]:
     keys = shown_keys(evaluations)
     fidelity = [key for key in keys if key in FIDELITY_KEYS]
     others = [key for key in keys if key not in FIDELITY_KEYS]
-    meanings: dict[str, list[str]] = {}
-    for key in keys:
-        meanings.setdefault(COLUMN[key].meaning, []).append(COLUMN[key].title)
     latents = {label: found.latents for label, found in evaluations.items() if found.latents}
     header, differences = _differences(result)
     versions = result.protocol.stamp()["versions"]
@@ -42,7 +38,7 @@ def reconstruction_values(result: Result) -> dict[str, Any]:
         "lead": f"{', '.join(evaluations)} on {result.images.describe()}",
         "metrics": [_metrics(result, part) for part in (fidelity, others) if part],
         "notes": notes(evaluations, result.images.label),
-        "explained": "; ".join(f"{', '.join(t)}: {text}" for text, t in meanings.items()),
+        "explained": meanings(keys),
         "difference_header": header,
         "differences": differences,
         "pictures": {

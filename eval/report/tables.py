@@ -65,6 +65,14 @@ def markdown_table(evaluations: Mapping[str, Evaluation]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in [header, rule, *cells])
 
 
+def meanings(keys: Sequence[str]) -> str:
+    """What the columns are, in one paragraph; those that mean the same together."""
+    titles: dict[str, list[str]] = {}
+    for key in keys:
+        titles.setdefault(COLUMN[key].meaning, []).append(COLUMN[key].title)
+    return "; ".join(f"{', '.join(names)}: {meaning}" for meaning, names in titles.items()) + "."
+
+
 def notes(evaluations: Mapping[str, Evaluation], name_of: Callable[[int], str]) -> list[str]:
     """What a reader must know beside the numbers: missing metrics, NaN and unreadable images.
 

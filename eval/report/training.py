@@ -15,6 +15,7 @@ from eval.report.charts import Chart, line_chart
 from eval.report.grid import caption
 from eval.report.latents import latent_values
 from eval.report.page import Cell, Picture, write_page
+from eval.report.tables import meanings
 from modules.tracking.metrics_log import best_psnr, whole_validations
 
 Rows = Sequence[Mapping[str, float]]
@@ -59,7 +60,9 @@ def write_training_report(
 
     rows: those of metrics.jsonl. facts: what else is known of the run, by name.
     """
-    header, validation = _validation(rows)
+    validations = whole_validations(rows)
+    keys = [key for key in COLUMN if validations and f"val/{key}" in validations[-1]]
+    header, validation = _validation(validations, keys)
     partial = file.with_suffix(".partial")
     write_page(
         partial,
@@ -69,6 +72,7 @@ def write_training_report(
         f"{evaluation.num_images} validation images",
         validation_header=header,
         validation=validation,
+        explained=meanings(keys),
         charts=_curves(rows),
         pictures=_pictures(evaluation),
         latents=latent_values({"posterior": evaluation.latents} if evaluation.latents else {},
@@ -80,19 +84,17 @@ def write_training_report(
     os.replace(partial, file)
 
 
-def _validation(rows: Rows) -> tuple[list[str], dict[str, list[Cell]]]:
+def _validation(rows: Rows, keys: Sequence[str]) -> tuple[list[str], dict[str, list[Cell]]]:
     """One row a metric: the first, the best and the last validation."""
-    found = whole_validations(rows)
-    if not found:
+    if not rows:
         return [], {}
-    shown = {"start": found[0], "best PSNR": best_psnr(found), "latest": found[-1]}
+    shown = {"start": rows[0], "best PSNR": best_psnr(rows), "latest": rows[-1]}
     header = ["metric", *(f"{name}, step {row['step']:.0f}" for name, row in shown.items())]
     return header, {
-        f"{column.heading} ({column.meaning})": [
-            Cell(column.format(row.get(f"val/{column.key}"))) for row in shown.values()
+        COLUMN[key].heading: [
+            Cell(COLUMN[key].format(row.get(f"val/{key}"))) for row in shown.values()
         ]
-        for column in COLUMN.values()
-        if f"val/{column.key}" in found[-1]
+        for key in keys
     }
 
 

@@ -83,6 +83,7 @@ def test_a_page_is_closed_self_contained_and_escapes_every_text():
         lead=HARMFUL,
         stamp=[HARMFUL],
         validation_header=[HARMFUL, HARMFUL],
+        explained="",
         validation={HARMFUL: [Cell(HARMFUL, HARMFUL, True)]},
         charts=[line_chart(HARMFUL, HARMFUL, {HARMFUL: [(1, 2)], HARMFUL + "2": [(1, 2)]})],
         pictures=[(HARMFUL, [Picture(image, HARMFUL, HARMFUL, image)])],
