@@ -23,6 +23,7 @@ from modules.data.images.images import UnreadableImage
 from modules.data.sources.open import ImageSource
 from modules.errors import ArgumentError
 from modules.models.latents import LatentStatistics
+from modules.training.run import Run
 
 
 def metrics(lpips: Iterable[str]) -> list[str]:
@@ -132,3 +133,20 @@ class Validation:
             grid=comparison_grid({"reconstruction": evaluation}) if kept else None,
             grid_latents=torch.stack([sample.latent for sample in kept]) if kept else None,
         )
+
+
+def make_validation(run: Run, images: ImageSource | None) -> Validation | None:
+    """The validation that the flags ask for, or None without validation images."""
+    args = run.args.validation
+    if images is None:
+        return None
+    return Validation(
+        images,
+        run.args.data.resolution,
+        num_images=args.num_validation_images,
+        lpips=run.perceptual,
+        lpips_backbone=run.args.losses.lpips_backbone,
+        batch_size=run.args.validation_batch_size,
+        num_grid_images=args.num_grid_images,
+        device=run.accelerator.device,
+    )

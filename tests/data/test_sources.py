@@ -18,9 +18,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from modules import image_kinds
 from modules.builders.data import open_data
 from modules.config.command_line import resolve_arguments
+from modules.data.images import image_kinds
 from modules.data.images.images import UnreadableImage
 from modules.data.sources.files import fingerprint
 from modules.data.sources.hf_dataset import IMAGE, load_rows

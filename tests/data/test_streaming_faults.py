@@ -20,12 +20,14 @@ from launching import finish_together, launch, launch_together, succeed
 from shards import WRITERS, number_of, write_shards
 from survival import RESUME, Variant, command
 
-from modules import data_files, progress, sources
+from modules.data.sources import files as data_files
+from modules.data.sources import open as sources
 from modules.data.sources.files import NETWORK_ERRORS, fingerprint
 from modules.data.sources.hf_dataset import IMAGE, load_rows
 from modules.data.streaming.lanes import Lane, ShardRows
 from modules.data.streaming.shards import SHARDS_AT_ONCE, Shards
 from modules.errors import ArgumentError, RunStopped
+from modules.training import resume as progress
 from modules.training.checkpoint import checkpoint_steps, verify
 from modules.training.run import Run
 
