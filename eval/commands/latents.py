@@ -26,21 +26,20 @@ KINDS = ("scale", "scale_shift", "per_channel")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's flags."""
     add_model_arguments(parser)
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         "--normalization",
         choices=KINDS,
         default="scale",
         help="scale: scaling_factor = 1 / std of all latents; scale_shift: shift_factor as well; "
         "per_channel: latents_mean and latents_std",
     )
-    parser.add_argument(
-        "--write", action="store_true", help="write the normalization into config.json"
-    )
+    add("--write", action="store_true", help="write the normalization into config.json")
     add_data_arguments(parser, num_images=1000)
     add_run_arguments(parser)
-    output = parser.add_argument_group("Output")
-    output.add_argument("--json", metavar="FILE", help="everything measured")
-    output.add_argument("--report", metavar="FILE", help="one self-contained HTML page")
+    add = parser.add_argument_group("Output").add_argument
+    add("--json", metavar="FILE", help="everything measured")
+    add("--report", metavar="FILE", help="one self-contained HTML page")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -21,29 +21,18 @@ HELP = "images per second and core, against plain PIL"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's flags."""
-    parser.add_argument("--data", metavar="FOLDER", help="a folder of .jpg files")
-    parser.add_argument(
-        "--resolution", type=integer(8, 16384), default=256, help="side of the crops, pixels"
-    )
-    parser.add_argument(
-        "--workers", type=integer(0, 1024), nargs="+", default=[0, 1, 2], help="of the loader"
-    )
-    parser.add_argument(
-        "--rounds", type=integer(1), default=7, help="how often each loader has its turn"
-    )
-    parser.add_argument(
-        "--images", type=integer(1), help="of a turn (128), or in all shards (6400)"
-    )
-    parser.add_argument("--batch_size", type=integer(1, 65536), default=8, help="images of a batch")
-    parser.add_argument("--streaming", action="store_true", help="measure what is read of shards")
-    parser.add_argument("--shards", type=integer(1), default=16, help="with --streaming")
-    parser.add_argument(
-        "--processes", type=integer(1), nargs="+", default=[1, 2, 4], help="with --streaming"
-    )
-    parser.add_argument(
-        "--shuffle_buffer_size", type=integer(1), default=1000, help="with --streaming"
-    )
-    parser.add_argument("--json", metavar="FILE", help="everything measured")
+    add = parser.add_argument
+    add("--data", metavar="FOLDER", help="a folder of .jpg files")
+    add("--resolution", type=integer(8, 16384), default=256, help="side of the crops, pixels")
+    add("--workers", type=integer(0, 1024), nargs="+", default=[0, 1, 2], help="of the loader")
+    add("--rounds", type=integer(1), default=7, help="how often each loader has its turn")
+    add("--images", type=integer(1), help="of a turn (128), or in all shards (6400)")
+    add("--batch_size", type=integer(1, 65536), default=8, help="images of a batch")
+    add("--streaming", action="store_true", help="measure what is read of shards")
+    add("--shards", type=integer(1), default=16, help="with --streaming")
+    add("--processes", type=integer(1), nargs="+", default=[1, 2, 4], help="with --streaming")
+    add("--shuffle_buffer_size", type=integer(1), default=1000, help="with --streaming")
+    add("--json", metavar="FILE", help="everything measured")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -22,30 +22,27 @@ ALL = 10**6  # images: more than a batch has
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's flags; all others are the training script's."""
-    parser.add_argument(
-        "--resolutions", type=integer(8, 16384), nargs="+", help="sides of the crops, pixels"
-    )
-    parser.add_argument(
-        "--batches", type=integer(1, 65536), nargs="+", help="images per micro-batch"
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("--resolutions", type=integer(8, 16384), nargs="+", help="sides of the crops, pixels")
+    add("--batches", type=integer(1, 65536), nargs="+", help="images per micro-batch")
+    add(
         "--recomputes",
         nargs="+",
         choices=("none", "norm", "full"),
         help="what the backward pass computes again",
     )
-    parser.add_argument(
+    add(
         "--slices",
         type=integer(0, 65536),
         nargs="+",
         help="images that LPIPS looks at together; 0 is all",
     )
-    parser.add_argument(
+    add(
         "--compare",
         choices=("textbook",),
         help="also the step that papers write: eager, NCHW, losses taken backward twice",
     )
-    parser.add_argument("--json", metavar="FILE", help="everything predicted, in bytes")
+    add("--json", metavar="FILE", help="everything predicted, in bytes")
     parser.set_defaults(training_flags=[])
 
 

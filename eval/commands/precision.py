@@ -25,10 +25,11 @@ NUM_IMAGES = 16
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's flags."""
     add_model_arguments(parser)
-    parser.add_argument("--write", action="store_true", help="write force_upcast into config.json")
+    add = parser.add_argument
+    add("--write", action="store_true", help="write force_upcast into config.json")
     add_data_arguments(parser, num_images=NUM_IMAGES)
     add_run_arguments(parser)
-    parser.add_argument("--json", metavar="FILE", help="everything measured")
+    add("--json", metavar="FILE", help="everything measured")
 
 
 def run(args: argparse.Namespace) -> int:

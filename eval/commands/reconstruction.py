@@ -31,34 +31,33 @@ HELP = "PSNR, SSIM, LPIPS, rFID and more of any models, side by side"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's flags."""
     add_model_arguments(parser, others="; or identity, jpeg:QUALITY, downsample:FACTOR")
-    parser.add_argument("--labels", nargs="+", help="names of the models in tables, in their order")
-    parser.add_argument(
+    add = parser.add_argument
+    add("--labels", nargs="+", help="names of the models in tables, in their order")
+    add(
         "--metrics", nargs="+", choices=tuple(METRICS), help=f"default: {' '.join(DEFAULT_METRICS)}"
     )
     add_data_arguments(parser, num_images=None)
     add_protocol_arguments(parser)
-    networks = parser.add_argument_group("Networks")
-    networks.add_argument(
+    add = parser.add_argument_group("Networks").add_argument
+    add(
         "--lpips_weights",
         nargs="+",
         metavar="FILE",
         help="torchvision's weights of AlexNet and VGG16, recognised by their contents",
     )
-    networks.add_argument(
+    add(
         "--inception_weights",
         metavar="FILE",
         help="torch-fidelity's weights-inception-2015-12-05-6726825d.pth",
     )
     add_run_arguments(parser)
-    output = parser.add_argument_group("Output")
-    output.add_argument("--json", metavar="FILE", help="everything measured")
-    output.add_argument("--markdown", metavar="FILE", help="the table, with its protocol")
-    output.add_argument("--report", metavar="FILE", help="one self-contained HTML page")
-    output.add_argument("--grid", metavar="FILE", help="picture of originals and reconstructions")
-    output.add_argument("--num_samples", type=integer(0, 10**4), default=6, help="rows of pictures")
-    output.add_argument(
-        "--num_worst", type=integer(0, 10**4), default=4, help="worst images of each model shown"
-    )
+    add = parser.add_argument_group("Output").add_argument
+    add("--json", metavar="FILE", help="everything measured")
+    add("--markdown", metavar="FILE", help="the table, with its protocol")
+    add("--report", metavar="FILE", help="one self-contained HTML page")
+    add("--grid", metavar="FILE", help="picture of originals and reconstructions")
+    add("--num_samples", type=integer(0, 10**4), default=6, help="rows of pictures")
+    add("--num_worst", type=integer(0, 10**4), default=4, help="worst images of each model shown")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -74,31 +74,21 @@ def evaluate_reconstruction(
             stack.enter_context(codec.prepared(device))
         for batch in batches:
             record.add(batch)
-            if batch.count:
-                _add(batch, batch.images.to(device), tallies, networks, protocol, fid)
+            if not batch.count:
+                continue
+            originals = batch.images.to(device)
+            if fid:
+                fid.add_originals(originals, batch.count)
+            for label, tally in tallies.items():
+                output = tally.add(batch, originals, networks, protocol)
+                if fid:
+                    fid.add_reconstructions(label, output.images, output.finite, batch.count)
         unreadable, content = record.finish()
         distances = fid.finish() if fid else {}
     return {
         label: tally.finish(unreadable, content, missing, distances.get(label))
         for label, tally in tallies.items()
     }
-
-
-def _add(
-    batch: Batch,
-    originals: Tensor,
-    tallies: Mapping[str, Tally],
-    networks: Mapping[str, nn.Module],
-    protocol: Protocol,
-    fid: StreamedFID | None,
-) -> None:
-    """One batch through every model, and through Inception where rFID is measured."""
-    if fid:
-        fid.add_originals(originals, batch.count)
-    for label, tally in tallies.items():
-        output = tally.add(batch, originals, networks, protocol)
-        if fid:
-            fid.add_reconstructions(label, output.images, output.finite, batch.count)
 
 
 class _Record:

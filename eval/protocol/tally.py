@@ -50,11 +50,7 @@ class Tally:
         self.seconds = 0.0
 
     def add(
-        self,
-        batch: Batch,
-        originals: Tensor,
-        networks: Mapping[str, nn.Module],
-        protocol: Protocol,
+        self, batch: Batch, originals: Tensor, networks: Mapping[str, nn.Module], protocol: Protocol
     ) -> Reconstruction:
         """Reconstructs a filled batch, measures the images that are really in it."""
         start = time.perf_counter()
@@ -78,11 +74,7 @@ class Tally:
         return output
 
     def finish(
-        self,
-        unreadable: dict[int, str],
-        content: str,
-        missing: dict[str, str],
-        rfid: float | None,
+        self, unreadable: dict[int, str], content: str, missing: dict[str, str], rfid: float | None
     ) -> Evaluation:
         """The results of all processes."""
         values = sum_over_processes(self.values).numpy().copy()
