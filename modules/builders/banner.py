@@ -85,19 +85,23 @@ def _size(count: int) -> str:
 def facts(run: Run, journal: Journal) -> dict[str, str]:
     """What a report says of the run beside its numbers; secrets are no part of `as_dict`."""
     defaults = {f.name: f.default for group in GROUPS.values() for f in fields(group)}
-    changed = [
-        f"--{name} {' '.join(map(str, value)) if isinstance(value, tuple) else value}"
-        for name, value in run.args.as_dict().items()
-        if value != defaults[name]
-    ]
+    values = run.args.as_dict().items()
+    changed = [_typed(name, value) for name, value in values if value != defaults[name]]
     accelerator, took = run.accelerator, timedelta(seconds=round(time.monotonic() - journal.began))
     since = f" since step {journal.first_step:,}" if journal.first_step else ""
     return {
         "Hardware": f"{accelerator.num_processes} x {device_name(accelerator.device)}",
         "Precision": accelerator.mixed_precision.replace("no", "fp32"),
         "Time": f"{took}{since}, for {run.step:,} of {run.max_train_steps:,} steps",
-        "Not at its default": "  ".join(changed),
+        "Flags that differ from the defaults": "  ".join(changed),
     }
+
+
+def _typed(name: str, value: object) -> str:
+    """A flag as one types it."""
+    if isinstance(value, bool):
+        return f"--{name}" if value else f"--no_{name}"
+    return f"--{name} {' '.join(map(str, value)) if isinstance(value, tuple) else value}"
 
 
 def summary(vae: AutoencoderKL, output_dir: Path, rows: list[dict[str, float]]) -> str:

@@ -268,7 +268,7 @@ def training_report(tmp_path, *training):
     evaluation = found(("psnr", "kl"), vae=VAECodec(tiny_vae()))["vae"]
     validation = {f"val/{name}": value for name, value in evaluation.summary().items()}
     history = [{"step": 0, **validation}, *training, {"step": 9, **validation}]
-    facts = {"Hardware": "1 x Abacus", "Not at its default": "--kl_scale 0.1"}
+    facts = {"Hardware": "1 x Abacus", "Flags": "--kl_scale 0.1  --no_use_ema"}
     write_training_report(tmp_path / "r.html", "mine", history, evaluation, Protocol(), None, facts)
     html = (tmp_path / "r.html").read_text()
     check(html)
