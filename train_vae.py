@@ -29,6 +29,7 @@ if __name__ == "__main__":
     outlive_the_terminal()
     leave_when_interrupted("train_vae.py: interrupted before training; there was nothing to save")
 
+from modules.builders.places import check_places
 from modules.config.answers import exit_on_mistakes
 from modules.config.command_line import for_trackers, parse_arguments, show_messages, to_yaml
 from modules.config.threads import undo_launchers_limit
@@ -37,10 +38,10 @@ from modules.output.folder_lock import PATIENCE, FolderLock
 if __name__ == "__main__":  # before the slow imports: some mistakes are answered at once
     arguments = parse_arguments()
     with exit_on_mistakes():
-        output_lock = None
-        if not arguments.dry_run:
-            patience = PATIENCE if arguments.checkpoints.resume_from_checkpoint else 0.0
-            output_lock = FolderLock(arguments.checkpoints.output_dir, patience)
+        check_places(arguments)
+        patience = PATIENCE if arguments.checkpoints.resume_from_checkpoint else 0.0
+        output_dir = arguments.checkpoints.output_dir
+        output_lock = None if arguments.dry_run else FolderLock(output_dir, patience)
     undo_launchers_limit(os.environ)
 
 import logging
@@ -257,8 +258,8 @@ def main(args: Arguments, lock: FolderLock | None) -> None:
     """Build, prepare, resume, train, export. lock: of output_dir; None for a dry run."""
     show_messages()
     # Build what can be wrong first: nothing has touched a GPU or been written to yet.
-    check_environment(os.environ, args.optimization.gradient_accumulation_steps,
-                      args.precision.compile)  # fmt: skip
+    accumulation = args.optimization.gradient_accumulation_steps
+    check_environment(os.environ, accumulation, args.precision.compile)
     check_output_dir(args, create=not args.dry_run)
     vae = TrainableVAE(make_vae(args), args.model.decoder_only)
     checkpoint = resume_path(args.checkpoints)
@@ -285,9 +286,12 @@ def main(args: Arguments, lock: FolderLock | None) -> None:
             if watch.publisher is not None:
                 watch.publisher.finish(run.step)
         else:
-            logger.info("stopped at step %d of %d by a signal; the same command with "
-                        "--resume_from_checkpoint latest goes on from there", run.step,
-                        run.max_train_steps)  # fmt: skip
+            logger.info(
+                "stopped at step %d of %d by a signal; the same command with "
+                "--resume_from_checkpoint latest goes on",
+                run.step,
+                run.max_train_steps,
+            )
         # The networks first: where DDP is the last to let go of the processes' group, as when this
         # function returns, PyTorch waits for the group's threads while they wait for Python.
         run.vae, run.discriminator = accelerator.free_memory(run.vae, run.discriminator)

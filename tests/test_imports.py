@@ -19,7 +19,8 @@ LEAVES = [
     "eval.metrics.image",
 ]
 WITHOUT_TORCH = [
-    "modules.errors", "modules.output.folder_lock", "modules.distributed.launch_environment",
+    "modules.errors", "modules.output.folder_lock", "modules.builders.places",
+    "modules.distributed.launch_environment",
     *(f"modules.config.{file.stem}" for file in ROOT.glob("modules/config/*.py")),
 ]  # fmt: skip
 # Who may import whom, by folder; a folder always may import itself, and everybody FOUNDATION.
