@@ -6,7 +6,9 @@ import base64
 import io
 import math
 import re
+import time
 from html.parser import HTMLParser
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import numpy as np
@@ -28,6 +30,8 @@ from eval.report.page import Cell, Picture, data_uri, render
 from eval.report.tables import best_models, markdown_table, notes, rows
 from eval.report.terminal import table_text
 from eval.report.training import write_training_report
+from modules.builders.banner import facts
+from modules.config.command_line import resolve_arguments
 
 HARMFUL = "<script>alert(\"x\")</script> & 'quoted'"
 
@@ -290,3 +294,20 @@ def test_the_report_of_a_run_says_what_ran_where_and_names_no_second_scaling_fac
         assert text in html
     assert "scaling_factor should be" not in html
     assert "measured when the run ends" in html
+
+
+def test_a_run_tells_its_flags_as_they_are_typed_and_keeps_its_secrets():
+    argv = ["--kl_scale", "0.5", "--no_random_flip", "--use_ema", "--hub_token", "hf_secret"]
+    device = torch.device("cpu")
+    run = SimpleNamespace(
+        args=resolve_arguments(argv),
+        accelerator=SimpleNamespace(num_processes=2, device=device, mixed_precision="bf16"),
+        step=5,
+        max_train_steps=10,
+    )
+    told = facts(run, SimpleNamespace(began=time.monotonic() - 65, first_step=3))
+    flags = told["Flags that differ from the defaults"].split("  ")
+    assert {"--kl_scale 0.5", "--no_random_flip", "--use_ema"} <= set(flags)
+    assert "secret" not in str(told)
+    assert told["Hardware"].startswith("2 x CPU")
+    assert told["Time"] == "0:01:05 since step 3, for 5 of 10 steps"
