@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from PIL import Image
 from torch import Tensor
 
+from eval.metrics.precise import full_precision
 from eval.protocol.protocol import Protocol
 from modules.data.images.images import normalize, to_uint8, to_uint8_tensor
 from modules.models.autoencoder import downsample_factor
@@ -113,6 +114,16 @@ class VAECodec(Codec):
         finite = torch.stack([torch.isfinite(o).flatten(1).all(dim=1) for o in outputs]).all(dim=0)
         pictures = quantize(values, protocol.rounding)
         return Reconstruction(pictures, values, finite.cpu(), posterior.mean, posterior.logvar)
+
+
+@contextmanager
+def all_prepared(codecs: Iterable[Codec], device: torch.device) -> Iterator[None]:
+    """A context in which every one of them may be called, in full float32."""
+    with ExitStack() as stack:
+        stack.enter_context(full_precision())
+        for codec in codecs:
+            stack.enter_context(codec.prepared(device))
+        yield
 
 
 class PixelCodec(Codec):

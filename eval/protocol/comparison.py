@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import resource
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from eval.metrics.precise import full_precision
-from eval.protocol.codecs import Codec, VAECodec, distinct_labels, open_codec
+from eval.protocol.codecs import Codec, VAECodec, all_prepared, distinct_labels, open_codec
 from eval.protocol.intervals import Difference, Interval, intervals, paired_differences
 from eval.protocol.protocol import Protocol, ProtocolImages
 from eval.protocol.results import Evaluation
@@ -129,10 +127,7 @@ def reconstruct_selected(
 ) -> list[Sample]:
     """Each of the images at `positions` through every model, one by one."""
     samples = []
-    with ExitStack() as stack:
-        stack.enter_context(full_precision())
-        for codec in models.values():
-            stack.enter_context(codec.prepared(device))
+    with all_prepared(models.values(), device):
         for position in positions:
             original = images[position]
             batch = original[None].to(device)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +11,8 @@ from torch.utils.data import Dataset
 from eval.metrics.columns import keys_of
 from eval.metrics.digests import combined_digest
 from eval.metrics.fid import StreamedFID
-from eval.metrics.precise import full_precision
 from eval.protocol.choices import DEFAULT_BATCH_SIZE
-from eval.protocol.codecs import Codec
+from eval.protocol.codecs import Codec, all_prepared
 from eval.protocol.loading import Batch, OwnBatches
 from eval.protocol.protocol import Protocol
 from eval.protocol.results import Evaluation
@@ -57,9 +55,7 @@ def evaluate_reconstruction(
     """
     device, protocol, lpips = torch.device(device), protocol or Protocol(), lpips or {}
     keys, missing = _available(keys_of(metrics), lpips, inception, unavailable or {})
-    fid = None
-    if "rfid" in keys:
-        fid = StreamedFID(inception.to(device), list(models))
+    fid = StreamedFID(inception.to(device), list(models)) if "rfid" in keys else None
     networks = {name: network.to(device) for name, network in lpips.items()}
     tallies = {
         label: Tally(codec, keys, len(images), latents, num_samples)
@@ -67,12 +63,8 @@ def evaluate_reconstruction(
     }
     record = _Record(len(images))
     size = 1 if protocol.crop == "full" else batch_size  # images of that crop differ in size
-    batches = OwnBatches(images, size, num_workers, progress, stop)
-    with ExitStack() as stack:
-        stack.enter_context(full_precision())
-        for codec in models.values():
-            stack.enter_context(codec.prepared(device))
-        for batch in batches:
+    with all_prepared(models.values(), device):
+        for batch in OwnBatches(images, size, num_workers, progress, stop):
             record.add(batch)
             if not batch.count:
                 continue
