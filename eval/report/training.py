@@ -41,9 +41,8 @@ FIGURES = (
 )  # fmt: skip
 LOGARITHMIC = ("KL, nats per image", "Adaptive weight", "Gradient norms before clipping")
 SCALE = (
-    "Of the validation images. The scaling_factor of the exported config.json is 1 / std over "
-    "training images, measured when the run ends, and differs a little; a frozen encoder keeps the "
-    "one it had."
+    "Of the validation images. The scaling_factor to use is that of the exported config.json: "
+    "1 / std over training images, measured when the run ends, or what a frozen encoder came with."
 )
 
 
