@@ -12,12 +12,10 @@ other.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from itertools import product
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from eval.commands.checks import integer
@@ -35,17 +33,12 @@ RIVALS = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's flags; all others are the training script's."""
-    parser.add_argument(
-        "--steps", type=integer(1), default=10, help="optimizer steps that are timed"
-    )
-    parser.add_argument(
-        "--warmup", type=integer(2), default=3, help="steps before that; at least 2"
-    )
-    parser.add_argument("--phase_steps", type=integer(1), default=3, help="steps timed in parts")
-    parser.add_argument(
-        "--compare", nargs="+", choices=RIVALS, default=[], help="steps to run beside, in turns"
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("--steps", type=integer(1), default=10, help="optimizer steps that are timed")
+    add("--warmup", type=integer(2), default=3, help="steps before that; at least 2")
+    add("--phase_steps", type=integer(1), default=3, help="steps timed in parts")
+    add("--compare", nargs="+", choices=RIVALS, default=[], help="steps to run beside, in turns")
+    add(
         "--compare_flags",
         nargs="+",
         default=[],
@@ -53,26 +46,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='flags to add for a run beside, in quotes: --compare_flags="--recompute norm"; '
         "several, each in quotes with a space in front",
     )
-    parser.add_argument(
+    add(
         "--random_lpips",
         action="store_true",
         help="random weights for LPIPS, as fast as the real ones and not downloaded",
     )
-    parser.add_argument(
-        "--batches", type=integer(1, 65536), nargs="+", help="a table over these batch sizes"
-    )
-    parser.add_argument(
-        "--resolutions", type=integer(8, 16384), nargs="+", help="and these resolutions"
-    )
-    parser.add_argument(
-        "--accumulations", type=integer(1, 10**6), nargs="+", help="and micro-batches per step"
-    )
-    parser.add_argument("--json", metavar="FILE", help="everything measured")
+    add("--batches", type=integer(1, 65536), nargs="+", help="a table over these batch sizes")
+    add("--resolutions", type=integer(8, 16384), nargs="+", help="and these resolutions")
+    add("--accumulations", type=integer(1, 10**6), nargs="+", help="and micro-batches per step")
+    add("--json", metavar="FILE", help="everything measured")
     parser.set_defaults(training_flags=[])
 
 
 def run(args: argparse.Namespace) -> int:
     """Measures, prints, and writes the JSON."""
+    from eval.report.outputs import write_json
     from eval.speed.benchmark import Bench
     from eval.speed.benchmark_report import benchmark_data, benchmark_text, scaling_table
     from eval.speed.random_lpips import random_lpips
@@ -90,8 +78,7 @@ def run(args: argparse.Namespace) -> int:
     if rows:
         print(scaling_table(rows))
         data["scaling"] = [found and benchmark_data(sized, found) for sized, found in rows]
-    if args.json:
-        Path(args.json).write_text(json.dumps(data, indent=1) + "\n")
+    write_json(args.json, data)
     return 0
 
 

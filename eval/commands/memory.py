@@ -9,11 +9,9 @@ PyTorch does not allocate as tensors is an assumption, printed below the table.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import chain, product
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from eval.commands.checks import integer
@@ -29,35 +27,33 @@ ALL = 10**6  # images: more than a batch has
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's flags; all others are the training script's."""
-    parser.add_argument(
-        "--resolutions", type=integer(8, 16384), nargs="+", help="sides of the crops, pixels"
-    )
-    parser.add_argument(
-        "--batches", type=integer(1, 65536), nargs="+", help="images per micro-batch"
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("--resolutions", type=integer(8, 16384), nargs="+", help="sides of the crops, pixels")
+    add("--batches", type=integer(1, 65536), nargs="+", help="images per micro-batch")
+    add(
         "--recomputes",
         nargs="+",
         choices=("none", "norm", "full"),
         help="what the backward pass computes again",
     )
-    parser.add_argument(
+    add(
         "--slices",
         type=integer(0, 65536),
         nargs="+",
         help="images that LPIPS looks at together; 0 is all",
     )
-    parser.add_argument(
+    add(
         "--compare",
         choices=("textbook",),
         help="also the step that papers write: eager, NCHW, losses taken backward twice",
     )
-    parser.add_argument("--json", metavar="FILE", help="everything predicted, in bytes")
+    add("--json", metavar="FILE", help="everything predicted, in bytes")
     parser.set_defaults(training_flags=[])
 
 
 def run(args: argparse.Namespace) -> int:
     """Predicts, prints, and writes the JSON. By default the configuration that the flags give."""
+    from eval.report.outputs import write_json
     from eval.speed.memory_plan import plan, plan_textbook
     from eval.speed.script import measured_arguments
 
@@ -69,12 +65,8 @@ def run(args: argparse.Namespace) -> int:
     if args.compare:
         peaks += map(plan_textbook, variants)
     print(memory_text(variants[-1], states, peaks))
-    if args.json:
-        data = {
-            "states": states,
-            "peaks": [asdict(peak) | {"on_card": peak.on_card} for peak in peaks],
-        }
-        Path(args.json).write_text(json.dumps(data, indent=1) + "\n")
+    predicted = [asdict(peak) | {"on_card": peak.on_card} for peak in peaks]
+    write_json(args.json, {"states": states, "peaks": predicted})
     return 0
 
 
