@@ -13,20 +13,23 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from eval.commands.checks import integer
 
 if TYPE_CHECKING:
+    from eval.speed.benchmark import Result
     from modules.config.arguments import Arguments
 
 HELP = "images/s, time of each part, memory, and the ratio to a textbook step"
 RIVALS = (
-    "textbook", "latent-diffusion", "no-split-backward", "no-channels-last", "no-lean-blocks",
-    "no-lean-upsampling", "no-fused-adamw",
+    "textbook", "latent-diffusion", "no-channels-last", "no-lean-blocks", "no-lean-upsampling",
+    "no-fused-adamw",
 )  # fmt: skip
 
 
@@ -72,21 +75,21 @@ def run(args: argparse.Namespace) -> int:
     """Measures, prints, and writes the JSON."""
     from eval.speed.benchmark import Bench
     from eval.speed.benchmark_report import benchmark_data, benchmark_text, scaling_table
-    from eval.speed.random_lpips import with_random_lpips
+    from eval.speed.random_lpips import random_lpips
     from eval.speed.script import measured_arguments
 
     training = measured_arguments(args.training_flags)
-    randomised = with_random_lpips(training) if args.random_lpips else nullcontext(training)
-    with randomised as training:
-        others = {flags.strip(): _others(args, training, flags) for flags in args.compare_flags}
+    others = {flags.strip(): _others(args, training, flags) for flags in args.compare_flags}
+    with random_lpips() if args.random_lpips else nullcontext():
         bench = Bench(training, args.warmup, args.compare, others)
         result = bench.measure(args.steps, args.phase_steps)
+        del bench
         print(benchmark_text(training, result))
-        rows = _scaling(args, training)
+        rows = [(sized, _measured(sized, args)) for sized in _scaling(args, training)]
     data = benchmark_data(training, result)
     if rows:
         print(scaling_table(rows))
-        data["scaling"] = rows
+        data["scaling"] = [found and benchmark_data(sized, found) for sized, found in rows]
     if args.json:
         Path(args.json).write_text(json.dumps(data, indent=1) + "\n")
     return 0
@@ -108,30 +111,31 @@ def _others(args: argparse.Namespace, training: Arguments, flags: str) -> Argume
                 f"--compare_flags={flags!r} must not change --{name}: a step would be of other "
                 "images; measure it in a run of its own"
             )
-    weights = training.losses.lpips_weights
-    return replace(others, losses=replace(others.losses, lpips_weights=weights))
+    return others
 
 
-def _scaling(args: argparse.Namespace, training: Arguments) -> list[dict[str, object]]:
-    """One row for each combination of the three lists; none where no list was given."""
+def _scaling(args: argparse.Namespace, training: Arguments) -> Iterator[Arguments]:
+    """The arguments of each combination of the three lists; none where no list was given."""
     if not (args.batches or args.resolutions or args.accumulations):
-        return []
-    from eval.speed.benchmark import scaling_row
-
+        return
     opt = training.optimization
-    return [
-        scaling_row(
-            replace(
-                training,
-                data=replace(training.data, resolution=resolution),
-                optimization=replace(
-                    opt, train_batch_size=batch, gradient_accumulation_steps=accumulation
-                ),
-            ),
-            args.steps,
-            args.warmup,
-        )
-        for resolution in args.resolutions or [training.data.resolution]
-        for batch in args.batches or [opt.train_batch_size]
-        for accumulation in args.accumulations or [opt.gradient_accumulation_steps]
-    ]
+    for resolution, batch, accumulation in product(
+        args.resolutions or [training.data.resolution],
+        args.batches or [opt.train_batch_size],
+        args.accumulations or [opt.gradient_accumulation_steps],
+    ):
+        size = {"train_batch_size": batch, "gradient_accumulation_steps": accumulation}
+        data = replace(training.data, resolution=resolution)
+        yield replace(training, data=data, optimization=replace(opt, **size))
+
+
+def _measured(training: Arguments, args: argparse.Namespace) -> Result | None:
+    """One row of the table; None where it does not fit in the memory."""
+    import torch
+
+    from eval.speed.benchmark import Bench
+
+    try:
+        return Bench(training, args.warmup).measure(args.steps, phase_steps=0)
+    except torch.OutOfMemoryError:
+        return None

@@ -478,7 +478,7 @@ def test_workers_end_when_their_parent_says_so():
 
 def test_a_process_that_exits_in_the_middle_of_the_stream_leaves_no_workers_behind():
     program = """
-import sys; sys.path.insert(0, "tests")
+import sys; sys.path[:0] = ["tests/data", "tests/support"]
 from test_data import mapped, training_loader
 loader = iter(training_loader(mapped(9), batch_size=1, num_workers=2))
 next(loader)

@@ -19,7 +19,8 @@ from PIL import Image
 from shards import number_of, write_shards
 from survival import Variant, command, differences, killed_at
 
-from modules.builders.data import make_loader, open_data
+from modules.builders.data import open_data
+from modules.builders.loader import make_loader
 from modules.config.command_line import resolve_arguments, to_yaml
 from modules.data.samplers.mixture import BLOCK, Mixture, Shares
 from modules.data.sources.parts import Concatenation, Subset, hold_back, part_sizes
