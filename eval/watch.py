@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from eval.report.training import write_training_report
 from eval.validation import Validation, ValidationResult, make_validation
-from modules.builders.banner import banner
+from modules.builders.banner import banner, facts
 from modules.builders.data import TrainingData
 from modules.builders.output_dir import clear_output_dir
 from modules.data.bad_images import BadImages
@@ -54,6 +54,7 @@ class Watch:
                 result.evaluation,
                 self.validation.protocol,
                 result.latent_grid,
+                facts(run, self.journal),
             )
 
     def name_bad_images(self, run: Run) -> None:
