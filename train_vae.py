@@ -61,6 +61,12 @@ from eval.validation import Validation, ValidationResult
 from modules.builders.accelerator import make_accelerator
 from modules.builders.banner import banner, summary
 from modules.builders.data import TrainingData, check_shared_memory, make_loader, open_data
+from modules.builders.export import (
+    describe_training,
+    latent_config,
+    make_publisher,
+    planned_push,
+)
 from modules.builders.networks import (
     make_discriminator,
     make_gan_schedule,
@@ -84,11 +90,10 @@ from modules.distributed.launch_environment import check_environment
 from modules.distributed.reduce import gather_from_processes
 from modules.distributed.signals import StopRequest
 from modules.errors import ArgumentError, dispensable
-from modules.export.hub import planned_push
-from modules.export.model_card import Provenance
+from modules.export.model_card import Training, write_model_card
 from modules.export.publisher import Publisher
-from modules.export.vae import export_everything, export_vae, latent_config
-from modules.models.autoencoder import TrainableVAE, latent_shape
+from modules.export.vae import export_everything, export_vae
+from modules.models.autoencoder import TrainableVAE, describe, latent_shape
 from modules.models.compilation import compile_networks
 from modules.output.run_files import AT_THE_END
 from modules.tracking.journal import Journal
@@ -118,13 +123,17 @@ class Watch:
     stop: StopRequest
     publisher: Publisher | None  # of the main process, with --push_to_hub
 
-    def provenance(self) -> Provenance:
-        """What the model card says of where its numbers come from and where it lies."""
-        repository = self.publisher.repository if self.publisher else None
-        if self.validation is None:
-            return Provenance(repository=repository)
-        protocol = self.validation.protocol
-        return Provenance(protocol.describe(), protocol.stamp(), repository)
+    def training(self, run: Run) -> Training:
+        """What the model card says of how the weights came about."""
+        protocol = self.validation.protocol if self.validation else None
+        return describe_training(
+            run.args,
+            describe(run.raw_vae.vae),
+            history=run.history,
+            repository=self.publisher.repository if self.publisher else None,
+            protocol=protocol.describe() if protocol else "",
+            stamp=protocol.stamp() if protocol else {},
+        )
 
     def rows(self, run: Run) -> list[dict[str, float]]:
         """Those of metrics.jsonl, with validations of the images that are validated on now."""
@@ -284,7 +293,10 @@ def push(run: Run, watch: Watch) -> None:
     """Sends the best weights so far to the Hub when due; training does not wait for it."""
     watch.publisher.report()
     if watch.publisher.is_due(run.step):
-        watch.publisher.push(run, watch.rows(run), watch.provenance())
+        rows = [row for row in watch.rows(run) if row["step"] <= run.best.get("step", 0)]
+        write_card = partial(write_model_card, training=watch.training(run), steps=run.step,
+                             rows=rows, subfolder="best")  # fmt: skip
+        watch.publisher.push(run.step, write_card)
 
 
 def export(run: Run, watch: Watch) -> bool:
@@ -313,7 +325,15 @@ def export(run: Run, watch: Watch) -> bool:
             watch.journal.close()
             owned, rows = owned_files(args), watch.rows(run)
             owned.claim(AT_THE_END)
-            vae = export_everything(run, latents, rows, watch.provenance())
+            vae = export_everything(
+                run.raw_vae.vae,
+                run.output_dir,
+                discriminator=run.raw_discriminator if args.discriminator.enabled else None,
+                ldm=args.checkpoints.export_ldm,
+                fp16=args.checkpoints.export_fp16,
+                **latent_config(args, latents),
+            )
+            write_model_card(run.output_dir, watch.training(run), run.step, rows, latents)
             owned.sign("README.md")  # people write on in it
             print(summary(vae, run.output_dir, rows), file=sys.stderr)
     run.accelerator.wait_for_everyone()
@@ -402,7 +422,7 @@ def main(args: Arguments, lock: FolderLock | None) -> None:
     accelerator, output_dir, publisher = run.accelerator, run.output_dir, None
     if accelerator.is_main_process:
         if args.logging.push_to_hub:  # first: a refusal must not cost what an old run left
-            publisher = Publisher(args)
+            publisher = make_publisher(args)
         clear_output_dir(args)
         situation = f"{accelerator.num_processes} x {device_name(accelerator.device)}, "
         situation += f"precision {accelerator.mixed_precision}"
@@ -440,7 +460,7 @@ def main(args: Arguments, lock: FolderLock | None) -> None:
         run.meter.restart_clock()  # the loader may have looked at the sizes of all images
         if not run.validation_due and train(run, watch) and export(run, watch):
             if publisher is not None:
-                publisher.finish(run.step)
+                publisher.finish(run.step, lambda: watch.stop.received is not None)
         else:
             logger.info("stopped at step %d of %d by a signal; the same command with "
                         "--resume_from_checkpoint latest goes on from there", run.step,

@@ -13,8 +13,7 @@ from launching import TINY, succeed
 from safetensors.torch import load_file
 
 from eval.__main__ import main
-from modules.config.command_line import resolve_arguments
-from modules.export.model_card import Provenance, write_model_card
+from modules.export.model_card import Training, write_model_card
 from modules.export.vae import export_vae
 from modules.models.autoencoder import build_autoencoder
 from modules.weights.vae_files import load_vae
@@ -204,8 +203,8 @@ def test_a_metric_that_was_not_measured_from_the_start_does_not_cost_the_card(va
     counts = {"val/num_images": 4, "val/nan_images": 0}
     first = {"step": 0, "val/psnr": 10.0, **counts}
     last = {"step": 9, "val/psnr": 20.0, "val/lpips_vgg": 0.5, **counts}
-    write_model_card(tmp_path, resolve_arguments([]), vae, steps=9, latents=None,
-                     validations=[first, last], provenance=Provenance())  # fmt: skip
+    vae.save_config(tmp_path)
+    write_model_card(tmp_path, Training("x", "", ""), steps=9, rows=[first, last])
     assert "| lpips_vgg | not measured | 0.5 |" in (tmp_path / "README.md").read_text()
 
 

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,11 +20,12 @@ from hub_stand_in import TOKEN, StandIn, stand_in, take_it_for_the_hub, without_
 from huggingface_hub import ModelCard
 from launching import ROOT, TINY, Launched, launch
 
+from modules.builders.export import describe_training
 from modules.builders.output_dir import check_output_dir
 from modules.config.arguments import LoggingArguments
 from modules.config.command_line import resolve_arguments
 from modules.errors import ArgumentError
-from modules.export.model_card import Provenance, write_model_card
+from modules.export.model_card import write_model_card
 from modules.models.autoencoder import build_autoencoder
 from modules.output.run_files import (
     AT_THE_END,
@@ -296,9 +298,12 @@ def card(folder: Path, vae: AutoencoderKL, *argv: object, **values: float) -> Mo
     """The card of weights that were validated at steps 0 and 9, read back without a network."""
     rows = [{"step": step, "val/psnr": 20.0 + step, **COUNTS} for step in (0, 9)]
     rows[-1] |= {f"val/{name}": value for name, value in values.items()}
-    provenance = Provenance(PROTOCOL, {"resolution": 16, "crop": "adm"}, "someone/mine")
-    write_model_card(folder, resolve_arguments([str(word) for word in argv]), vae, steps=9,
-                     latents=None, validations=rows, provenance=provenance)  # fmt: skip
+    training = describe_training(
+        resolve_arguments([str(word) for word in argv]), repository="someone/mine",
+        protocol=PROTOCOL, stamp={"resolution": 16, "crop": "adm"},
+    )  # fmt: skip
+    vae.save_config(folder)
+    write_model_card(folder, training, steps=9, rows=rows)
     return ModelCard.load(folder / "README.md")
 
 
@@ -367,13 +372,13 @@ def test_no_path_of_this_machine_gets_into_the_card(vae, tmp_path, argv, monkeyp
 
 def test_names_cannot_break_out_of_the_card(vae, tmp_path):
     name = 'a": b --- # <script>alert(1)</script>'
-    write_model_card(tmp_path, resolve_arguments(["--hub_model_id", name, "--hub_license", name]),
-                     vae, steps=1, latents=None, validations=[],
-                     provenance=Provenance())  # fmt: skip
-    (tmp_path / "config.json").touch()
-    found = ModelCard.load(tmp_path / "README.md")
-    assert found.data.license == name
-    assert "<script>" not in found.text
+    vae.save_config(tmp_path)
+    training = describe_training(resolve_arguments(["--hub_model_id", name, "--hub_license", name]))
+    for repository in (None, name):
+        write_model_card(tmp_path, replace(training, repository=repository), steps=1, rows=[])
+        found = ModelCard.load(tmp_path / "README.md")
+        assert found.data.license == name
+        assert "<script>" not in found.text
 
 
 @pytest.mark.parametrize(
@@ -407,7 +412,6 @@ def test_the_code_in_the_card_runs_and_undoes_its_own_normalisation(vae, tmp_pat
 
 
 def test_other_forms_of_the_weights_are_named_where_they_are(vae, tmp_path):
-    (tmp_path / "config.json").write_text("{}")
     assert "fp16" not in card(tmp_path, vae).text
     (tmp_path / "diffusion_pytorch_model.fp16.safetensors").touch()
     (tmp_path / "vae_ldm.safetensors").touch()

@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from launching import TINY, launch, succeed
 from PIL import Image
 
-from modules import export
+from modules.export import vae as export
 from modules.models.autoencoder import build_autoencoder
 from modules.tracking.metrics_log import read_rows
 from modules.training.checkpoint import checkpoint_steps, verify
