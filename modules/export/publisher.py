@@ -15,7 +15,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 from modules.errors import RunStopped
 from modules.output.run_files import COMPLETE_MIDWAY, SNAPSHOT, find
@@ -27,24 +29,26 @@ PATIENCE = 600.0  # seconds that the last push on the way may still take when tr
 GRACE = 10.0  # seconds it may take when the run has to stop: launchers kill after 30
 
 
+@dataclass
 class Publisher:
     """The repository that a run is pushed to, by at most one process at a time.
 
-    For the main process. Leaving it as a context ends what is still being pushed, after GRACE
-    seconds. every: steps between pushes on the way, 0 for none.
+    For the main process. Leaving it as a context ends what is still being pushed.
     """
 
-    def __init__(
-        self, repository: str, output_dir: Path, every: int = 0, token: str | None = None
-    ) -> None:
-        self.repository, self.output_dir, self.every, self.token = (
-            repository, output_dir, every, token,
-        )  # fmt: skip
-        self.snapshot = output_dir / SNAPSHOT
-        self.process: subprocess.Popen[bytes] | None = None
-        self.errors = tempfile.TemporaryFile()  # noqa: SIM115
-        self.step = 0  # of the push under way
-        self.said_busy = False
+    repository: str
+    output_dir: Path
+    every: int = 0  # steps between pushes on the way; 0 for none
+    token: str | None = field(default=None, repr=False)
+    process: subprocess.Popen[bytes] | None = field(default=None, init=False)
+    errors: BinaryIO = field(default_factory=tempfile.TemporaryFile, init=False)  # the process'
+    step: int = field(default=0, init=False)  # of the push under way
+    said_busy: bool = field(default=False, init=False)
+
+    @property
+    def snapshot(self) -> Path:
+        """Where what is pushed on the way is copied to."""
+        return self.output_dir / SNAPSHOT
 
     def is_due(self, step: int) -> bool:
         """Whether the present state is to be pushed after this step."""
@@ -58,15 +62,13 @@ class Publisher:
         """
         if self.process is not None:
             if not self.said_busy:
-                logger.warning(
-                    "the push of step %d is still under way, so that of step %d is left out, and "
-                    "so will be others, without a word: every push carries everything",
-                    self.step, step,
-                )  # fmt: skip
+                logger.warning("the push of step %d is still under way, so that of step %d is left "
+                               "out, and so will be others, without a word: every push carries "
+                               "everything", self.step, step)  # fmt: skip
             self.said_busy = True
             return
         try:
-            self._copy()
+            _copy(self.output_dir, self.snapshot)
             write_card(self.snapshot)
             self._start(self.snapshot, step, f"Step {step}")
         except OSError as error:
@@ -80,10 +82,8 @@ class Publisher:
         if self.process.returncode == 0:
             logger.info("pushed step %d to %s", self.step, self.repository)
         else:
-            logger.warning(
-                "the push of step %d to %s failed (%s); training goes on, and the next push "
-                "carries everything", self.step, self.repository, self._reason(),
-            )  # fmt: skip
+            logger.warning("the push of step %d to %s failed (%s); the next one carries everything",
+                           self.step, self.repository, self._reason())  # fmt: skip
         self.process = None
         shutil.rmtree(self.snapshot, ignore_errors=True)
 
@@ -113,14 +113,6 @@ class Publisher:
         self.report()
         self.errors.close()
 
-    def _copy(self) -> None:
-        """Copies what is complete midway: training goes on and changes the originals."""
-        shutil.rmtree(self.snapshot, ignore_errors=True)
-        for source in filter(Path.is_file, find(self.output_dir, COMPLETE_MIDWAY)):
-            target = self.snapshot / source.relative_to(self.output_dir)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, target)
-
     def _start(self, folder: Path, step: int, message: str) -> None:
         """The token goes through the environment, which other users cannot read."""
         token = {} if self.token is None else {"HF_TOKEN": self.token}
@@ -141,9 +133,9 @@ class Publisher:
         """Waits for the push under way, and ends it when it takes longer."""
         deadline = time.monotonic() + seconds
         while self.process is not None and self.process.poll() is None:
-            now = time.monotonic()
-            deadline = min(deadline, now + GRACE) if stop() else deadline
-            if now > deadline:
+            if stop():
+                deadline = min(deadline, time.monotonic() + GRACE)
+            if time.monotonic() > deadline:
                 self.process.kill()
                 self.process.wait()
                 self.errors.write(b"\nit took too long and was ended")
@@ -153,3 +145,12 @@ class Publisher:
         self.errors.seek(0)
         lines = self.errors.read().decode(errors="replace").strip().splitlines()
         return lines[-1] if lines else "the process was ended from outside"
+
+
+def _copy(output_dir: Path, snapshot: Path) -> None:
+    """Copies what is complete midway: training goes on, and changes the originals."""
+    shutil.rmtree(snapshot, ignore_errors=True)
+    for source in filter(Path.is_file, find(output_dir, COMPLETE_MIDWAY)):
+        target = snapshot / source.relative_to(output_dir)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, target)

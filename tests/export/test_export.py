@@ -14,13 +14,14 @@ from safetensors.torch import load_file
 
 from eval.__main__ import main
 from modules.export.model_card import Training, write_model_card
-from modules.export.vae import export_vae
+from modules.export.vae import export_everything, export_vae
 from modules.models.autoencoder import build_autoencoder
 from modules.weights.vae_files import load_vae
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 FP16_WEIGHTS = "diffusion_pytorch_model.fp16.safetensors"
 LDM_FILE = "vae_ldm.safetensors"
+DISCRIMINATOR = "discriminator/discriminator.safetensors"
 
 
 def flags(output_dir: Path, *more: object) -> list[str]:
@@ -94,10 +95,19 @@ def test_no_form_of_earlier_weights_is_left_beside_later_ones(trained, tmp_path)
     run = tmp_path / "run"
     shutil.copytree(trained, run)
     succeed(flags(run, "--resume_from_checkpoint", "latest", "--max_train_steps", "3",
-                  "--no_export_ldm", "--no_export_fp16"))  # fmt: skip
+                  "--no_export_ldm", "--no_export_fp16", "--disc_factor", "0"))  # fmt: skip
+    assert (trained / DISCRIMINATOR).exists()
     assert (run / WEIGHTS).read_bytes() != (trained / WEIGHTS).read_bytes()
     assert not (run / FP16_WEIGHTS).exists()
     assert not (run / LDM_FILE).exists()
+    assert not (run / DISCRIMINATOR).exists()
+
+
+def test_without_a_gan_there_is_no_discriminator(vae, tmp_path):
+    export_everything(vae, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", WEIGHTS]
+    export_everything(vae, tmp_path, discriminator=torch.nn.Linear(1, 1))
+    assert load_file(tmp_path / DISCRIMINATOR).keys() == {"weight", "bias"}
 
 
 @pytest.mark.parametrize("use_ema", ["--use_ema", "--no_use_ema"])
