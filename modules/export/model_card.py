@@ -70,6 +70,7 @@ def write_model_card(
     subfolder: where in `folder` the weights lie, if not in itself: training is under way then.
     """
     weights, validations = folder / (subfolder or ""), whole_validations(rows)
+    ldm = (weights / LDM_FILE).exists()
     config = json.loads((weights / "config.json").read_text(encoding="utf-8"))
     picture = f"samples/step-{validations[-1]['step'] if validations else steps:06d}.png"
     card = ModelCard.from_template(
@@ -83,8 +84,8 @@ def write_model_card(
         latents=latents,
         subfolder=subfolder,
         fp16=(weights / FP16_WEIGHTS).exists(),
-        ldm_file=LDM_FILE if (weights / LDM_FILE).exists() else None,
-        unlike=unlike_stable_diffusion(config),
+        ldm_file=LDM_FILE if ldm else None,
+        unlike=unlike_stable_diffusion(config) if ldm else "",
         picture=picture if (folder / picture).exists() else None,
         report=(folder / "report.html").exists(),
     )
