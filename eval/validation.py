@@ -24,6 +24,7 @@ from modules.data.sources.open import ImageSource
 from modules.distributed.reduce import gather_from_processes
 from modules.errors import ArgumentError
 from modules.models.latents import LatentStatistics
+from modules.training.run import Run
 
 
 def metrics(lpips: Iterable[str]) -> list[str]:
@@ -153,3 +154,20 @@ class _RememberingCodec(VAECodec):
             if position < self.count:
                 self.means[position] = output.mean[row].cpu()
         return output
+
+
+def make_validation(run: Run, images: ImageSource | None) -> Validation | None:
+    """The validation that the flags ask for, or None without validation images."""
+    args = run.args.validation
+    if images is None:
+        return None
+    return Validation(
+        images,
+        run.args.data.resolution,
+        num_images=args.num_validation_images,
+        lpips=run.perceptual,
+        lpips_backbone=run.args.losses.lpips_backbone,
+        batch_size=run.args.validation_batch_size,
+        num_grid_images=args.num_grid_images,
+        device=run.accelerator.device,
+    )

@@ -19,7 +19,8 @@ LEAVES = [
     "eval.metrics.image",
 ]
 WITHOUT_TORCH = [
-    "modules.errors", "modules.output.folder_lock", "modules.distributed.launch_environment",
+    "modules.errors", "modules.output.folder_lock", "modules.builders.places",
+    "modules.distributed.launch_environment",
     *(f"modules.config.{file.stem}" for file in ROOT.glob("modules/config/*.py")),
 ]  # fmt: skip
 # Who may import whom, by folder; a folder always may import itself, and everybody FOUNDATION.
@@ -51,6 +52,7 @@ MAY_IMPORT = {
     "eval.protocol": {"modules", "eval.metrics"},
     "eval.report": {"modules", "eval.metrics", "eval.protocol"},
     "eval.validation": {"modules", "eval.metrics", "eval.protocol", "eval.report"},
+    "eval.watch": {"modules", "eval.metrics", "eval.protocol", "eval.report", "eval.validation"},
     "eval.rehearsal": {"modules", "eval.metrics", "eval.protocol", "eval.validation"},
 }
 # They turn flags into a run, and compare a checkpoint's flags with the present ones.

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from eval.metrics.precise import full_precision
 from eval.protocol.choices import DEFAULT_BATCH_SIZE
 from eval.protocol.codecs import VAECodec
-from eval.protocol.loading import OwnBatches
+from eval.protocol.loading import Interrupted, OwnBatches
 from modules.errors import ArgumentError
 from modules.models.latents import LatentAccumulator, LatentStatistics
 
@@ -28,20 +28,25 @@ def measure_latents(
     num_workers: int = 0,
     progress: bool = True,
     stop: Callable[[], bool] = lambda: False,
-) -> LatentStatistics:
+) -> LatentStatistics | None:
     """Encodes every image once and returns the statistics of its posteriors.
 
     images: uint8 [3, H, W] by position, all of one size; the processes of torch.distributed share
-    them and all get the same result. Unreadable images are left out. stop: as of OwnBatches. Raises
-    ArgumentError when the encoder gives NaN or no image can be read.
+    them and all get the same result. Unreadable images are left out. stop: as of OwnBatches; where
+    it says so, None is returned. Raises ArgumentError when the encoder gives NaN or no image can be
+    read.
     """
     codec, accumulator = VAECodec(vae), LatentAccumulator(vae.config.latent_channels)
     device = torch.device(device)
-    with full_precision(), codec.prepared(device):
-        for batch in OwnBatches(images, batch_size, num_workers, progress, stop):
-            if batch.count:
+    batches = OwnBatches(images, batch_size, num_workers, progress, stop)
+    try:
+        with full_precision(), codec.prepared(device):
+            for batch in (batch for batch in batches if batch.count):
                 posterior = codec.encode(batch.images.to(device))
-                accumulator.update(posterior.mean[: batch.count], posterior.logvar[: batch.count])
+                accumulator.update(posterior.mean[: batch.count],
+                                   posterior.logvar[: batch.count])  # fmt: skip
+    except Interrupted:
+        return None
     statistics = accumulator.result()
     if not math.isfinite(statistics.global_std):
         raise ArgumentError(

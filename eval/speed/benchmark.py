@@ -25,6 +25,7 @@ from eval.speed.spread import Spread, ratio
 from eval.speed.stopwatch import MemoryGauge, Stopwatch
 from eval.speed.textbook_step import DTYPES, TextbookTrainer
 from modules.builders.networks import make_vae
+from modules.builders.run import make_run
 from modules.config.arguments import Arguments
 from modules.distributed.device import device_name
 from modules.models.autoencoder import TrainableVAE
@@ -163,7 +164,7 @@ class Bench:
         self, args: Arguments, change: Callable[[Run], None] | None = None
     ) -> tuple[Run, Callable[[], None]]:
         vae = TrainableVAE(make_vae(args), args.model.decoder_only)
-        run = self.script.make_run(args, vae, args.optimization.images_per_step(1))
+        run = make_run(args, vae, args.optimization.images_per_step(1))
         skip_to_full_gan(run)
         if change is not None:
             change(run)

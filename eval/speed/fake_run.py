@@ -20,7 +20,8 @@ from torch._subclasses import FakeTensorMode
 
 from eval.speed.script import skip_to_full_gan, training_script
 from eval.speed.textbook_step import DTYPES
-from modules.builders.networks import make_vae
+from modules.builders import run as builder
+from modules.builders.networks import make_discriminator, make_perceptual, make_vae
 from modules.config.arguments import Arguments
 from modules.models.autoencoder import TrainableVAE
 from modules.training.run import Run
@@ -96,21 +97,22 @@ def fake_run(args: Arguments, *modes: Any) -> Iterator[tuple[ModuleType, Run]]:
     """
     script, accelerator = training_script(), OneProcess(args)
     vae = TrainableVAE(make_vae(args), args.model.decoder_only)
-    discriminator = script.make_discriminator(args, accelerator)
-    perceptual = script.make_perceptual(args)
+    discriminator, perceptual = make_discriminator(args, accelerator), make_perceptual(args)
     for network in (vae, discriminator):
         network.to(memory_format=LAYOUT)
-    # This copy of the script is ours: it makes its run from what was built above.
-    script.make_accelerator = lambda args: accelerator
-    script.convolution_layout = lambda device, width: LAYOUT
-    script.make_discriminator = lambda args, accelerator: _fake(discriminator)
-    script.make_perceptual = lambda args: perceptual and _fake(perceptual)
+    built = {
+        "make_accelerator": lambda args: accelerator,
+        "convolution_layout": lambda device, width: LAYOUT,
+        "make_discriminator": lambda args, accelerator: _fake(discriminator),
+        "make_perceptual": lambda args: perceptual and _fake(perceptual),
+    }
     with ExitStack() as stack:
+        stack.enter_context(patch.multiple(builder, **built))  # the run is made of what is here
         # Where they are is where they stay: a network cannot exchange fake tensors for others.
         stack.enter_context(patch.object(nn.Module, "to", lambda network, *_, **__: network))
         for mode in (FakeTensorMode(allow_non_fake_inputs=True), cuda_autocast(), *modes):
             stack.enter_context(mode)
-        run = script.make_run(args, _fake(vae), args.optimization.images_per_step(1))
+        run = builder.make_run(args, _fake(vae), args.optimization.images_per_step(1))
         skip_to_full_gan(run)
         yield script, run
 

@@ -5,26 +5,28 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from accelerate import Accelerator
 from diffusers import AutoencoderKL
 
-from modules.config.arguments import Arguments, DiscriminatorArguments
+from modules.config.arguments import Arguments
+from modules.config.objective import DiscriminatorArguments
+from modules.distributed.device import device_name
 from modules.models.autoencoder import describe, latent_shape
 from modules.tracking.metrics_log import best_psnr, whole_validations
+from modules.training.run import Run
 
 
 def banner(
     args: Arguments,
     vae: AutoencoderKL,
     training: str = "not opened in a dry run",
-    situation: str = "not looked for in a dry run",
-    max_train_steps: int | None = None,
+    run: Run | None = None,
 ) -> str:
     """Model, data, batch, schedule and output of the run, as an aligned block of text.
 
-    training: the images. situation: processes, device and precision. max_train_steps: None if the
-    data decides and has not been opened.
+    training: the images. run: None in a dry run, which does not look for devices.
     """
-    max_train_steps = max_train_steps or args.optimization.max_train_steps
+    max_train_steps = run.max_train_steps if run else args.optimization.max_train_steps
     steps = "?" if max_train_steps is None else f"{max_train_steps:,}"
     opt, losses = args.optimization, args.losses
     shape = " x ".join(map(str, latent_shape(vae, args.data.resolution)))
@@ -38,11 +40,16 @@ def banner(
         "Objective": losses.rec_loss + (perceptual if losses.perceptual_scale else "")
         + f" + {losses.kl_scale:g} KL",
         "GAN": _gan(args.discriminator, max_train_steps) if args.discriminator.enabled else "off",
-        "Device": situation,
+        "Device": _situation(run.accelerator) if run else "not looked for in a dry run",
         "Output": _output(args, vae),
     }  # fmt: skip
     width = max(map(len, lines))
     return "\n".join(f"{name:>{width}}  {text}" for name, text in lines.items())
+
+
+def _situation(accelerator: Accelerator) -> str:
+    device = device_name(accelerator.device)
+    return f"{accelerator.num_processes} x {device}, precision {accelerator.mixed_precision}"
 
 
 def _gan(disc: DiscriminatorArguments, max_train_steps: int | None) -> str:

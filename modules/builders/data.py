@@ -12,17 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from accelerate import Accelerator
-from torch.utils.data import DataLoader
 
 from modules.builders.overlap import searched_by_datasets, would_match
-from modules.config.arguments import Arguments, DataArguments
-from modules.data.image_sizes import read_sizes
-from modules.data.loader import TrainingImages, prefetched_batches, training_loader
-from modules.data.samplers.buckets import Buckets, num_batches
+from modules.config.arguments import Arguments
+from modules.config.inputs import DataArguments
 from modules.data.samplers.mixture import Mixture
 from modules.data.samplers.order import EpochOrder, Permutations
-from modules.data.shared_memory import require_shared_memory
 from modules.data.sources.hf_dataset import load_rows, split_names
 from modules.data.sources.open import FileSource, open_files, open_folder, open_source
 from modules.data.sources.parts import (
@@ -34,8 +29,8 @@ from modules.data.sources.parts import (
     random_subset,
 )
 from modules.data.sources.same_files import files_in_both
-from modules.data.streaming.reader import StreamedImages
-from modules.data.streaming.rows import MixedRows, ReadRows, RowStream, ShardRows, SourceRows
+from modules.data.streaming.lanes import ReadRows, RowStream, ShardRows
+from modules.data.streaming.rows import MixedRows, SourceRows
 from modules.data.streaming.shards import Shards
 from modules.errors import ArgumentError
 
@@ -91,7 +86,7 @@ class TrainingData:
             return self.images.first(num_images)
         if args.data.dataset_weights is None:
             return self.images
-        order = _make_order(args, self.images)
+        order = make_order(args, self.images)
         return Subset(self.images, order.indices(0)[:num_images].numpy())
 
     def describe(self, args: Arguments) -> str:
@@ -237,10 +232,9 @@ def _open_stream(args: Arguments, name: str, buffer_size: int) -> RowStream:
         streaming=True,
     )
     return ShardRows(
-        Shards(loaded.rows, name, loaded.files),
+        Shards(loaded.rows, name, loaded.files, loaded.direct, token),
         seed=args.optimization.seed,
-        buffer_size=max(1, buffer_size),
-        token=token,
+        buffer_size=buffer_size,
         version=loaded.fingerprint,
     )
 
@@ -265,73 +259,10 @@ def _open_validation_split(args: Arguments) -> ImageSource:
     )
 
 
-def _make_order(args: Arguments, images: ImageSource) -> EpochOrder:
+def make_order(args: Arguments, images: ImageSource) -> EpochOrder:
+    """Epoch by epoch, a permutation of the images, or data sets in the shares of their weights."""
     seed, weights = args.optimization.seed, args.data.dataset_weights
     sizes = part_sizes(images)
     if weights is None or len(sizes) == 1:
         return Permutations(len(images), seed)
     return Mixture(sizes, weights, seed)
-
-
-def check_shared_memory(args: Arguments, latent_shape: tuple[int, int, int]) -> None:
-    """Raises ArgumentError where the loader's batches of pixels and noise do not fit."""
-    side, batch_size = max(args.data.training_resolutions), args.optimization.train_batch_size
-    channels, height, _ = latent_shape
-    noise = 4 * channels * (height * side // args.data.resolution) ** 2
-    require_shared_memory(
-        "--dataloader_num_workers",
-        args.data.dataloader_num_workers,
-        prefetched_batches(batch_size),
-        batch_size * (3 * side**2 + noise),
-    )
-
-
-def make_loader(
-    args: Arguments,
-    data: TrainingData,
-    latent_shape: tuple[int, int, int],
-    accelerator: Accelerator,
-    start_position: int,
-) -> DataLoader:
-    """The endless stream of this process's training batches, from sample `start_position` on."""
-    options = {
-        "latent_shape": latent_shape,
-        "seed": args.optimization.seed,
-        "crop": args.data.crop,
-        "random_flip": args.data.random_flip,
-        "interpolation": args.data.interpolation,
-        "min_image_size": args.data.min_image_size,
-        "train_resolutions": args.data.train_resolutions,
-        "fast_jpeg_decoding": args.data.fast_jpeg_decoding,
-    }
-    resolution = args.data.resolution
-    if isinstance(data.images, RowStream):
-        dataset = StreamedImages(data.images, resolution, **options)
-    else:
-        order, buckets = _make_order(args, data.images), None
-        if args.data.aspect_ratio_bucketing:
-            buckets = _make_buckets(args, data.images, order, resolution // latent_shape[1])
-        dataset = TrainingImages(data.images, resolution, order, buckets, **options)
-    return training_loader(
-        dataset,
-        batch_size=args.optimization.train_batch_size,
-        rank=accelerator.process_index,
-        world_size=accelerator.num_processes,
-        start_position=start_position,
-        num_workers=args.data.dataloader_num_workers,
-        pin_memory=accelerator.device.type == "cuda",
-    )
-
-
-def _make_buckets(args: Arguments, images: ImageSource, order: EpochOrder, factor: int) -> Buckets:
-    """The buckets of --aspect_ratio_bucketing; says how the images fall into them. Collective."""
-    resolutions, batch_size = args.data.training_resolutions, args.optimization.train_batch_size
-    buckets = Buckets(read_sizes(images), resolutions, factor)
-    batches = num_batches(order.indices(0), buckets.of, batch_size)
-    shapes = [f"{n:,} of {width} x {height}" for (height, width), n in buckets.occupied().items()]
-    logger.info(
-        "images by shape, width x height at resolution %d: %s; the first epoch takes %s batches, "
-        "filled up with %s of its images again", max(resolutions), ", ".join(shapes),
-        f"{batches:,}", f"{batches * batch_size - order.size:,}",
-    )  # fmt: skip
-    return buckets

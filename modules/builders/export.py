@@ -11,8 +11,9 @@ from typing import Any
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from modules.config.arguments import GROUPS, Arguments, DataArguments
+from modules.config.arguments import GROUPS, Arguments
 from modules.config.fates import shown
+from modules.config.inputs import DataArguments
 from modules.errors import ArgumentError
 from modules.export.hub import make_repository
 from modules.export.model_card import Training, card_data

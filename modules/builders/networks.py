@@ -13,7 +13,9 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from modules.config.arguments import Arguments, ModelArguments, OptimizationArguments
+from modules.config.arguments import Arguments
+from modules.config.inputs import ModelArguments
+from modules.config.optimization import OptimizationArguments
 from modules.data.samplers.buckets import bucket_shapes
 from modules.errors import ArgumentError, blaming
 from modules.models.autoencoder import build_autoencoder, downsample_factor

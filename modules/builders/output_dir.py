@@ -7,7 +7,8 @@ import tempfile
 from pathlib import Path
 
 from modules.builders.overlap import lies_in, searched_by_datasets, would_match
-from modules.config.arguments import Arguments, CheckpointArguments
+from modules.config.arguments import Arguments
+from modules.config.outputs import CheckpointArguments
 from modules.distributed.reduce import gather_from_processes
 from modules.errors import ArgumentError
 from modules.output.folder_lock import FolderLock

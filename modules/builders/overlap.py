@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 
-from modules.config.arguments import DataArguments
+from modules.config.inputs import DataArguments
 
 
 def searched_by_datasets(data: DataArguments) -> list[tuple[str, str]]:

@@ -24,12 +24,15 @@ from typing import Any
 import yaml
 
 from modules.config.answers import exit_on_mistakes
-from modules.config.arguments import GROUPS, Arguments, require
+from modules.config.arguments import GROUPS, Arguments
 from modules.config.config_file import from_yaml, read_config
-from modules.config.limits import expanded, shown
+from modules.config.limits import expanded, require, shown
 from modules.config.precedence import overlay
 from modules.errors import ArgumentError
 
+# What other programs call it.
+SHORT = {"lr": "learning_rate", "epochs": "num_train_epochs", "steps": "max_train_steps",
+         "batch_size": "train_batch_size", "resume": "resume_from_checkpoint"}  # fmt: skip
 RECIPES = Path(__file__).parent / "recipes"
 
 
@@ -198,5 +201,9 @@ def _read_yaml(file: Path, flag: str) -> dict[str, Any]:
 
 def _suggestion(name: str, prefix: str) -> str:
     known = [f.name for group in GROUPS.values() for f in fields(group)]
-    close = difflib.get_close_matches(name[:100], [*known, "recipe", "config", "dry_run"], n=1)
+    known += ["recipe", "config", "dry_run"]
+    close = [SHORT[name]] if name in SHORT else []
+    longer = [flag for flag in known if flag.startswith(name)]
+    close += longer if len(longer) == 1 else []
+    close += difflib.get_close_matches(name[:100], known, n=1)
     return f"; did you mean {prefix}{close[0]}?" if close else "; see --help"

@@ -35,6 +35,7 @@ TABLE = (
     (REFUSED, "the checkpoint holds the optimizer's moments in another form", "use_8bit_adam"),
     (REFUSED, "a step number does not tell then how often each network was updated",
      "alternation"),
+    (REFUSED, "samples would come in another order", "stream_lanes"),
     (REFUSED, "an average begins with the run and ends with it", "use_ema"),
     (WARNED, "the weights stay the checkpoint's; only the configuration is read from it",
      "pretrained_model_name_or_path model_config_name_or_path revision variant pretrained_weights"),

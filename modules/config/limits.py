@@ -1,10 +1,11 @@
-"""What the value of a flag may be: declared beside the flag, checked in one place for all."""
+"""A flag, and what its value may be: declared side by side, checked in one place for all."""
 
 from __future__ import annotations
 
 import os
 import unicodedata
-from dataclasses import Field, dataclass, fields
+from collections.abc import Sequence
+from dataclasses import Field, dataclass, field, fields
 from typing import Any
 
 from modules.errors import ArgumentError
@@ -110,3 +111,29 @@ def shown(value: object, width: int = 120) -> str:
     if _breaks_lines(text):
         text = repr(text)
     return text if len(text) <= width else f"{text[: width // 2]}...{text[-width // 4 :]}"
+
+
+def flag(
+    default: Any,
+    help: str,
+    choices: Sequence[Any] | None = None,
+    **limits: Any,
+) -> Any:
+    """A dataclass field whose default, help and choices become the command line's.
+
+    limits: those of `Limits`, which every value keeps to.
+    """
+    metadata = {"help": help, "choices": choices}
+    metadata["limits"] = Limits(**limits)
+    return field(default=default, metadata=metadata)
+
+
+def require(condition: bool, name: str, value: object, rule: str) -> None:
+    """Raises ArgumentError("--name=value rule") unless `condition` holds."""
+    if not condition:
+        raise ArgumentError(f"--{name}={shown(value)} {rule}")
+
+
+def nearest_multiple(value: int, factor: int) -> int:
+    """The multiple of `factor` nearest to `value`, at least `factor`."""
+    return max(factor, round(value / factor) * factor)

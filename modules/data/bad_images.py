@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 
 from modules.data.images.samples import UNREADABLE, Rejection
@@ -99,3 +100,12 @@ class BadImages:
     def _open(self, mode: str):
         # Paths need not be valid Unicode: what cannot be decoded is written as the bytes it was.
         return self.path.open(mode, encoding="utf-8", errors="surrogateescape", newline="\n")
+
+
+@cache
+def warn_of_upscaling(resolution: int) -> None:
+    """Says once that some images were too small; their share is logged as train/upscaled."""
+    logger.warning(
+        "some training images are smaller than %d pixels and are enlarged, which teaches blur; "
+        "their share is train/upscaled, --min_image_size %d drops them", resolution, resolution,
+    )  # fmt: skip

@@ -23,7 +23,7 @@ from modules.data.samplers.buckets import Buckets
 from modules.data.samplers.order import EpochOrder, Permutations
 from modules.data.shared_memory import end_rather_than_drop
 from modules.data.sources.open import ImageSource, reduced
-from modules.data.streaming.reader import StreamedImages
+from modules.data.streaming.reader import StreamedImages, StreamLoader, StreamReader
 from modules.distributed.signals import SIGNALS
 from modules.errors import ArgumentError
 from modules.seeding import seed_for
@@ -93,24 +93,23 @@ def training_loader(
     start_position: int = 0,
     num_workers: int = 0,
     pin_memory: bool = False,
-) -> DataLoader:
+) -> DataLoader | StreamLoader:
     """The endless batches of one process, as `collate` makes them, from `start_position` on.
 
     batch_size: of one process. start_position: samples that all processes together have used. The
     batches do not depend on num_workers, and the global random state is left alone.
     """
+    division = batch_size, rank, world_size, start_position
     if isinstance(dataset, StreamedImages):
-        reader = dataset.reader(batch_size, rank, world_size, start_position)
-        order: dict[str, Any] = {"dataset": reader, "batch_size": batch_size}
+        reader = StreamReader(dataset, *division, num_workers)
+        size, make = reader.at_once, partial(StreamLoader, reader, batch_size)
     else:
-        sampler = dataset.batches(batch_size, rank, world_size, start_position)
-        order = {"dataset": dataset, "batch_sampler": sampler}
-    return DataLoader(
-        **order,
-        collate_fn=collate,
+        size, sampler = batch_size, dataset.batches(*division)
+        make = partial(DataLoader, dataset, batch_sampler=sampler, collate_fn=collate)
+    return make(
         num_workers=num_workers,
         pin_memory=pin_memory,
-        prefetch_factor=prefetched_batches(batch_size) if num_workers else None,
+        prefetch_factor=prefetched_batches(size) if num_workers else None,
         worker_init_fn=_prepare_worker,
         generator=torch.Generator(),  # otherwise it draws its workers' seed from the global state
     )

@@ -25,6 +25,7 @@ from modules.config.fates import (
     changed_flags,
     shown,
 )
+from modules.data.streaming.reader import StreamPosition
 from modules.distributed.launch_environment import chosen_precision
 from modules.errors import ArgumentError
 from modules.models.autoencoder import downsample_factor
@@ -45,6 +46,7 @@ def trainer_state(run: Run, data: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "step": run.step,
         "samples": run.samples,
+        "stream": run.stream.state_dict(),
         "vae_updates": run.scheduler_vae.scheduler.last_epoch,
         "disc_updates": run.scheduler_disc.scheduler.last_epoch,
         "best": run.best,
@@ -120,6 +122,7 @@ def resume(run: Run, path: Path, data: Mapping[str, Any]) -> bool:
         rotate(path.parent, run.step, run.args.checkpoints.checkpoints_total_limit)
     logger.info("Resumed from %s at step %d", path, run.step)
     same_images = _compare_images(state, data, path)
+    run.stream = StreamPosition.restored(state.get("stream"), anew=not same_images)
     _compare_flags(run, state, data, path, same_images)
     if run.step >= run.max_train_steps:
         opt = run.args.optimization

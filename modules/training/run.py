@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,11 +11,11 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from modules.config.arguments import Arguments
 from modules.data.images.images import normalize
 from modules.data.images.samples import Rejection
+from modules.data.streaming.reader import StreamPosition
 from modules.models.at_once import at_once
 from modules.models.autoencoder import TrainableVAE
 from modules.models.lpips import LPIPS
@@ -54,9 +55,10 @@ class Run:
     meter: Meter
     guard: FiniteGuard
     gan_guard: GanGuard
-    loader: DataLoader | None = None  # made once the position in the data is known
+    loader: Iterable[dict[str, Any]] | None = None  # made once the position in the data is known
     step: int = 0
     samples: int = 0  # training images that all processes have used: the position in the data
+    stream: StreamPosition = field(default_factory=StreamPosition)
     best: dict[str, float] = field(default_factory=dict)  # step and metrics of best/
     validation_due: bool = True  # at step 0, and at others until it is complete
     history: list[dict[str, Any]] = field(default_factory=list)  # resumed with which other flags
@@ -88,6 +90,7 @@ class Run:
         """The batch's images [B, 3, H, W] in [-1, 1] and noise [B, C, h, w], on the device."""
         device = self.accelerator.device
         self.rejected += batch["rejected"]
+        self.stream.advance(batch)
         self.meter.count_images(len(batch["images"]))
         images = normalize(batch["images"].to(device, non_blocking=True))
         upscaled = batch["upscaled"].to(device, non_blocking=True)

@@ -125,6 +125,9 @@ def test_the_written_configuration_gives_equal_arguments(tmp_path):
     [
         ("--learning_rte=1", "--learning_rte is not a flag; did you mean --learning_rate?"),
         ("--wibble", "--wibble is not a flag; see --help"),
+        ("--lr=1", "--lr is not a flag; did you mean --learning_rate?"),
+        ("--resume", "--resume is not a flag; did you mean --resume_from_checkpoint?"),
+        ("--validation_sp=a", "did you mean --validation_split?"),
         ("--learning_rate=fast", "--learning_rate: invalid float value: 'fast'"),
         ("--train_batch_size=0", "--train_batch_size=0 must be at least 1"),
         ("--train_batch_size=1.5", "--train_batch_size: invalid int value: '1.5'"),

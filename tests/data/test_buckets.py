@@ -30,6 +30,8 @@ from modules.data.samplers.buckets import (
 )
 from modules.data.samplers.mixture import Mixture
 from modules.data.samplers.order import Permutations
+from modules.data.sources.open import FileSource
+from modules.data.sources.parts import Subset
 from modules.data.streaming.reader import StreamedImages
 from modules.data.streaming.rows import SourceRows
 
@@ -389,7 +391,7 @@ def test_processes_have_the_same_resolution_and_see_together_what_one_sees(make)
            for rank in range(2)]  # fmt: skip
 
     assert len(set(sides(one))) == 2
-    assert_equal(merged(two), one)
+    assert_equal(merged(two, dataset, 3), one)
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
@@ -463,3 +465,25 @@ def test_sizes_are_read_in_the_sources_order_and_unreadable_ones_are_zero(monkey
         shares.append(read_sizes(Ramps(SIZES, damaged=(3, 17))))
     assert torch.equal(sum(shares), expected)
     assert all(len(share.any(1).nonzero()) < len(SIZES) / 2 for share in shares)
+
+
+def test_sizes_are_read_once_for_each_data_set_and_share_of_it(tmp_path):
+    cache, paths = tmp_path / "cache", [tmp_path / f"{number}.png" for number in range(4)]
+    for number, path in enumerate(paths):
+        Image.new("RGB", (20 + number, 30)).save(path)
+    source = FileSource(paths)
+
+    sizes = read_sizes(source, cache)
+    assert sizes.tolist() == [[30, 20 + number] for number in range(4)]
+    (kept,) = cache.iterdir()
+    np.save(kept, sizes.numpy() + 1)
+    assert torch.equal(read_sizes(FileSource(paths), cache), sizes + 1)
+    assert torch.equal(read_sizes(Subset(source, [3, 1]), cache), sizes[[3, 1]])
+    kept.write_bytes(kept.read_bytes()[:-5])
+    assert torch.equal(read_sizes(source, cache), sizes)
+    assert torch.equal(torch.from_numpy(np.load(kept)), sizes)
+    Image.new("RGB", (50, 50)).save(paths[2])
+    assert read_sizes(source, cache)[2].tolist() == [50, 50]
+    assert len(list(cache.iterdir())) == 3
+    (tmp_path / "file").touch()
+    assert len(read_sizes(source, tmp_path / "file" / "cache")) == 4

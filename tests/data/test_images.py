@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from modules import image_kinds, images
+from modules.data.images import image_kinds, images
 from modules.data.images.images import (
     DRAFT_MARGIN,
     UPRIGHT_FROM,

@@ -18,10 +18,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from modules import image_kinds
 from modules.builders.data import open_data
 from modules.config.command_line import resolve_arguments
+from modules.data.images import image_kinds
 from modules.data.images.images import UnreadableImage
+from modules.data.sources.files import fingerprint
 from modules.data.sources.hf_dataset import IMAGE, load_rows
 from modules.data.sources.open import (
     FileSource,
@@ -176,6 +177,19 @@ def test_a_folder_is_searched_recursively_in_sorted_order_whatever_the_names(tmp
 
     labels = [os.path.relpath(source.label(index), tmp_path) for index in range(len(source))]
     assert labels == ["a/test_1.jpg", "b/x.PNG", "validation/y.webp", "z.png"]
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.binary(min_size=1, max_size=6), unique=True), st.integers(1, 5))
+def test_names_in_one_buffer_are_in_order_and_recognised_as_a_list_would_be(names, at_once):
+    names = [b"/photos/" + name.replace(b"/", b"_").replace(b"\0", b"_") for name in names]
+    expected = fingerprint(names)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("modules.data.sources.files.NUM_NAMES", at_once)
+        assert FileSource(names).fingerprint() == expected
+    assert [FileSource(names).label(index) for index in range(len(names))] == [
+        os.fsdecode(name) for name in names
+    ]
 
 
 OTHER_FILES = ("b.HEIC", "c.heic", "d.CR2", "e.psd", "photo", "f.jpg_large", "notes.txt", "g.npy")

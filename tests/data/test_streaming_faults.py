@@ -20,12 +20,14 @@ from launching import finish_together, launch, launch_together, succeed
 from shards import WRITERS, number_of, write_shards
 from survival import RESUME, Variant, command
 
-from modules import data_files, progress, sources
+from modules.data.sources import files as data_files
+from modules.data.sources import open as sources
 from modules.data.sources.files import NETWORK_ERRORS, fingerprint
 from modules.data.sources.hf_dataset import IMAGE, load_rows
-from modules.data.streaming.rows import ShardRows
+from modules.data.streaming.lanes import Lane, ShardRows
 from modules.data.streaming.shards import SHARDS_AT_ONCE, Shards
 from modules.errors import ArgumentError, RunStopped
+from modules.training import resume as progress
 from modules.training.checkpoint import checkpoint_steps, verify
 from modules.training.run import Run
 
@@ -41,15 +43,15 @@ def offline(monkeypatch, tmp_path_factory):
 
 def opened(name: object, **options) -> Shards:
     loaded = load_rows(str(name), image_column="png", streaming=True, **options)
-    return Shards(loaded.rows, str(name), loaded.files)
+    return Shards(loaded.rows, str(name), loaded.files, loaded.direct)
 
 
 def rows_of(shards: Shards, buffer_size: int = 1) -> ShardRows:
     return ShardRows(shards, seed=0, buffer_size=buffer_size)
 
 
-def numbers(rows: ShardRows, count: int, position: int = 0) -> list[int]:
-    return [number_of(row.open(None)) for row in islice(rows.rows(position), count)]
+def numbers(rows: ShardRows, count: int) -> list[int]:
+    return [number_of(row.open(None)) for row in islice(rows.lane(Lane()), count)]
 
 
 @KINDS
@@ -88,8 +90,8 @@ def test_as_many_rows_are_held_back_as_asked_for_however_uneven_the_shards(sizes
 
     cells, rest = shards.hold_back(8)
 
-    everything = [cell["path"] for cell in shards.cells(range(len(sizes)))]
-    left = [cell["path"] for cell in rest.cells(range(len(sizes)))]
+    everything = [cell["path"] for cell, *_ in shards.in_turns(range(len(sizes)), 4)]
+    left = [cell["path"] for cell, *_ in rest.in_turns(range(len(sizes)), 4)]
     assert len(cells) == 8
     assert sorted([cell["path"] for cell in cells] + left) == sorted(everything)
     assert len(rest.hold_back(1000)[0]) == sum(sizes) - 8
@@ -143,7 +145,7 @@ def test_a_parquet_shard_of_other_columns_is_named(tmp_path):
     paths = write_shards(tmp_path / "data", "parquet", [4] * 3)
     change_columns(paths[2])
 
-    with pytest.raises(RunStopped, match=f"^{paths[2]} cannot be read.*Couldn't cast"):
+    with pytest.raises(RunStopped, match=f"^{paths[2]} cannot be read.*it has no column 'png'"):
         numbers(rows_of(opened(tmp_path / "data")), 12)
 
 
@@ -152,7 +154,7 @@ def test_pictures_missing_from_a_tar_of_other_columns_are_named_one_by_one(tmp_p
     WRITERS["tar"](paths[2], range(4), column="pdf")
 
     failed = set()
-    for row in islice(rows_of(opened(tmp_path / "data")).rows(0), 12):
+    for row in islice(rows_of(opened(tmp_path / "data")).lane(Lane()), 12):
         try:
             row.open(None)
         except ValueError:
@@ -225,9 +227,13 @@ class Unreliable:
     def shard(self, num_shards: int, index: int) -> Unreliable:
         return self
 
+    def skip(self, rows: int) -> Unreliable:
+        self.first = rows
+        return self
+
     def iter(self, batch_size: int) -> Iterator[dict]:
         self.opened += 1
-        for row in range(10):
+        for row in range(self.first, 10):
             if self.breaks.get(row, 0) > 0:
                 self.breaks[row] -= 1
                 raise self.error
@@ -261,7 +267,7 @@ def test_a_connection_that_breaks_is_taken_up_where_it_broke(error, files, waite
     with caplog.at_level(logging.WARNING):
         cells = list(Shards(rows, "far", files).read(0))
 
-    assert [cell["path"] for cell in cells] == [str(row) for row in range(10)]
+    assert [cell["path"] for cell, _ in cells] == [str(row) for row in range(10)]
     assert waited == [2, 2, 10, 30, 2, 10, 30]
     assert rows.opened == 8
     assert "cannot be read after row 4" in caplog.messages[1]

@@ -12,8 +12,8 @@ from torch.cuda._utils import _get_device_index
 
 from eval.commands.common import device_and_processes
 from eval.metrics.precise import full_precision
-from modules import hardware
 from modules.builders.accelerator import _limit_memory
+from modules.distributed import device as hardware
 from modules.distributed.device import convolution_layout, multiplies_bfloat16
 from modules.errors import ArgumentError
 

@@ -23,8 +23,8 @@ from launching import ROOT, TINY, Launched, launch
 
 from modules.builders.export import describe_training
 from modules.builders.output_dir import check_output_dir
-from modules.config.arguments import LoggingArguments
 from modules.config.command_line import resolve_arguments
+from modules.config.outputs import LoggingArguments
 from modules.errors import ArgumentError
 from modules.export.model_card import write_model_card
 from modules.export.vae import export_vae

@@ -10,8 +10,8 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 
-from eval import onnx_export
 from eval.__main__ import main
+from modules.export import onnx as onnx_export
 from modules.weights.vae_files import load_vae
 
 SCALE = 0.3

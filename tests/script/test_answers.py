@@ -18,10 +18,10 @@ from torch.utils.data import DataLoader
 
 from eval.__main__ import main
 from eval.metrics.networks import backbone_of
-from modules import shared_memory
 from modules.builders.networks import make_discriminator, make_vae
 from modules.config.answers import exit_on_mistakes
 from modules.config.command_line import resolve_arguments
+from modules.data import shared_memory
 from modules.data.shared_memory import end_rather_than_drop, require_shared_memory
 from modules.data.sources.open import open_source
 from modules.errors import ArgumentError, RunStopped, blaming

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from eval.speed.script import Nobody, training_script
 from modules.builders.networks import make_vae
+from modules.builders.run import make_run
 from modules.config.arguments import Arguments
 from modules.config.command_line import resolve_arguments
 from modules.models.autoencoder import TrainableVAE
 from modules.training.run import Run
 from modules.training.schedule import BEGINNING, Reached
-from train_vae import make_run
 
 RESOLUTION = 32
 FLAGS = (

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from launching import ROOT, TINY, launch, succeed
 from survival import RESUME, signal_at
 
-from modules import signals
+from modules.distributed import signals
 from modules.errors import RunStopped
 from modules.training.checkpoint import checkpoint_steps
 

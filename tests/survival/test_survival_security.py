@@ -17,7 +17,7 @@ from launching import launch, succeed
 from survival import Variant, command
 
 from eval.metrics.fid import build_inception
-from modules.config.arguments import LoggingArguments
+from modules.config.outputs import LoggingArguments
 from modules.errors import ArgumentError
 from modules.models.lpips import build_lpips
 

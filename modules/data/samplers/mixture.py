@@ -8,6 +8,7 @@ a fixed pattern. All of it is a function of the position, so resuming needs noth
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import ClassVar, NamedTuple
@@ -32,20 +33,35 @@ class Draws(NamedTuple):
 
 @dataclass(frozen=True)
 class Shares:
-    """weights: of the data sets, positive, of any sum."""
+    """weights: of the data sets, positive, of any sum. phases: when the first draw of each is due,
+    from 0 to 1 of the time between two of them; by default 1/2."""
 
     weights: tuple[float, ...]
     seed: int
+    phases: tuple[float, ...] = ()
+
+    def of_lane(self, number: int, count: int) -> Shares:
+        """Those of one of `count` lanes: the phases differ, so that lanes that go on in step draw
+        a data set with a small share one after the other, not all at once."""
+        if count == 1:
+            return self
+        orders = [
+            random.Random(seed_for(self.seed, "phase", part)).sample(range(count), count)
+            for part in range(len(self.weights))
+        ]
+        phases = tuple((order[number] + 0.5) / count for order in orders)
+        return Shares(self.weights, seed_for(self.seed, "lane", number), phases)
 
     def counts(self, num_samples: int) -> np.ndarray:
         """How many of the first `num_samples` come from each data set, int64 [D]."""
         shares = np.asarray(self.weights) / sum(self.weights)
-        # No set is further than D / 2 + 1 draws from its share, so these draws cannot be missing
-        # and only the next few can come after them.
-        margin = len(shares)
+        # No set is further than D + 1 draws from its share, so these draws cannot be missing and
+        # only the next few can come after them.
+        margin = len(shares) + 1
         sure = np.maximum(np.floor(num_samples * shares).astype(np.int64) - margin, 0)
         following = sure[:, None] + np.arange(2 * margin + 2)
-        order = np.argsort((following + 0.5) / shares[:, None], axis=None, kind="stable")
+        due = (following + self._phases[:, None]) / shares[:, None]
+        order = np.argsort(due, axis=None, kind="stable")
         taken = order[: num_samples - sure.sum()] // following.shape[1]
         return sure + np.bincount(taken, minlength=len(shares))
 
@@ -53,7 +69,8 @@ class Shares:
         """Samples run x length and on, `length` of them."""
         shares = np.asarray(self.weights) / sum(self.weights)
         first, last = self.counts(run * length), self.counts((run + 1) * length)
-        due = [(np.arange(a, b) + 0.5) / s for a, b, s in zip(first, last, shares, strict=True)]
+        spans = zip(first, last, self._phases, shares, strict=True)
+        due = [(np.arange(a, b) + phase) / share for a, b, phase, share in spans]
         parts = np.repeat(np.arange(len(shares)), last - first)
         parts = parts[np.argsort(np.concatenate(due), kind="stable")]
         generator = torch.Generator().manual_seed(seed_for(self.seed, "mixture", run))
@@ -64,6 +81,10 @@ class Shares:
             mine = parts == part
             numbers[mine] = start + np.arange(mine.sum())
         return Draws(parts, numbers)
+
+    @property
+    def _phases(self) -> np.ndarray:
+        return np.asarray(self.phases or [0.5] * len(self.weights))
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from modules.errors import ArgumentError, RunStopped
 logger = logging.getLogger(__name__)
 
 NUM_SIZES = 10_000  # a network drive takes a millisecond for each
+NUM_NAMES = 100_000  # objects of Python at once, where the names are not
 TAR_END = bytes(1024)
 WAITS = (2.0, 10.0, 30.0)  # seconds before what failed on its way is tried again
 # What a connection that fails raises. The Hub's own error is derived from that of the library it
@@ -47,21 +48,28 @@ def wait_to_retry(reason: str, failures: int, error: Exception) -> None:
     time.sleep(WAITS[failures])
 
 
-def fingerprint(paths: Sequence[str | bytes], more: Iterable[object] = ()) -> str:
+def fingerprint(paths: Sequence[str | bytes] | pa.Array, more: Iterable[object] = ()) -> str:
     """A digest of the files' names, in order, and of their sizes; contents are not read.
 
     paths: names count from the folder that all files share, so that it may be moved. Of more than
     NUM_SIZES files, the sizes are those of as many, evenly spread; files that are not on this
     machine have none. more: what else tells versions apart, such as ETags.
     """
-    names = [os.fsencode(path) for path in paths]
-    ends = [min(names), max(names)] if names else []
+    count = len(paths)
+    runs = [paths[start : start + NUM_NAMES] for start in range(0, count, NUM_NAMES)]
+    ends = [end(_names(run)) for run in runs for end in (min, max)]
     shared = len(os.path.commonprefix(ends).rpartition(b"/")[0]) if ends else 0  # noqa: RUF071
     digest = hashlib.blake2b(digest_size=16)
-    digest.update(b"\0".join(name[shared:] for name in names))
-    sizes = [_size(name) for name in names[:: -(-len(names) // NUM_SIZES) or 1]]
-    digest.update(repr((len(names), sizes, [str(part) for part in more])).encode())
+    for number, run in enumerate(runs):
+        digest.update(b"\0" * bool(number) + b"\0".join(name[shared:] for name in _names(run)))
+    sizes = [_size(name) for name in _names(paths[:: -(-count // NUM_SIZES) or 1])]
+    digest.update(repr((count, sizes, [str(part) for part in more])).encode())
     return digest.hexdigest()
+
+
+def _names(paths: Sequence[str | bytes] | pa.Array) -> list[bytes]:
+    listed = paths.to_pylist() if isinstance(paths, pa.Array) else paths
+    return [os.fsencode(path) for path in listed]
 
 
 def _size(path: bytes) -> int | None:

@@ -33,6 +33,11 @@ class RunFolders:
         parts = (path, *map(str, Path(path).parents)) if self.written else ()
         return not self.written.isdisjoint(parts)
 
+    def known_in(self, folder: str) -> set[str]:
+        """What runs wrote into a folder that none wrote itself, and more. folder: a real one."""
+        self._look_into(folder)
+        return self.written
+
     def _look_into(self, folder: str) -> None:
         while folder not in self.seen:
             self.seen.add(folder)
@@ -42,7 +47,7 @@ class RunFolders:
 
 
 def files_below(folder: str | Path, refused: list[OSError] | None = None) -> Iterator[FoundFile]:
-    """Every such file, folder by folder in the order of names; links are followed, each once.
+    """Every such file, folder by folder, in no order in it; links are followed, each once.
 
     refused: takes what folders raise that cannot be listed.
     """
@@ -54,9 +59,9 @@ def files_below(folder: str | Path, refused: list[OSError] | None = None) -> Ite
         if real in visited or runs.wrote(real):
             continue
         visited.add(real)
-        folders = []
+        folders, written = [], runs.known_in(real)
         try:
-            entries = sorted(os.scandir(parent), key=lambda entry: entry.name)
+            entries = os.scandir(parent)
         except OSError as error:  # no permission
             if refused is not None:
                 refused.append(error)
@@ -65,10 +70,12 @@ def files_below(folder: str | Path, refused: list[OSError] | None = None) -> Ite
             if _is_folder(entry):
                 folders.append(entry.path)
                 continue
-            place = os.path.realpath(entry.path) if entry.is_symlink() else f"{real}/{entry.name}"
-            if not runs.wrote(place):
+            linked = entry.is_symlink()
+            if linked and runs.wrote(os.path.realpath(entry.path)):
+                continue
+            if linked or not written or f"{real}/{entry.name}" not in written:
                 yield FoundFile(entry.path, _inode(entry))
-        waiting += reversed(folders)
+        waiting += sorted(folders, reverse=True)
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

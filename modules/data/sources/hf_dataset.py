@@ -21,6 +21,7 @@ from datasets import (
 )
 from datasets import Image as ImageFeature
 from datasets.packaged_modules.folder_based_builder.folder_based_builder import FolderBasedBuilder
+from datasets.packaged_modules.parquet.parquet import Parquet
 from datasets.packaged_modules.webdataset.webdataset import WebDataset
 from datasets.utils.file_utils import is_local_path
 
@@ -39,11 +40,14 @@ NUM_SAVED_SHARDS = 64  # what `save_to_disk` wrote is streamed as this many
 
 class LoadedRows(NamedTuple):
     """rows: one column IMAGE of {"bytes", "path"}, not decoded. files: what `load_dataset` reads
-    them from. fingerprint: of all."""
+    them from. fingerprint: of all. direct: what reads these files from any place on without
+    `datasets`: the name of parquet's column, or what knows the pictures of tars; or None.
+    """
 
     rows: Dataset | IterableDataset
     files: Sequence[str]
     fingerprint: str
+    direct: str | PictureTars | None = None
 
 
 def load_rows(
@@ -99,7 +103,12 @@ def load_rows(
         if not streaming:
             builder.download_and_prepare()
         rows = (builder.as_streaming_dataset if streaming else builder.as_dataset)(split=split)
-        return LoadedRows(_one_column(rows, image_column, where), files, version)
+        direct = None
+        if not any(file.endswith((".gz", ".bz2", ".xz", ".zst")) for file in files):
+            direct = builder if isinstance(builder, PictureTars) else direct
+            direct = image_column if isinstance(builder, Parquet) else direct
+        rows = _one_column(rows, image_column, where)
+        return LoadedRows(rows, files, version, direct)
 
 
 def _pictures_of(builder: WebDataset, image_column: str, cache_dir: str | None) -> PictureTars:

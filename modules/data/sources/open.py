@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 import logging
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from datasets import Dataset, DownloadConfig
 from datasets.utils.file_utils import is_local_path, xopen
 from PIL import Image
@@ -20,7 +22,7 @@ from modules.data.images.images import UnreadableImage, decode_rgb, upright_shap
 from modules.data.images.left_out import left_out
 from modules.data.images.synthetic import SyntheticImages
 from modules.data.sources.files import NETWORK_ERRORS, fingerprint, wait_to_retry
-from modules.data.sources.folder_walk import files_below
+from modules.data.sources.folder_walk import FoundFile, files_below
 from modules.data.sources.hf_dataset import IMAGE, load_rows
 from modules.data.sources.parts import Concatenation, ImageSource, Subset, random_subset
 from modules.errors import ArgumentError, one_line
@@ -28,6 +30,7 @@ from modules.errors import ArgumentError, one_line
 logger = logging.getLogger(__name__)
 
 PACKED_SUFFIXES = {".arrow", ".parquet", ".tar", ".zip"}
+BYTES = pa.large_binary()
 
 
 class FileSource:
@@ -38,15 +41,15 @@ class FileSource:
 
     def __init__(
         self,
-        paths: Iterable[str | Path],
+        paths: Iterable[str | Path] | pa.Array,
         name: str = "files",
-        inodes: Sequence[int] | None = None,
+        inodes: np.ndarray | None = None,
     ) -> None:
         # One buffer for all paths: a list would be copied into every worker, object by object, as
         # its reference counts are written. Bytes, because a path need not be valid Unicode.
-        self.paths = pa.array([os.fsencode(path) for path in paths], pa.large_binary())
-        self.name = name
-        self.inodes = None if inodes is None else np.array(inodes, np.uint64)
+        if not isinstance(paths, pa.Array):
+            paths = pa.array([os.fsencode(path) for path in paths], BYTES)
+        self.paths, self.name, self.inodes = paths, name, inodes
         self.target: int | None = None
 
     def __len__(self) -> int:
@@ -66,7 +69,7 @@ class FileSource:
 
     def fingerprint(self) -> str:
         """Of the paths and sizes, as far as `modules.data.sources.files` looks at them."""
-        return fingerprint(self.paths.to_pylist())
+        return fingerprint(self.paths)
 
 
 class RowSource:
@@ -181,23 +184,53 @@ def open_folder(folder: str | Path, flag: str = "--train_data_dir") -> FileSourc
     if not Path(folder).is_dir():
         raise ArgumentError(f"{flag}={folder} is not a folder; check the path")
     refused: list[OSError] = []
-    files = list(files_below(folder, refused))
-    images = sorted(file for file in files if Path(file.path).suffix.lower() in suffixes())
-    missed = left_out(file.path for file in files)
+    found = _Found()
+    missed = left_out(found.kept(files_below(folder, refused)))
     if refused:
         closed = f"{len(refused)} folders that cannot be read, such as {refused[0].filename!r}"
         missed = ", ".join(filter(None, [missed, f"{closed} ({refused[0].strerror})"]))
-    if images:
+    source = found.source(str(folder))
+    if len(source):
         if missed:
             logger.warning("%s=%s: these are left out: %s", flag, folder, missed)
-        paths, inodes = zip(*images, strict=True)
-        return FileSource(paths, str(folder), inodes)
-    packed = sorted({Path(file.path).suffix for file in files} & PACKED_SUFFIXES)
+        return source
+    packed = sorted(found.other_suffixes & PACKED_SUFFIXES)
     fix = f"it holds {', '.join(packed)} files: pass it as --dataset_name" if packed else (
         f"files must end in {' '.join(sorted(suffixes()))}, and what a run wrote is left out"
     )  # fmt: skip
     found = f" that is read, but {missed}" if missed else ""
     raise ArgumentError(f"{flag}={folder} holds no images{found}; {fix}")
+
+
+class _Found:
+    """Images among the files of a folder, as numbers and buffers: Python's objects are too large
+    where there are ten million of them."""
+
+    def __init__(self) -> None:
+        self.paths, self.inodes = [pa.array([], BYTES)], [np.empty(0, np.uint64)]
+        self.other_suffixes: set[str] = set()
+
+    def kept(self, files: Iterator[FoundFile]) -> Iterator[str]:
+        """Keeps images, and hands on the paths of all other files."""
+        known = suffixes()
+        while some := list(islice(files, 100_000)):
+            images = []
+            for file in some:
+                suffix = os.path.splitext(file.path)[1]
+                if suffix.lower() in known:
+                    images.append(file)
+                else:
+                    self.other_suffixes.add(suffix)
+                    yield file.path
+            self.paths.append(pa.array([os.fsencode(file.path) for file in images], BYTES))
+            self.inodes.append(np.array([file.inode for file in images], np.uint64))
+
+    def source(self, name: str) -> FileSource:
+        """The images, sorted by path."""
+        paths, inodes = pa.concat_arrays(self.paths), np.concatenate(self.inodes)
+        self.paths.clear()
+        order = pc.array_sort_indices(paths)
+        return FileSource(paths.take(order), name, inodes[order.to_numpy()])
 
 
 def open_source(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, BinaryIO
@@ -65,16 +65,21 @@ class PictureTars(WebDataset):
     def _generate_examples(
         self, tar_paths: list[str], tar_iterators: list[Iterable[tuple[str, BinaryIO]]]
     ) -> Iterator[tuple[str, dict[str, Any]]]:
-        column = self.config.image_column
         for tar, members in enumerate(tar_iterators):
-            for number, (key, fields) in enumerate(_samples(members, column)):
-                name = next(iter(candidates(fields, column)), None)
-                if name is None or not (self.has_substitutes or name.lower() == column.lower()):
-                    path = f"{key} (no {column} among its {', '.join(fields)})"
-                    yield f"{tar}_{number}", {COLUMN: {"path": path, "bytes": b""}}
-                else:
-                    cell = {"path": f"{key}.{name}", "bytes": fields[name]}
-                    yield f"{tar}_{number}", {COLUMN: cell}
+            for number, sample in enumerate(_samples(members, self.config.image_column)):
+                yield f"{tar}_{number}", {COLUMN: self.cell(*sample)}
+
+    def cell(self, key: str, fields: Mapping[str, bytes]) -> dict[str, Any]:
+        """The picture of a sample."""
+        column = self.config.image_column
+        name = next(iter(candidates(fields, column)), None)
+        if name is None or not (self.has_substitutes or name.lower() == column.lower()):
+            return {"path": f"{key} (no {column} among its {', '.join(fields)})", "bytes": b""}
+        return {"path": f"{key}.{name}", "bytes": fields[name]}
+
+    def may_be_picture(self, field: str) -> bool:
+        """Whether `cell` wants to have this member of a sample."""
+        return bool(candidates([field], self.config.image_column))
 
 
 def candidates(fields: Iterable[str], column: str) -> list[str]:

@@ -1,61 +1,138 @@
-"""Training samples from an endless sequence of rows, in an order no worker can change.
+"""Training samples from lanes of rows: the same for every number of workers and processes.
 
-There is one order, that of a single reader. Every worker of every process reads all of it and
-decodes only its own share. So the samples do not depend on the number of workers or processes, and
-a run resumes exactly, at the price of reading: each worker passes over all rows, undecoded, and
-keeps a shuffle buffer; resuming passes over the current epoch up to where the run was, after one
-whole epoch to learn its length unless the run was still in the first. (Giving each worker shards of
-its own would save that, but shards are of different lengths, and then the order, and how often a
-picture comes, would depend on the workers.)
+Sample p of the run is the next one of lane p % L, whoever makes it. Process r of P makes the
+samples with p % P == r, and its workers take turns at them, a few at a time: wherever P x workers
+divides L, every lane is read by one worker of one process, and every byte once. With each batch
+travel the cursors of its lanes; a run is resumed from those of the batches that it trained on, by
+any number of processes and workers, and each lane reads one block of its shuffle again.
 """
 
 from __future__ import annotations
 
-from collections import deque
+import logging
+import math
+from collections import ChainMap, deque
 from collections.abc import Iterator
 from functools import partial
-from itertools import chain, count
+from itertools import chain, count, islice
 from typing import Any
 
 import fsspec.asyn
-from torch.utils.data import IterableDataset, get_worker_info
+import torch
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from modules.data.images.samples import Candidate, Sample, SampleMaker
-from modules.data.streaming.rows import Row, RowStream
+from modules.data.images.samples import Candidate, Sample, SampleMaker, collate
+from modules.data.streaming.lanes import Lane, Row, RowStream
+from modules.distributed.reduce import gather_from_processes
+
+logger = logging.getLogger(__name__)
+
+Cursors = dict[int, tuple[int, Any]]  # by lane: the row after the last one used, and its cursor
+
+
+class StreamPosition:
+    """Where a run is in its stream.
+
+    lanes: how many there are; None before the first loader is made, and without --streaming.
+    """
+
+    def __init__(self, lanes: int | None = None, cursors: Cursors | None = None) -> None:
+        self.lanes, self.cursors = lanes, cursors or {}
+
+    @classmethod
+    def restored(cls, state: dict[str, Any] | None, anew: bool) -> StreamPosition:
+        """From a checkpoint's `state_dict`, None where it holds none.
+
+        anew: the shards are others, so every lane begins its epoch again.
+        """
+        if state is None:
+            return cls()
+        if anew:
+            logger.warning("--streaming begins its epoch again, so that it leaves no image out")
+        cursors = {
+            lane: (row, _epoch_anew(cursor) if anew else cursor)
+            for lane, (row, cursor) in enumerate(state["cursors"])
+        }
+        return cls(state["lanes"], cursors)
+
+    def advance(self, batch: dict[str, Any]) -> None:
+        """Moves behind a batch that is trained on."""
+        self.cursors |= batch.get("cursors", {})
+
+    def state_dict(self) -> dict[str, Any] | None:
+        """The number of lanes and where each is in all processes together. Collective."""
+        found = gather_from_processes(list(self.cursors.items()))
+        if self.lanes is None:
+            return None
+        furthest = [(0, None)] * self.lanes
+        for lane, cursor in found:
+            furthest[lane] = max(furthest[lane], cursor, key=lambda at: at[0])
+        return {"lanes": self.lanes, "cursors": furthest}
+
+
+def _epoch_anew(cursor: Any) -> Any:
+    """The start of a lane's epoch, or of the latest of a mixture's, for whatever streams follow."""
+    parts = [cursor] if cursor is None or isinstance(cursor[0], int) else cursor
+    return -1, max((part[1] for part in parts if part), default=0)
 
 
 class StreamedImages:
     """What `--streaming` trains on.
 
     options: as of SampleMaker. The augmentation belongs to (seed, epoch, place in the epoch). A
-    picture that is no use is replaced by the next good one in the stream, which then occurs twice,
+    picture that is no use is replaced by the next good one of its lane, which then occurs twice,
     and is named in `rejected`.
     """
 
-    def __init__(self, stream: RowStream, resolution: int, **options: Any) -> None:
+    def __init__(
+        self,
+        stream: RowStream,
+        resolution: int,
+        lanes: int | None = None,
+        cursors: Cursors | None = None,
+        **options: Any,
+    ) -> None:
         self.stream, self.maker = stream, SampleMaker(resolution, **options)
+        self.lanes, self.cursors = lanes or stream.num_lanes, cursors or {}
 
-    def reader(
-        self, batch_size: int, rank: int, world_size: int, start_position: int
-    ) -> StreamReader:
-        """The samples of one process, for a DataLoader with this batch_size."""
-        return StreamReader(self, batch_size, rank, world_size, start_position)
+    def lane(self, number: int, start: int) -> LaneReader:
+        """The rows of a lane from where it was, or else from its row `start` on."""
+        row, cursor = self.cursors.get(number, (start, None))
+        return LaneReader(self.stream.lane(Lane(number, self.lanes), row, cursor), row)
 
-    def sample(self, position: int, row: Row, following: Iterator[Row], resolution: int) -> Sample:
-        """The sample at `position`, from `row` or else from the first usable one of `following`."""
-        target = self.maker.target(resolution)
+    def sample(self, position: int, rows: Iterator[Row], resolution: int) -> tuple[Sample, Row]:
+        """The sample at `position`, from the first usable one of `rows`, and the first of them."""
+        target, row = self.maker.target(resolution), next(rows)
         candidates = (
             Candidate(partial(candidate.open, target), candidate.label)
-            for candidate in chain([row], following)
+            for candidate in chain([row], rows)
         )
-        return self.maker.make(candidates, position, row.draw, (resolution, resolution))
+        shape = (resolution, resolution)
+        return self.maker.make(candidates, position, row.draw, shape), row
 
 
-class StreamReader(IterableDataset[Sample]):
-    """One process's samples; in a worker, those of the batches that a DataLoader asks it for.
+class LaneReader:
+    """An endless iterator over a lane that can be looked into without moving it."""
 
-    Batch m of all processes is positions start_position + m x world_size x batch_size and on; it is
-    read by worker `m % num_workers`, which is the order in which a DataLoader asks its workers.
+    def __init__(self, rows: Iterator[Row], index: int) -> None:
+        self.rows, self.index = rows, index
+        self.ahead: deque[Row] = deque()
+
+    def rows_from(self, index: int) -> Iterator[Row]:
+        """Row `index` of the lane, never before the one of the last call, and those after it."""
+        for _ in range(self.index, index):
+            self.ahead.popleft() if self.ahead else next(self.rows)
+        self.index = index
+        for place in count():
+            if place == len(self.ahead):
+                self.ahead.append(next(self.rows))
+            yield self.ahead[place]
+
+
+class StreamReader(IterableDataset[tuple[Sample, Cursors]]):
+    """One process's samples, `at_once` of them from each of `num_workers` in turn.
+
+    Process `rank` makes the samples at start_position and after that are `rank` modulo world_size.
     """
 
     def __init__(
@@ -65,37 +142,67 @@ class StreamReader(IterableDataset[Sample]):
         rank: int,
         world_size: int,
         start_position: int,
+        num_workers: int,
     ) -> None:
-        self.images, self.batch_size, self.rank = images, batch_size, rank
-        self.world_size, self.start_position = world_size, start_position
+        self.images, self.world_size, self.start_position = images, world_size, start_position
+        self.first = start_position + (rank - start_position) % world_size
+        self.batch_of_all = batch_size * world_size
+        readers = world_size * max(1, num_workers)
+        # Whole batches from each worker, if its lanes then are no other's; otherwise parts of them.
+        divides = num_workers > 1 and images.lanes % readers == 0
+        self.at_once = math.gcd(batch_size, images.lanes // readers) if divides else batch_size
 
-    def __iter__(self) -> Iterator[Sample]:
+    def __iter__(self) -> Iterator[tuple[Sample, Cursors]]:
         worker, num_workers = 0, 1
         if (info := get_worker_info()) is not None:
             worker, num_workers = info.id, info.num_workers
             fsspec.asyn.reset_lock()  # a fork may have copied it locked
-        upcoming = _Lookahead(self.images.stream.rows(self.start_position))
-        for number in count():
-            row = upcoming.pop()
-            batch, place = divmod(number, self.world_size * self.batch_size)
-            if batch % num_workers == worker and place // self.batch_size == self.rank:
-                position = self.start_position + number
+        lanes: dict[int, LaneReader] = {}
+        for turn in count(worker, num_workers):
+            for number in range(turn * self.at_once, (turn + 1) * self.at_once):
+                position = self.first + number * self.world_size
+                index, lane = divmod(position, self.images.lanes)
+                if lane not in lanes:
+                    lanes[lane] = self.images.lane(lane, index)
+                place = (position - self.start_position) % self.batch_of_all
                 resolution = self.images.maker.resolution_at(position - place)
-                yield self.images.sample(position, row, upcoming.following(), resolution)
+                rows = lanes[lane].rows_from(index)
+                sample, row = self.images.sample(position, rows, resolution)
+                yield sample, {lane: (index + 1, row.cursor)}
 
 
-class _Lookahead:
-    """An endless iterator that can be looked into without moving it."""
+class StreamLoader:
+    """The batches of a StreamReader: those of a DataLoader of `at_once` samples, put together."""
 
-    def __init__(self, rows: Iterator[Row]) -> None:
-        self.rows = rows
-        self.ahead: deque[Row] = deque()
+    def __init__(self, reader: StreamReader, batch_size: int, pin_memory: bool, **options: Any):
+        self.parts = batch_size // reader.at_once
+        self.pin_memory = pin_memory and self.parts > 1
+        self.loader = DataLoader(
+            reader,
+            reader.at_once,
+            collate_fn=_collate,
+            pin_memory=pin_memory and self.parts == 1,
+            **options,
+        )
 
-    def pop(self) -> Row:
-        return self.ahead.popleft() if self.ahead else next(self.rows)
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        parts = iter(self.loader)
+        if self.parts == 1:
+            return parts
+        return (self._joined(list(islice(parts, self.parts))) for _ in count())
 
-    def following(self) -> Iterator[Row]:
-        for place in count():
-            if place == len(self.ahead):
-                self.ahead.append(next(self.rows))
-            yield self.ahead[place]
+    def _joined(self, parts: list[dict[str, Any]]) -> dict[str, Any]:
+        images, noise = (torch.cat([part[key] for part in parts]) for key in ("images", "noise"))
+        return {
+            "images": images.pin_memory() if self.pin_memory else images,
+            "noise": noise.pin_memory() if self.pin_memory else noise,
+            "upscaled": sum(part["upscaled"] for part in parts),
+            "rejected": [rejection for part in parts for rejection in part["rejected"]],
+            "cursors": dict(ChainMap(*(part["cursors"] for part in reversed(parts)))),
+        }
+
+
+def _collate(samples: list[tuple[Sample, Cursors]]) -> dict[str, Any]:
+    """As `collate` does, and cursors: those of the batch's lanes."""
+    cursors = {lane: at for _, cursors in samples for lane, at in cursors.items()}
+    return collate([sample for sample, _ in samples]) | {"cursors": cursors}

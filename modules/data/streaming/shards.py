@@ -1,30 +1,30 @@
-"""The rows of a dataset that is read as a stream, shard by shard, in the order of the shards."""
+"""The rows of a dataset that is read as a stream, shard by shard, from any place on."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain, islice
-from typing import Any
 
 from datasets import IterableDataset
 from datasets.utils.file_utils import is_local_path
 
 from modules.data.sources.files import NETWORK_ERRORS, READ_ERRORS, wait_to_retry
 from modules.data.sources.hf_dataset import IMAGE
+from modules.data.sources.picture_tars import PictureTars
+from modules.data.streaming.shard_files import Cell, Place, parquet_rows, tar_samples
 from modules.errors import ArgumentError, RunStopped
 
-SHARDS_AT_ONCE = 4  # read in turns; each parquet shard among them keeps a row group in memory
-
-Cell = dict[str, Any] | None  # of the column IMAGE
+SHARDS_AT_ONCE = 4  # read in turns by all lanes together, or more where there are more lanes
 
 
 class Shards:
     """The shards of a streamed dataset, each of which can be read by itself.
 
     stream: encoded pictures, unshuffled, in the one column IMAGE. name: of the dataset. files: the
-    file of each shard, where every shard is a file. held_back: how many rows at the start of a
-    shard are left out, by the number of the shard.
+    file of each shard, where every shard is a file. direct: as of
+    `LoadedRows`. held_back: how many rows at the
+    start of a shard are left out, by the number of the shard.
     """
 
     def __init__(
@@ -32,9 +32,11 @@ class Shards:
         stream: IterableDataset,
         name: str,
         files: Sequence[str] = (),
+        direct: str | PictureTars | None = None,
+        token: str | None = None,
         held_back: Mapping[int, int] | None = None,
     ) -> None:
-        self.stream, self.name = stream, name
+        self.stream, self.name, self.direct, self.token = stream, name, direct, token
         self.files = tuple(files) if len(files) == stream.num_shards else ()
         self.held_back = dict(held_back or {})
 
@@ -47,37 +49,47 @@ class Shards:
             return self.files[shard]
         return f"shard {shard + 1} of {len(self)} of {self.name}"
 
-    def cells(self, order: Iterable[int]) -> Iterator[Cell]:
-        """The rows of the shards in `order`, of SHARDS_AT_ONCE of them in turns.
+    def in_turns(
+        self,
+        order: Sequence[int],
+        at_once: int,
+        opened: int = 0,
+        reading: Sequence[Sequence[int]] = (),
+    ) -> Iterator[tuple[Cell, int, list[tuple[int, ...]]]]:
+        """The rows of the shards in `order`, of `at_once` of them in turns.
 
-        Raises RunStopped naming a shard that cannot be read.
+        With each row comes where the next one is: how many shards have been `opened`, and the
+        (shard, *place) of those that are being read. Handed in again, they continue there. Raises
+        RunStopped naming a shard that cannot be read.
         """
-        waiting = iter(order)
-        readers = deque(self.read(shard) for shard in islice(waiting, SHARDS_AT_ONCE))
-        while readers:
-            reader = readers.popleft()
-            for cell in reader:
-                yield cell
-                readers.append(reader)
-                break
-            else:
-                readers.extendleft(self.read(shard) for shard in islice(waiting, 1))
+        readers = deque(
+            (shard, place, self.read(shard, Place(*place))) for shard, *place in reading
+        )
+        while readers or opened < len(order):
+            if len(readers) < at_once and opened < len(order):
+                readers.appendleft((order[opened], Place(), self.read(order[opened])))
+                opened += 1
+            shard, _, rows = readers.popleft()
+            for cell, place in islice(rows, 1):
+                readers.append((shard, place, rows))
+                yield cell, opened, [(number, *at) for number, at, _ in readers]
 
-    def read(self, shard: int) -> Iterator[Cell]:
-        """The rows of one shard that are not held back. Raises RunStopped naming the shard.
+    def read(self, shard: int, place: Place = Place()) -> Iterator[tuple[Cell, Place]]:  # noqa: B008
+        """The rows of one shard from `place` on that are not held back, and the place after each.
 
         What failed on its way is opened again, after WAITS, and read on from the row it failed at.
+        Raises RunStopped naming the shard.
         """
-        rows, done = self.stream.shard(len(self), shard), self.held_back.get(shard, 0)
         failures = 0  # since the last row
         while True:
             try:
-                for batch in islice(rows.iter(batch_size=1), done, None):
-                    done, failures = done + 1, 0
-                    yield batch[IMAGE][0]
+                for cell, byte in self._open(shard, place):
+                    place, failures = Place(place.row + 1, byte), 0
+                    if place.row > self.held_back.get(shard, 0):
+                        yield cell, place
                 return
             except READ_ERRORS as error:
-                reason = f"{self.label(shard)} cannot be read after row {done}: "
+                reason = f"{self.label(shard)} cannot be read after row {place.row}: "
                 reason += f"{type(error).__name__}: {error}".splitlines()[0]
                 if not self._may_recover(shard, error):
                     raise RunStopped(
@@ -86,6 +98,18 @@ class Shards:
                     ) from error
                 wait_to_retry(reason, failures, error)
             failures += 1
+
+    def _open(self, shard: int, place: Place) -> Iterator[tuple[Cell, int]]:
+        direct, file = self.direct, self.files[shard] if self.files else ""
+        if file and isinstance(direct, PictureTars):
+            samples = tar_samples(file, place.byte, direct.may_be_picture, self.token)
+            return ((direct.cell(key, fields), byte) for key, fields, byte in samples)
+        if file and direct:
+            rows = parquet_rows(file, place.row, direct, self.token)
+        else:
+            left = self.stream.shard(len(self), shard).skip(place.row)
+            rows = (batch[IMAGE][0] for batch in left.iter(batch_size=1))
+        return ((cell, 0) for cell in rows)
 
     def _may_recover(self, shard: int, error: Exception) -> bool:
         if isinstance(error, NETWORK_ERRORS):
@@ -98,8 +122,8 @@ class Shards:
 
         They are fewer where there are no more. Raises ArgumentError for a shard of no use.
         """
-        size, cells, rest = len(self), [], Shards(self.stream, self.name, self.files)
-        rest.held_back = dict(self.held_back)
+        size, cells = len(self), []
+        rest = Shards(self.stream, self.name, self.files, self.direct, self.token, self.held_back)
         spread = min(size, SHARDS_AT_ONCE)
         order = list(dict.fromkeys(chain((i * size // spread for i in range(spread)), range(size))))
         try:
@@ -107,7 +131,7 @@ class Shards:
                 for shard in order:
                     taken = list(islice(rest.read(shard), min(most, count - len(cells))))
                     rest.held_back[shard] = rest.held_back.get(shard, 0) + len(taken)
-                    cells += taken
+                    cells += [cell for cell, _ in taken]
                     if len(cells) >= count:
                         return cells, rest
         except RunStopped as error:

@@ -1,0 +1,103 @@
+"""From flags and images to the endless loader of training batches."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from accelerate import Accelerator
+from datasets.config import HF_DATASETS_CACHE
+from torch.utils.data import DataLoader
+
+from modules.builders.data import TrainingData, make_order
+from modules.config.arguments import Arguments
+from modules.data.image_sizes import read_sizes
+from modules.data.loader import TrainingImages, prefetched_batches, training_loader
+from modules.data.samplers.buckets import Buckets, num_batches
+from modules.data.samplers.order import EpochOrder
+from modules.data.shared_memory import require_shared_memory
+from modules.data.sources.parts import (
+    ImageSource,
+)
+from modules.data.streaming.lane_balance import warn_of_lanes
+from modules.data.streaming.lanes import ANEW, RowStream
+from modules.data.streaming.reader import StreamedImages, StreamLoader, StreamPosition
+
+logger = logging.getLogger(__name__)
+
+
+def check_shared_memory(args: Arguments, latent_shape: tuple[int, int, int]) -> None:
+    """Raises ArgumentError where the loader's batches of pixels and noise do not fit."""
+    side, batch_size = max(args.data.training_resolutions), args.optimization.train_batch_size
+    channels, height, _ = latent_shape
+    noise = 4 * channels * (height * side // args.data.resolution) ** 2
+    require_shared_memory(
+        "--dataloader_num_workers",
+        args.data.dataloader_num_workers,
+        prefetched_batches(batch_size),
+        batch_size * (3 * side**2 + noise),
+    )
+
+
+def make_loader(
+    args: Arguments,
+    data: TrainingData,
+    latent_shape: tuple[int, int, int],
+    accelerator: Accelerator,
+    start_position: int,
+    stream: StreamPosition,
+) -> DataLoader | StreamLoader:
+    """The endless stream of this process's training batches, from sample `start_position` on.
+
+    stream: where the run is with --streaming; it learns how many lanes there are.
+    """
+    options = {
+        "latent_shape": latent_shape,
+        "seed": args.optimization.seed,
+        "crop": args.data.crop,
+        "random_flip": args.data.random_flip,
+        "interpolation": args.data.interpolation,
+        "min_image_size": args.data.min_image_size,
+        "train_resolutions": args.data.train_resolutions,
+        "fast_jpeg_decoding": args.data.fast_jpeg_decoding,
+    }
+    resolution = args.data.resolution
+    if isinstance(data.images, RowStream):
+        stream.lanes = stream.lanes or args.data.stream_lanes or data.images.num_lanes
+        if start_position and not stream.cursors:
+            logger.warning("this run has not streamed in lanes so far: its stream begins anew")
+            used = (range(lane, start_position, stream.lanes) for lane in range(stream.lanes))
+            stream.cursors = {lane: (len(rows), ANEW) for lane, rows in enumerate(used)}
+        if accelerator.process_index == 0:
+            processes, workers = accelerator.num_processes, args.data.dataloader_num_workers
+            warn_of_lanes(data.images, stream.lanes, processes, workers)
+        dataset = StreamedImages(data.images, resolution, stream.lanes, stream.cursors, **options)
+    else:
+        order, buckets = make_order(args, data.images), None
+        if args.data.aspect_ratio_bucketing:
+            buckets = _make_buckets(args, data.images, order, resolution // latent_shape[1])
+        dataset = TrainingImages(data.images, resolution, order, buckets, **options)
+    return training_loader(
+        dataset,
+        batch_size=args.optimization.train_batch_size,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+        start_position=start_position,
+        num_workers=args.data.dataloader_num_workers,
+        pin_memory=accelerator.device.type == "cuda",
+    )
+
+
+def _make_buckets(args: Arguments, images: ImageSource, order: EpochOrder, factor: int) -> Buckets:
+    """The buckets of --aspect_ratio_bucketing; says how the images fall into them. Collective."""
+    resolutions, batch_size = args.data.training_resolutions, args.optimization.train_batch_size
+    folder = Path(args.model.cache_dir or HF_DATASETS_CACHE) / "image_sizes"
+    buckets = Buckets(read_sizes(images, folder), resolutions, factor)
+    batches = num_batches(order.indices(0), buckets.of, batch_size)
+    shapes = [f"{n:,} of {width} x {height}" for (height, width), n in buckets.occupied().items()]
+    logger.info(
+        "images by shape, width x height at resolution %d: %s; the first epoch takes %s batches, "
+        "filled up with %s of its images again", max(resolutions), ", ".join(shapes),
+        f"{batches:,}", f"{batches * batch_size - order.size:,}",
+    )  # fmt: skip
+    return buckets

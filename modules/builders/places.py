@@ -1,0 +1,40 @@
+"""Whether what flags name on this machine is there: asked before anything slow is imported."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from modules.config.arguments import Arguments
+from modules.errors import ArgumentError
+
+
+def check_places(args: Arguments) -> None:
+    """Raises ArgumentError naming the flag of the first folder or file that does not exist.
+
+    A model or data set may be on the Hub, so only what cannot be an id there must be a path here.
+    """
+    folders = {"train_data_dir": args.data.train_data_dir,
+               "validation_data_dir": args.validation.validation_data_dir}  # fmt: skip
+    for name, folder in folders.items():
+        if folder and not os.path.isdir(folder):
+            raise ArgumentError(f"--{name}={folder} is not a folder; check the path")
+    files = [("lpips_weights", args.losses.lpips_weights)]
+    files += [("validation_image", file) for file in args.validation.validation_image or ()]
+    for name, file in files:
+        if file and not os.path.isfile(file):
+            raise ArgumentError(f"--{name}: {file} is not a file; check the path")
+    models = ("pretrained_model_name_or_path", "model_config_name_or_path")
+    named = [(name, getattr(args.model, name)) for name in models]
+    named += [("dataset_name", name) for name in args.data.dataset_name or ()]
+    for name, value in named:
+        if value and _is_a_path(value) and not os.path.exists(value):
+            raise ArgumentError(
+                f"--{name}={value} does not exist; check the path, or give a hub id"
+            )
+
+
+def _is_a_path(value: str) -> bool:
+    """Whether this can be no id on the Hub, which is "name" or "owner/name"."""
+    path = Path(value)
+    return path.is_absolute() or value.startswith(".") or len(path.parts) > 2

@@ -1,0 +1,63 @@
+"""From flags to a run: everything that trains, prepared by accelerate, on the device."""
+
+from __future__ import annotations
+
+from modules.builders.accelerator import make_accelerator
+from modules.builders.networks import (
+    make_discriminator,
+    make_gan_schedule,
+    make_optimizers,
+    make_perceptual,
+    make_schedulers,
+    training_length,
+)
+from modules.config.arguments import Arguments
+from modules.distributed.device import convolution_layout
+from modules.models.autoencoder import TrainableVAE
+from modules.models.compilation import compile_networks
+from modules.training.ema import ExponentialMovingAverage
+from modules.training.gan_guard import GanGuard
+from modules.training.guard import FiniteGuard
+from modules.training.meter import Meter
+from modules.training.run import Run
+from modules.training.schedule import BEGINNING, Reached
+
+
+def make_run(
+    args: Arguments, vae: TrainableVAE, num_train_images: int | None, reached: Reached = BEGINNING
+) -> Run:
+    """Builds what trains and lets accelerate prepare it, all of it with weights on the device."""
+    accelerator = make_accelerator(args)
+    discriminator = make_discriminator(args, accelerator)
+    layout = convolution_layout(accelerator.device, vae.vae.config.block_out_channels[0])
+    for network in (vae, discriminator):
+        network.to(memory_format=layout)
+    perceptual = make_perceptual(args)
+    schedule = make_gan_schedule(args)
+    steps = training_length(args, num_train_images, accelerator.num_processes, reached)
+    optimizers = make_optimizers(args, vae, discriminator, accelerator.num_processes)
+    schedulers = make_schedulers(args, *optimizers, schedule, steps, reached)
+    if args.precision.compile:
+        compile_networks(vae.vae, discriminator, perceptual, args.data.several_shapes)
+    prepared = accelerator.prepare(vae, discriminator, *optimizers, *schedulers)
+    for optimizer in prepared[2:4]:
+        optimizer.scaler = None  # float16's loss scale is handled in `Run.update`, for both at once
+    ema = None
+    if args.optimization.use_ema:
+        ema = ExponentialMovingAverage(vae.vae, args.optimization.ema_decay)
+    return Run(
+        args,
+        accelerator,
+        *prepared,
+        perceptual=perceptual.to(accelerator.device) if perceptual else None,
+        ema=ema,
+        schedule=schedule,
+        max_train_steps=steps,
+        layout=layout,
+        meter=Meter(accelerator),
+        guard=FiniteGuard(accelerator, args.optimization.max_skipped_steps),
+        gan_guard=GanGuard(
+            args.discriminator.gan_guard,
+            args.discriminator.disc_weight_max if args.discriminator.disc_adaptive_weight else 0.0,
+        ),
+    )

@@ -1,0 +1,101 @@
+"""What training aims at: the flags of the losses and of the discriminator."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from modules.config.limits import check_limits, flag, require
+
+
+@dataclass(frozen=True)
+class LossArguments:
+    """Losses"""
+
+    rec_loss: str = flag("l2", "pixel error, mean over all elements", choices=("l1", "l2"))
+    kl_scale: float = flag(
+        1e-6,
+        "weight of the KL (per-image sum over the pixels' number), as in latent-diffusion",
+        minimum=0,
+        maximum=10**6,
+    )
+    perceptual_scale: float = flag(
+        0.5, "weight of LPIPS (mean over the batch); 0 never builds it", minimum=0, maximum=10**6
+    )
+    lpips_backbone: str = flag(
+        "vgg", "network under LPIPS in training and validation", choices=("vgg", "alex", "squeeze")
+    )
+    lpips_weights: str | None = flag(
+        None,
+        "local file with torchvision's weights of that network, instead of a download",
+        path=True,
+    )
+
+    def __post_init__(self) -> None:
+        check_limits(self)
+
+
+@dataclass(frozen=True)
+class DiscriminatorArguments:
+    """Discriminator"""
+
+    disc_start: int = flag(50001, "optimizer step from which the discriminator trains", minimum=0)
+    disc_warmup_steps: int = flag(
+        500,
+        "steps the discriminator trains alone before the VAE feels it; 0 starts both at once",
+        minimum=0,
+    )
+    disc_ramp_steps: int = flag(
+        500, "steps over which the adversarial term then grows to full", minimum=0
+    )
+    disc_factor: float = flag(
+        1.0, "factor on the adversarial term; 0 turns the GAN off", minimum=0, maximum=10**6
+    )
+    disc_scale: float = flag(
+        1.0, "weight of the adversarial term, beside the adaptive weight", minimum=0, maximum=10**6
+    )
+    disc_loss: str = flag("hinge", "loss of the discriminator", choices=("hinge", "vanilla"))
+    disc_adaptive_weight: bool = flag(
+        True,
+        "balance the adversarial gradient against the reconstruction's at the last layer, for each "
+        "micro-batch; off, --disc_scale alone weighs it (against the per-element mean loss)",
+    )
+    disc_weight_max: float = flag(
+        1e4,
+        "clamp of the adaptive weight, in latent-diffusion's convention (summed loss)",
+        minimum=0,
+    )
+    gan_guard: bool = flag(
+        False,
+        "halve the adversarial term at every log point while the adaptive weight sits on its clamp "
+        "or the discriminator's logits explode, and double it again afterwards; without this only "
+        "a warning and train/gan_alarm tell",
+    )
+    disc_norm_type: str = flag(
+        "spectral_group",
+        "normalisation in the discriminator; batch needs 2 images per device",
+        choices=("spectral", "spectral_group", "batch", "group", "none"),
+    )
+    disc_hidden_channels: int = flag(
+        64, "width of the discriminator's first layer (ndf)", minimum=1, maximum=4096
+    )
+    disc_num_layers: int = flag(
+        3, "stride-2 layers of the discriminator (n_layers)", minimum=1, maximum=10
+    )
+    disc_num_groups: int = flag(
+        32, "groups of the discriminator's GroupNorm", minimum=1, maximum=32768
+    )
+
+    def __post_init__(self) -> None:
+        check_limits(self)
+        if "group" in self.disc_norm_type:
+            require(
+                self.disc_hidden_channels * 2 % self.disc_num_groups == 0,
+                "disc_num_groups",
+                self.disc_num_groups,
+                f"must divide twice --disc_hidden_channels={self.disc_hidden_channels}",
+            )
+
+    @property
+    def enabled(self) -> bool:
+        """Whether the adversarial term can ever count."""
+        return self.disc_factor > 0 and self.disc_scale > 0
