@@ -242,8 +242,7 @@ def take_up(run: Run, watch: Watch, checkpoint: Path | None) -> None:
     if run.validation_due:
         validate(run, watch)
     if run.accelerator.is_main_process:  # not before: a refused resume leaves the old one as it was
-        config = run.output_dir / "train_config.yaml"
-        config.write_text(to_yaml(args, run.history), encoding="utf-8")
+        owned_files(args).write("train_config.yaml", to_yaml(args, run.history))
 
 
 def main(args: Arguments, lock: FolderLock | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable
 
@@ -26,6 +27,8 @@ from modules.models.resampler_init import start_as_resampler
 from modules.training.schedule import GanSchedule, Reached
 from modules.weights.model_config import network_of, require_room
 from modules.weights.vae_files import load_vae, warn_of_other_programs
+
+logger = logging.getLogger(__name__)
 
 
 def training_length(
@@ -162,16 +165,24 @@ def make_discriminator(args: Arguments, accelerator: Accelerator) -> nn.Module:
     return network
 
 
-def make_gan_schedule(args: Arguments) -> GanSchedule:
-    """When the discriminator trains and when the VAE feels it."""
+def make_gan_schedule(args: Arguments, reached: Reached) -> GanSchedule:
+    """When the discriminator trains and when the VAE feels it; says where that is not as asked."""
     disc = args.discriminator
-    return GanSchedule(
+    asked = GanSchedule(
         enabled=disc.enabled,
         start=disc.disc_start,
         warmup_steps=disc.disc_warmup_steps,
         ramp_steps=disc.disc_ramp_steps,
         in_turns=args.optimization.alternation == "every_other_step",
     )
+    schedule = asked.continued(reached)
+    if schedule != asked:
+        logger.warning(
+            "--disc_start=%d is past, and the discriminator has not trained since then: as if it "
+            "were %d, so that it has its head start of --disc_warmup_steps", asked.start,
+            schedule.start,
+        )  # fmt: skip
+    return schedule
 
 
 def make_optimizers(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from itertools import product
 from pathlib import Path
 
 from modules.builders.overlap import lies_in, searched_by_datasets, would_match
@@ -13,11 +14,19 @@ from modules.distributed.reduce import gather_from_processes
 from modules.errors import ArgumentError
 from modules.output.folder_lock import FolderLock
 from modules.output.owned_files import OwnedFiles, remove
-from modules.output.run_files import AT_THE_END, SNAPSHOT, WHILE_TRAINING, top_names, tracker_files
+from modules.output.run_files import (
+    AT_THE_END,
+    CONFIG,
+    SNAPSHOT,
+    WHILE_TRAINING,
+    top_names,
+    tracker_files,
+)
 from modules.training.checkpoint import (
     DamagedCheckpoint,
     checkpoint_steps,
     clear_debris,
+    is_checkpoint_of,
     newest_checkpoint,
     read_trainer_state,
     verify,
@@ -28,7 +37,8 @@ FOLDERS = ("checkpoints", "samples", "best", "discriminator")
 EXAMPLES = ("metrics.jsonl", "samples/step-000000.png")  # of what data could be taken for
 SHOWN = 5  # names in a message
 # Flags whose files are read after an old run has been deleted.
-MODELS = ("pretrained_model_name_or_path", "model_config_name_or_path", "lpips_weights")
+READ_LATER = ("pretrained_model_name_or_path", "model_config_name_or_path", "lpips_weights",
+              "validation_image", "data_files", "resume_from_checkpoint")  # fmt: skip
 
 
 def check_output_dir(args: Arguments, create: bool = True) -> None:
@@ -41,12 +51,15 @@ def check_output_dir(args: Arguments, create: bool = True) -> None:
     _check_data(args)
     present = top_names(path.relative_to(output_dir).as_posix() for path in owned.existing())
     found = [name for name in SIGNS_OF_A_RUN if name in present]
-    if found and not args.checkpoints.resume_from_checkpoint:
+    if found and not _continues(args.checkpoints):
         if not args.checkpoints.overwrite_output_dir:
+            wanted = args.checkpoints.resume_from_checkpoint
+            without = f", and --resume_from_checkpoint={wanted} is none of its checkpoints"
             raise ArgumentError(
-                f"--output_dir={output_dir} already holds a run ({', '.join(found)}): continue it "
-                "with --resume_from_checkpoint latest, choose another folder, or delete what it "
-                "wrote with --overwrite_output_dir"
+                f"--output_dir={output_dir} already holds a run ({', '.join(found)})"
+                f"{without if wanted else ''}: continue it with --resume_from_checkpoint latest "
+                "where it has a checkpoint, choose another folder, or delete what it wrote with "
+                "--overwrite_output_dir"
             )
         _check_needed(args, owned)
     try:
@@ -65,6 +78,19 @@ def check_output_dir(args: Arguments, create: bool = True) -> None:
         ) from error
 
 
+def _continues(args: CheckpointArguments) -> bool:
+    """Whether the run in the folder is what goes on, and not another one or a new one in its place.
+
+    One that was killed before its first checkpoint begins anew; one that was exported does not.
+    """
+    wanted, folder = args.resume_from_checkpoint, Path(args.output_dir)
+    if wanted == "latest":
+        return (
+            bool(checkpoint_steps(folder / "checkpoints")) or not (folder / "config.json").exists()
+        )
+    return wanted is not None and is_checkpoint_of(Path(wanted), folder)
+
+
 def owned_files(args: Arguments) -> OwnedFiles:
     """What runs wrote into --output_dir."""
     return OwnedFiles(args.checkpoints.output_dir)
@@ -81,8 +107,12 @@ def _names_while_training(args: Arguments) -> tuple[str, ...]:
 
 
 def _check_collisions(args: Arguments, owned: OwnedFiles) -> None:
-    """Raises ArgumentError for files of others under names that a run writes to."""
-    foreign = owned.foreign(_names(args))
+    """Raises ArgumentError for files of others under names that a run writes to.
+
+    An old train_config.yaml that a user has edited is none of them: `clear_output_dir` keeps it.
+    """
+    kept = owned.changed & {CONFIG}
+    foreign = owned.foreign(name for name in _names(args) if name not in kept)
     for folder in (owned.folder / name for name in FOLDERS):
         if os.path.lexists(folder) and not folder.is_dir():
             foreign.append(folder)
@@ -119,11 +149,13 @@ def _check_data(args: Arguments) -> None:
 def _check_needed(args: Arguments, owned: OwnedFiles) -> None:
     """Raises ArgumentError where --overwrite_output_dir would delete what a flag wants to read."""
     values, doomed = args.as_dict(), list(owned.existing())
-    for flag in (flag for flag in MODELS if os.path.exists(values[flag] or "")):
-        for path in doomed:
-            if lies_in(path, values[flag]) or lies_in(values[flag], path):
+    values["resume_from_checkpoint"] = args.checkpoints.resume_from_checkpoint
+    for flag in READ_LATER:
+        needed = values[flag] if isinstance(values[flag], tuple) else (values[flag] or "",)
+        for name, path in product(filter(os.path.exists, needed), doomed):
+            if lies_in(path, name) or lies_in(name, path):
                 raise ArgumentError(
-                    f"--{flag}={values[flag]} would be deleted by --overwrite_output_dir ({path}): "
+                    f"--{flag}={name} would be deleted by --overwrite_output_dir ({path}): "
                     "copy it elsewhere first, or choose another --output_dir"
                 )
 
@@ -137,6 +169,8 @@ def refuse_together(lock: FolderLock) -> None:
 
 def _check_permission(folder: Path) -> None:
     """Raises OSError where the folder, or the one it would be made in, refuses new files."""
+    if folder.is_symlink() and not folder.exists():
+        raise FileNotFoundError("it is a link that leads nowhere")
     absolute = folder.resolve()
     nearest = next(path for path in (absolute, *absolute.parents) if path.exists())
     if not nearest.is_dir():
@@ -153,7 +187,7 @@ def clear_output_dir(args: Arguments) -> None:
     owned, checkpoints = owned_files(args), args.checkpoints
     clear_debris(owned.folder / "checkpoints")
     remove(owned.folder / SNAPSHOT)
-    if checkpoints.overwrite_output_dir and not checkpoints.resume_from_checkpoint:
+    if checkpoints.overwrite_output_dir and not _continues(checkpoints):
         owned.delete()
     owned.claim(_names_while_training(args))
 
@@ -183,7 +217,7 @@ def resume_path(args: CheckpointArguments) -> Path | None:
             f"--resume_from_checkpoint={wanted} is no intact checkpoint: {error}; give one of "
             f"{siblings}, or latest"
         ) from error
-    if path.resolve().parent == siblings.resolve():
+    if is_checkpoint_of(path, siblings.parent):
         step = read_trainer_state(path)["step"]
         later = [later for later in checkpoint_steps(siblings) if later > step]
         if later:

@@ -33,7 +33,7 @@ def make_run(
     for network in (vae, discriminator):
         network.to(memory_format=layout)
     perceptual = make_perceptual(args)
-    schedule = make_gan_schedule(args)
+    schedule = make_gan_schedule(args, reached)
     steps = training_length(args, num_train_images, accelerator.num_processes, reached)
     optimizers = make_optimizers(args, vae, discriminator, accelerator.num_processes)
     schedulers = make_schedulers(args, *optimizers, schedule, steps, reached)

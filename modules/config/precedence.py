@@ -24,6 +24,7 @@ class Answer(NamedTuple):
 
 FROM_SCRATCH = ("downsample_factor", "block_out_channels", "layers_per_block", "norm_num_groups",
                 "mid_block_add_attention")  # fmt: skip
+VALIDATED_ON = ("validation_image", "validation_data_dir", "validation_split")
 QUESTIONS = (
     # On which images?
     (
@@ -53,11 +54,7 @@ QUESTIONS = (
     # For how long?
     (Answer(("max_train_steps",)), Answer(("num_train_epochs",))),
     # Validated on what?
-    (
-        Answer(("validation_image",)),
-        Answer(("validation_data_dir",)),
-        Answer(("validation_split",)),
-    ),
+    tuple(Answer((flag,)) for flag in VALIDATED_ON),
     # What does the backward pass compute again?
     (Answer(("recompute",)), Answer(("gradient_checkpointing",))),
 )
@@ -78,4 +75,6 @@ def overlay(weaker: Mapping[str, Any], stronger: Mapping[str, Any]) -> dict[str,
                 if all(weaker.get(flag) == stronger.get(flag) for flag in answer.flags):
                     kept |= answer.all
             replaced |= set().union(*(answer.all for answer in question)) - kept
+    if weaker.get("num_validation_images") == 0 and named & set(VALIDATED_ON):
+        replaced.add("num_validation_images")  # "on nothing" is an answer, other numbers are none
     return {name: value for name, value in weaker.items() if name not in replaced} | {**stronger}

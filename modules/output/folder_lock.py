@@ -124,5 +124,11 @@ def _describe(content: bytes) -> str:
 
 
 def _launched_as(names: tuple[str, ...], default: int) -> int:
-    """A number that a launcher gives its processes."""
-    return next((int(os.environ[name]) for name in names if os.environ.get(name)), default)
+    """A number that a launcher gives its processes. Raises ArgumentError for a word."""
+    name = next((name for name in names if os.environ.get(name)), None)
+    try:
+        return default if name is None else int(os.environ[name])
+    except ValueError:
+        raise ArgumentError(
+            f"{name}={os.environ[name]} is no number: launchers set this variable; unset it"
+        ) from None

@@ -33,13 +33,14 @@ class OwnedFiles:
 
     A name is recorded before its first file is written, and only where nothing bore it: whatever
     bears it later is ours, whenever a run is killed. A signed file is ours as long as it is not
-    changed. A folder without a record, of an earlier version or copied without hidden files, is
+    `changed`. A folder without a record, of an earlier version or copied without hidden files, is
     judged by what is unmistakable in it.
     """
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         self.signed: dict[str, str] = {}
+        self.changed: set[str] = set()
         self.names = self._recorded()
 
     def existing(self) -> Iterator[Path]:
@@ -58,8 +59,14 @@ class OwnedFiles:
             os.replace(path, aside)
             logger.warning("%s is not what a run wrote, and this one is about to write a file of "
                            "that name: it is now %s", path, aside.name)  # fmt: skip
+        self.changed.difference_update(names)
         self.signed = {name: sign for name, sign in self.signed.items() if name not in names}
         self._record(dict.fromkeys((*self.names, *names)))
+
+    def write(self, name: str, text: str) -> None:
+        """Writes a file of ours that people edit, and signs it."""
+        (self.folder / name).write_text(text, encoding="utf-8")
+        self.sign(name)
 
     def sign(self, name: str) -> None:
         """Remembers how a file of ours is now: the user's changes to it would be the user's."""
@@ -74,12 +81,12 @@ class OwnedFiles:
                 if parent == self.folder or parent.is_symlink() or any(parent.iterdir()):
                     break
                 parent.rmdir()
-        self.signed = {}
+        self.signed = {name: sign for name, sign in self.signed.items() if name in self.changed}
         self._record(())
 
     def _record(self, names: Iterable[str]) -> None:
         self.names = tuple(names)
-        content = {"files": self.names, "signed": self.signed}
+        content = {"files": [*self.names, *self.changed], "signed": self.signed}
         partial = self.folder / f"{RECORD}.partial"
         partial.write_text(json.dumps(content, indent=1), encoding="utf-8")
         os.replace(partial, self.folder / RECORD)
@@ -87,12 +94,11 @@ class OwnedFiles:
     def _recorded(self) -> tuple[str, ...]:
         try:
             content = json.loads((self.folder / RECORD).read_text(encoding="utf-8"))
-            names, signed = map(str, content["files"]), dict(content["signed"])
+            names, self.signed = map(str, content["files"]), dict(content["signed"])
         except (OSError, ValueError, KeyError, TypeError):
             return tuple(self._unmistakable())
-        changed = {name for name, sign in signed.items() if _digest(self.folder / name) != sign}
-        self.signed = {name: sign for name, sign in signed.items() if name not in changed}
-        return tuple(name for name in names if name not in changed)
+        self.changed = {n for n, sign in self.signed.items() if _digest(self.folder / n) != sign}
+        return tuple(name for name in names if name not in self.changed)
 
     def _unmistakable(self) -> Iterator[str]:
         """The names that are ours in a folder without a record."""

@@ -50,6 +50,11 @@ def checkpoint_path(folder: Path, step: int) -> Path:
     return folder / f"step-{step:06d}"
 
 
+def is_checkpoint_of(path: Path, output_dir: Path) -> bool:
+    """Whether `path` is one of the run in `output_dir`; either may be a link, to another disk."""
+    return (output_dir / "checkpoints").resolve() in (path.resolve().parent, path.parent.resolve())
+
+
 def newest_checkpoint(folder: Path) -> Path | None:
     """The newest undamaged checkpoint, or None; damaged ones are named in the log."""
     for step in reversed(checkpoint_steps(folder)):

@@ -29,7 +29,12 @@ from modules.data.streaming.reader import StreamPosition
 from modules.distributed.launch_environment import chosen_precision
 from modules.errors import ArgumentError
 from modules.models.autoencoder import downsample_factor
-from modules.training.checkpoint import load_checkpoint, read_trainer_state, rotate
+from modules.training.checkpoint import (
+    is_checkpoint_of,
+    load_checkpoint,
+    read_trainer_state,
+    rotate,
+)
 from modules.training.run import Run
 from modules.training.schedule import BEGINNING, Reached
 
@@ -117,13 +122,15 @@ def resume(run: Run, path: Path, data: Mapping[str, Any]) -> bool:
             "%s was written by %d processes and is continued by %d: the position in the data is "
             "kept, but numbers will not be bit-identical", path, len(state["meters"]), processes,
         )  # fmt: skip
-    own = path.resolve().parent == (run.output_dir / "checkpoints").resolve()
+    own = is_checkpoint_of(path, run.output_dir)
     if own and run.accelerator.is_main_process:  # the kill may have come before the rotation
         rotate(path.parent, run.step, run.args.checkpoints.checkpoints_total_limit)
     logger.info("Resumed from %s at step %d", path, run.step)
     same_images = _compare_images(state, data, path)
     run.stream = StreamPosition.restored(state.get("stream"), anew=not same_images)
     _compare_flags(run, state, data, path, same_images)
+    if not own:  # its best/ and its rows lie elsewhere
+        run.best, run.validation_due = {}, True
     if run.step >= run.max_train_steps:
         opt = run.args.optimization
         flag = "num_train_epochs" if opt.max_train_steps is None else "max_train_steps"

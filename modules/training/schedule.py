@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from modules.training.losses import gan_ramp
 
@@ -39,6 +39,20 @@ class GanSchedule:
     ramp_steps: int
     in_turns: bool
 
+    def continued(self, reached: Reached) -> GanSchedule:
+        """The schedule of a run that has come so far, perhaps by another one.
+
+        A discriminator that would have begun already, and has not, begins now: moved to an earlier
+        step or turned on when resuming, it has its head start all the same.
+        """
+        had = reached.disc_updates
+        if had is None or had >= self.discriminator_updates(reached.step):
+            return self
+        begun = reached.step - had
+        if self.in_turns:
+            begun = (begun - had) // 2 * 2
+        return replace(self, start=max(self.start, begun))
+
     def trains_discriminator(self, step: int) -> bool:
         """Whether the discriminator is updated at `step`."""
         return self.enabled and step >= self.start and (not self.in_turns or step % 2 == 1)
@@ -56,8 +70,14 @@ class GanSchedule:
 
     def vae_updates(self, steps: int) -> int:
         """Updates that the VAE gets in `steps` steps: the length of its learning-rate schedule."""
-        return sum(map(self.trains_vae, range(steps)))
+        gives_way = self.enabled and self.in_turns
+        return steps - self._turns(steps) if gives_way else steps
 
     def discriminator_updates(self, steps: int) -> int:
         """Updates that the discriminator gets in `steps` steps."""
-        return sum(map(self.trains_discriminator, range(steps)))
+        return self._turns(steps) if self.enabled else 0
+
+    def _turns(self, steps: int) -> int:
+        """Of the discriminator, if it is enabled."""
+        begin, end = min(self.start, steps), steps
+        return end // 2 - begin // 2 if self.in_turns else end - begin

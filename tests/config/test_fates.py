@@ -7,6 +7,7 @@ import logging
 import math
 from dataclasses import fields, replace
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -60,12 +61,14 @@ def edited(checkpoint, tmp_path):
     return edit
 
 
-def resumed(path: Path, flags: str = "", data: dict = DATA) -> Run:
+def resumed(path: Path, flags: str = "", data: dict = DATA, own: bool = True) -> Run:
+    """own: the checkpoint is of the run in --output_dir."""
     args = tiny_arguments(f"{COSINE} {flags}")
     built = tiny_run(f"{COSINE} {flags}")
     reached = reached_by(path, args, built.raw_vae.vae)
     run = tiny_run(f"{COSINE} {flags}", reached=reached)
-    resume(run, path, data)
+    with patch("modules.training.resume.is_checkpoint_of", return_value=own):
+        resume(run, path, data)
     return run
 
 
@@ -184,6 +187,12 @@ def test_other_validation_images_begin_the_best_so_far_anew(checkpoint, edited, 
         caplog.clear()
     unvalidated = resumed(checkpoint, "", DATA | {"validation_fingerprint": None})
     assert unvalidated.best["psnr"] == 30.0
+
+
+def test_a_run_that_branches_off_measures_where_it_begins_and_has_a_best_of_its_own(checkpoint):
+    run = resumed(checkpoint, own=False)
+    assert (run.best, run.validation_due) == ({}, True)
+    assert not run.history
 
 
 def test_the_same_images_elsewhere_are_no_reason_to_warn(checkpoint, caplog):

@@ -119,3 +119,9 @@ def test_an_export_into_the_folder_of_a_run_at_work_is_refused(tmp_path, holder,
     argv = ["export", "--model", str(model), "--output", str(tmp_path), "--format", "ldm"]
     assert evaluate(argv) == 2
     assert f"--output={tmp_path} is in use by process {holder.pid}" in capsys.readouterr().err
+
+
+def test_a_launchers_variable_that_holds_a_word_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("RANK", "first")
+    with pytest.raises(ArgumentError, match="RANK=first is no number"):
+        FolderLock(tmp_path)

@@ -37,6 +37,9 @@ FOREIGN = (
 )  # fmt: skip
 
 
+RESUME = ("--resume_from_checkpoint latest",)
+
+
 def arguments(folder: Path, *more: object):
     return resolve_arguments(["--output_dir", str(folder), *map(str, more)])
 
@@ -60,6 +63,7 @@ def run_in(folder: Path, *more: object) -> None:
     owned.claim(AT_THE_END)
     write(folder, *WRITTEN)
     owned.sign("README.md")
+    owned.sign("train_config.yaml")
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -82,7 +86,7 @@ def test_overwriting_deletes_what_a_run_wrote_and_none_of_the_users_files(before
 
 
 @pytest.mark.parametrize("name", WRITTEN)
-@pytest.mark.parametrize("more", ["", "--overwrite_output_dir", "--resume_from_checkpoint latest"])
+@pytest.mark.parametrize("more", ["", "--overwrite_output_dir", *RESUME])
 def test_a_file_that_no_run_wrote_is_named_and_kept(tmp_path, name, more):
     write(tmp_path, name, content="mine")
     if name == "checkpoints/step-000002/manifest.json":
@@ -118,6 +122,52 @@ def test_a_model_card_that_the_user_went_on_writing_is_the_users(tmp_path):
         with pytest.raises(ArgumentError, match=r"holds README\.md, which"):
             begin(tmp_path, *more)
     assert (tmp_path / "README.md").read_text() == "better words"
+
+
+def test_a_configuration_that_the_user_went_on_writing_is_kept_under_another_name(tmp_path):
+    run_in(tmp_path)
+    for number, more in enumerate([*RESUME, "--overwrite_output_dir"]):
+        (tmp_path / "train_config.yaml").write_text(f"notes {number}")
+        begin(tmp_path, *more.split())
+        assert not (tmp_path / "train_config.yaml").exists()
+        assert (tmp_path / f"train_config.yaml.kept{number or ''}").read_text() == f"notes {number}"
+        write(tmp_path, "train_config.yaml")
+        OwnedFiles(tmp_path).sign("train_config.yaml")
+    begin(tmp_path, *RESUME[0].split())  # as it was written: it is ours
+    assert not (tmp_path / "train_config.yaml.kept2").exists()
+
+
+def test_a_change_during_a_run_is_remembered_to_its_end(tmp_path):
+    run_in(tmp_path)
+    (tmp_path / "train_config.yaml").write_text("notes")
+    OwnedFiles(tmp_path).claim(AT_THE_END)
+    assert OwnedFiles(tmp_path).changed == {"train_config.yaml"}
+
+
+@pytest.mark.parametrize("place", ["other/checkpoints/step-000002", "run/saved/step-000002"])
+def test_a_run_is_not_replaced_by_another_that_goes_on_in_its_folder(tmp_path, place):
+    folder, resume = tmp_path / "run", ("--resume_from_checkpoint", tmp_path / place)
+    run_in(folder)
+    write(tmp_path, f"{place}/manifest.json")
+    before = contents(folder)
+    with pytest.raises(ArgumentError, match=f"already holds a run .*{place} is none of its"):
+        begin(folder, *resume)
+    assert contents(folder) == before
+    begin(folder, *resume, "--overwrite_output_dir")
+    assert set(contents(tmp_path)) == {f"{place}/manifest.json"}
+
+
+def test_latest_does_not_begin_anew_where_a_run_was_exported(tmp_path):
+    run_in(tmp_path)
+    begin(tmp_path, *RESUME[0].split(), "--overwrite_output_dir")  # it goes on: nothing is deleted
+    assert contents(tmp_path).keys() == {*WRITTEN}
+    shutil.rmtree(tmp_path / "checkpoints")
+    with pytest.raises(ArgumentError, match="already holds a run"):
+        begin(tmp_path, *RESUME[0].split())
+    begin(tmp_path, *RESUME[0].split(), "--overwrite_output_dir")
+    assert not contents(tmp_path)
+    write(tmp_path, "metrics.jsonl")  # of one that was killed before its first checkpoint
+    begin(tmp_path, *RESUME[0].split())
 
 
 def test_names_are_recorded_before_they_are_written_and_whole(tmp_path, monkeypatch):
@@ -186,9 +236,12 @@ def test_the_log_of_another_trainer_is_not_taken_for_ours(tmp_path):
         begin(tmp_path, "--overwrite_output_dir")
 
 
-@pytest.mark.parametrize("flag", ["pretrained_model_name_or_path", "model_config_name_or_path"])
-@pytest.mark.parametrize("place", [".", "best", "../link/best"])
-def test_a_model_that_would_be_deleted_is_not(tmp_path, flag, place):
+@pytest.mark.parametrize(
+    ("flag", "place"),
+    [("pretrained_model_name_or_path", "."), ("model_config_name_or_path", "../link/best"),
+     ("validation_image", "samples/step-000000.png"), ("pretrained_model_name_or_path", "best")],
+)  # fmt: skip
+def test_what_is_still_to_be_read_is_not_deleted(tmp_path, flag, place):
     folder = tmp_path / "run"
     run_in(folder)
     (tmp_path / "link").symlink_to(folder)
@@ -211,5 +264,5 @@ def test_the_record_lists_kinds_and_stays_small(tmp_path):
     run_in(tmp_path)
     record = json.loads((tmp_path / RECORD).read_text())
     assert set(record["files"]) >= {*WHILE_TRAINING, *AT_THE_END}
-    assert set(record["signed"]) == {"README.md"}
+    assert set(record["signed"]) == {"README.md", "train_config.yaml"}
     assert list(find(tmp_path, [f"samples/step-{STEP}.png"])) == [tmp_path / WRITTEN[5]]

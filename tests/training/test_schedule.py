@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modules.training.schedule import GanSchedule
+from modules.training.schedule import BEGINNING, GanSchedule, Reached
 
 schedules = st.builds(
     GanSchedule,
@@ -44,6 +46,26 @@ def test_lengths_count_the_updates_that_really_happen(schedule: GanSchedule, ste
     turns = [schedule.trains_discriminator(step) for step in range(steps)]
     assert schedule.discriminator_updates(steps) == sum(turns)
     assert schedule.discriminator_updates(steps) <= max(0, steps - schedule.start)
+
+
+@given(schedules, st.integers(0, 60), st.integers(0, 60), st.integers(0, 40))
+def test_a_discriminator_that_begins_late_has_its_head_start(
+    schedule: GanSchedule, step: int, more: int, start_before: int
+) -> None:
+    """A run came to `step` with another start, goes on with this one, and is resumed once more."""
+    before = replace(schedule, start=start_before)
+    reached = Reached(step, 0, None, before.discriminator_updates(step))
+    ours = schedule.continued(reached)
+    if not reached.disc_updates and schedule.discriminator_updates(step):
+        assert ours.start >= step - schedule.in_turns
+    updates = reached.disc_updates + sum(map(ours.trains_discriminator, range(step, step + more)))
+    again = schedule.continued(Reached(step + more, 0, None, updates))
+    for n in range(step + more, 130):
+        assert ours.adversarial_share(n) == again.adversarial_share(n)
+        assert ours.trains_discriminator(n) == again.trains_discriminator(n)
+    assert schedule.continued(BEGINNING) == schedule
+    own = Reached(step, 0, None, schedule.discriminator_updates(step))
+    assert schedule.continued(own) == schedule
 
 
 def test_disabled_adversary_never_trains_nor_counts() -> None:
