@@ -63,6 +63,7 @@ from modules.builders.loader import check_shared_memory, make_loader
 from modules.builders.networks import make_vae
 from modules.builders.output_dir import (
     check_output_dir,
+    owned_files,
     refuse_together,
     resume_path,
 )
