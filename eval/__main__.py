@@ -22,6 +22,7 @@ from typing import NoReturn
 
 from eval import commands
 from eval.commands.checks import check_texts, prepare_outputs
+from eval.report.terminal import print_help
 from modules.config.answers import Answer, answer_to
 from modules.config.terminal import leave_when_interrupted, outlive_the_terminal
 from modules.errors import one_line
@@ -29,6 +30,10 @@ from modules.errors import one_line
 
 class _Parser(argparse.ArgumentParser):
     """argparse that says what is wrong without its usage in front of it."""
+
+    def print_help(self, file: object = None) -> None:
+        del file
+        print_help(self.format_help())
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message}\n")

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -55,6 +56,18 @@ def rehearse(run: Run, train: Callable[[Run], object], num_validation_images: in
         elif not run.args.model.decoder_only:  # a validation has done it already
             with explained(run.args, LATENTS):
                 rehearse_latents(run, run.args.validation_batch_size)
+
+
+def parts(run: Run, train: Callable[[Run], object]) -> dict[str, Callable[[], None]]:
+    """Every part of a run by name, at full GAN and at its largest, each to be tried by a call."""
+    size = run.args.validation_batch_size
+    found = {TRAINING: partial(rehearse_training, run, train, run.step)}
+    if run.schedule.adversarial_share(0) < run.schedule.adversarial_share(run.step):
+        found[BEFORE_GAN] = partial(rehearse_training, run, train, 0)
+    found[VALIDATION] = partial(rehearse_validation, run, size)
+    if not run.args.model.decoder_only:
+        found[LATENTS] = partial(rehearse_latents, run, size)
+    return found
 
 
 def rehearse_training(run: Run, train: Callable[[Run], object], *steps: int) -> None:

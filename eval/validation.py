@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -12,7 +12,7 @@ from diffusers import AutoencoderKL
 from PIL import Image
 from torch import Tensor, nn
 
-from eval.protocol.codecs import Reconstruction, VAECodec
+from eval.protocol.codecs import VAECodec
 from eval.protocol.evaluate import evaluate_reconstruction
 from eval.protocol.loading import Interrupted
 from eval.protocol.protocol import Protocol, ProtocolImages
@@ -21,7 +21,6 @@ from eval.report.grid import comparison_grid
 from eval.report.latent_picture import latent_picture
 from modules.data.images.images import UnreadableImage
 from modules.data.sources.open import ImageSource
-from modules.distributed.reduce import gather_from_processes
 from modules.errors import ArgumentError
 from modules.models.latents import LatentStatistics
 from modules.training.run import Run
@@ -110,10 +109,9 @@ class Validation:
 
         stop: asked between batches, collective as well; None is returned where it says so.
         """
-        codec = _RememberingCodec(vae, self.num_grid_images)
         try:
             evaluation = evaluate_reconstruction(
-                {"vae": codec},
+                {"vae": VAECodec(vae)},
                 self.images,
                 metrics(self.lpips),
                 protocol=self.protocol,
@@ -127,33 +125,14 @@ class Validation:
             )["vae"]
         except Interrupted:
             return None
-        means = dict(gather_from_processes(list(codec.means.items())))
+        kept = evaluation.samples
         spread = {"latent_std": evaluation.latents.global_std} if evaluation.latents else {}
         return ValidationResult(
             metrics=evaluation.summary() | spread,
             evaluation=evaluation,
-            grid=comparison_grid({"reconstruction": evaluation}) if evaluation.samples else None,
-            grid_latents=torch.stack([means[i] for i in sorted(means)]) if means else None,
+            grid=comparison_grid({"reconstruction": evaluation}) if kept else None,
+            grid_latents=torch.stack([sample.latent for sample in kept]) if kept else None,
         )
-
-
-class _RememberingCodec(VAECodec):
-    """Keeps what it saw of the latents, so that nothing is encoded twice for a picture of them."""
-
-    def __init__(self, vae: AutoencoderKL, count: int) -> None:
-        super().__init__(vae)
-        self.count = count
-        self.means: dict[int, Tensor] = {}  # [C, h, w] by position, of the first `count`
-
-    def reconstruct(
-        self, images: Tensor, indices: Sequence[int], protocol: Protocol
-    ) -> Reconstruction:
-        """As a VAECodec; also remembers posterior means."""
-        output = super().reconstruct(images, indices, protocol)
-        for row, position in enumerate(indices):
-            if position < self.count:
-                self.means[position] = output.mean[row].cpu()
-        return output
 
 
 def make_validation(run: Run, images: ImageSource | None) -> Validation | None:

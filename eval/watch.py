@@ -8,7 +8,7 @@ from functools import partial
 
 from eval.report.training import write_training_report
 from eval.validation import Validation, ValidationResult, make_validation
-from modules.builders.banner import banner, summary
+from modules.builders.banner import banner, facts, summary
 from modules.builders.data import TrainingData
 from modules.builders.export import describe_training, latent_config, make_publisher
 from modules.builders.output_dir import clear_output_dir, owned_files
@@ -64,6 +64,7 @@ class Watch:
                 result.evaluation,
                 self.validation.protocol,
                 result.latent_grid,
+                facts(run, self.journal),
             )
 
     def name_bad_images(self, run: Run) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import pickle
+import re
 import struct
 import zipfile
 import zlib
@@ -19,6 +20,9 @@ LIBRARY_ERRORS = (
     ImportError, EOFError, AssertionError, struct.error, pickle.PickleError, zipfile.BadZipFile,
     zlib.error,
 )  # fmt: skip
+
+
+ESCAPES = re.compile(r"\x1b\[[0-9;]*m")  # which colour a terminal
 
 
 class ArgumentError(ValueError):
@@ -70,7 +74,7 @@ def blaming(what: str, fix: str, *more: type[Exception]) -> Iterator[None]:
 
 def one_line(error: BaseException, width: int = 300) -> str:
     """What an error says, on one line; its kind where it says little, as a KeyError does."""
-    text = " ".join(str(error).split())
+    text = " ".join(ESCAPES.sub("", str(error)).split())
     if not text or isinstance(error, LookupError | AssertionError | AttributeError | TypeError):
         text = f"{type(error).__name__} {text}".rstrip()
     return text if len(text) <= width else f"{text[:width]}..."

@@ -12,37 +12,33 @@ other.
 from __future__ import annotations
 
 import argparse
-import json
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
-from pathlib import Path
+from itertools import product
 from typing import TYPE_CHECKING
 
 from eval.commands.checks import integer
 
 if TYPE_CHECKING:
+    from eval.speed.benchmark import Result
     from modules.config.arguments import Arguments
 
 HELP = "images/s, time of each part, memory, and the ratio to a textbook step"
 RIVALS = (
-    "textbook", "latent-diffusion", "no-split-backward", "no-channels-last", "no-lean-blocks",
-    "no-lean-upsampling", "no-fused-adamw",
+    "textbook", "latent-diffusion", "no-channels-last", "no-lean-blocks", "no-lean-upsampling",
+    "no-fused-adamw",
 )  # fmt: skip
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's flags; all others are the training script's."""
-    parser.add_argument(
-        "--steps", type=integer(1), default=10, help="optimizer steps that are timed"
-    )
-    parser.add_argument(
-        "--warmup", type=integer(2), default=3, help="steps before that; at least 2"
-    )
-    parser.add_argument("--phase_steps", type=integer(1), default=3, help="steps timed in parts")
-    parser.add_argument(
-        "--compare", nargs="+", choices=RIVALS, default=[], help="steps to run beside, in turns"
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("--steps", type=integer(1), default=10, help="optimizer steps that are timed")
+    add("--warmup", type=integer(2), default=3, help="steps before that; at least 2")
+    add("--phase_steps", type=integer(1), default=3, help="steps timed in parts")
+    add("--compare", nargs="+", choices=RIVALS, default=[], help="steps to run beside, in turns")
+    add(
         "--compare_flags",
         nargs="+",
         default=[],
@@ -50,45 +46,39 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='flags to add for a run beside, in quotes: --compare_flags="--recompute norm"; '
         "several, each in quotes with a space in front",
     )
-    parser.add_argument(
+    add(
         "--random_lpips",
         action="store_true",
         help="random weights for LPIPS, as fast as the real ones and not downloaded",
     )
-    parser.add_argument(
-        "--batches", type=integer(1, 65536), nargs="+", help="a table over these batch sizes"
-    )
-    parser.add_argument(
-        "--resolutions", type=integer(8, 16384), nargs="+", help="and these resolutions"
-    )
-    parser.add_argument(
-        "--accumulations", type=integer(1, 10**6), nargs="+", help="and micro-batches per step"
-    )
-    parser.add_argument("--json", metavar="FILE", help="everything measured")
+    add("--batches", type=integer(1, 65536), nargs="+", help="a table over these batch sizes")
+    add("--resolutions", type=integer(8, 16384), nargs="+", help="and these resolutions")
+    add("--accumulations", type=integer(1, 10**6), nargs="+", help="and micro-batches per step")
+    add("--json", metavar="FILE", help="everything measured")
     parser.set_defaults(training_flags=[])
 
 
 def run(args: argparse.Namespace) -> int:
     """Measures, prints, and writes the JSON."""
+    from eval.report.outputs import write_json
     from eval.speed.benchmark import Bench
     from eval.speed.benchmark_report import benchmark_data, benchmark_text, scaling_table
-    from eval.speed.random_lpips import with_random_lpips
+    from eval.speed.random_lpips import random_lpips
     from eval.speed.script import measured_arguments
 
     training = measured_arguments(args.training_flags)
-    randomised = with_random_lpips(training) if args.random_lpips else nullcontext(training)
-    with randomised as training:
-        others = {flags.strip(): _others(args, training, flags) for flags in args.compare_flags}
+    others = {flags.strip(): _others(args, training, flags) for flags in args.compare_flags}
+    with random_lpips() if args.random_lpips else nullcontext():
         bench = Bench(training, args.warmup, args.compare, others)
         result = bench.measure(args.steps, args.phase_steps)
+        del bench
         print(benchmark_text(training, result))
-        rows = _scaling(args, training)
+        rows = [(sized, _measured(sized, args)) for sized in _scaling(args, training)]
     data = benchmark_data(training, result)
     if rows:
         print(scaling_table(rows))
-        data["scaling"] = rows
-    if args.json:
-        Path(args.json).write_text(json.dumps(data, indent=1) + "\n")
+        data["scaling"] = [found and benchmark_data(sized, found) for sized, found in rows]
+    write_json(args.json, data)
     return 0
 
 
@@ -108,30 +98,31 @@ def _others(args: argparse.Namespace, training: Arguments, flags: str) -> Argume
                 f"--compare_flags={flags!r} must not change --{name}: a step would be of other "
                 "images; measure it in a run of its own"
             )
-    weights = training.losses.lpips_weights
-    return replace(others, losses=replace(others.losses, lpips_weights=weights))
+    return others
 
 
-def _scaling(args: argparse.Namespace, training: Arguments) -> list[dict[str, object]]:
-    """One row for each combination of the three lists; none where no list was given."""
+def _scaling(args: argparse.Namespace, training: Arguments) -> Iterator[Arguments]:
+    """The arguments of each combination of the three lists; none where no list was given."""
     if not (args.batches or args.resolutions or args.accumulations):
-        return []
-    from eval.speed.benchmark import scaling_row
-
+        return
     opt = training.optimization
-    return [
-        scaling_row(
-            replace(
-                training,
-                data=replace(training.data, resolution=resolution),
-                optimization=replace(
-                    opt, train_batch_size=batch, gradient_accumulation_steps=accumulation
-                ),
-            ),
-            args.steps,
-            args.warmup,
-        )
-        for resolution in args.resolutions or [training.data.resolution]
-        for batch in args.batches or [opt.train_batch_size]
-        for accumulation in args.accumulations or [opt.gradient_accumulation_steps]
-    ]
+    for resolution, batch, accumulation in product(
+        args.resolutions or [training.data.resolution],
+        args.batches or [opt.train_batch_size],
+        args.accumulations or [opt.gradient_accumulation_steps],
+    ):
+        size = {"train_batch_size": batch, "gradient_accumulation_steps": accumulation}
+        data = replace(training.data, resolution=resolution)
+        yield replace(training, data=data, optimization=replace(opt, **size))
+
+
+def _measured(training: Arguments, args: argparse.Namespace) -> Result | None:
+    """One row of the table; None where it does not fit in the memory."""
+    import torch
+
+    from eval.speed.benchmark import Bench
+
+    try:
+        return Bench(training, args.warmup).measure(args.steps, phase_steps=0)
+    except torch.OutOfMemoryError:
+        return None

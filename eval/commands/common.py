@@ -38,8 +38,9 @@ def add_model_arguments(
     parser: argparse.ArgumentParser, nargs: str | None = "+", others: str = ""
 ) -> None:
     """--model, and which of its weights; `others` are models that are no autoencoders."""
-    parser.add_argument("--model", nargs=nargs, required=True, help=MODEL_HELP + others)
-    parser.add_argument(
+    add = parser.add_argument
+    add("--model", nargs=nargs, required=True, help=MODEL_HELP + others)
+    add(
         "--pretrained_weights",
         choices=WEIGHTS,
         default="auto",
@@ -49,30 +50,30 @@ def add_model_arguments(
 
 def add_data_arguments(parser: argparse.ArgumentParser, num_images: int | None) -> None:
     """--data and how its images are cut; `num_images` is the default of that flag."""
-    group = parser.add_argument_group("Data")
-    group.add_argument(
+    add = parser.add_argument_group("Data").add_argument
+    add(
         "--data",
         required=True,
         metavar="PATH_OR_HUB",
         help='a folder of images, an image, a dataset (hub id or local), or "synthetic"',
     )
-    group.add_argument("--data_split", default="validation", help="split of a dataset")
-    group.add_argument("--data_config_name", help="configuration of a dataset, if it has several")
-    group.add_argument("--image_column", default="image", help="column of a dataset with images")
-    group.add_argument("--data_cache_dir", help="where downloaded models and datasets are kept")
-    group.add_argument(
+    add("--data_split", default="validation", help="split of a dataset")
+    add("--data_config_name", help="configuration of a dataset, if it has several")
+    add("--image_column", default="image", help="column of a dataset with images")
+    add("--data_cache_dir", help="where downloaded models and datasets are kept")
+    add(
         "--num_images",
         type=integer(1),
         default=num_images,
         help="use so many images, evenly spaced over the data",
     )
-    group.add_argument(
+    add(
         "--resolution",
         type=integer(1, 16384),
         default=DEFAULT_RESOLUTION,
         help="side of the crop, pixels",
     )
-    group.add_argument(
+    add(
         "--crop",
         choices=CROPS,
         default="adm",
@@ -83,32 +84,24 @@ def add_data_arguments(parser: argparse.ArgumentParser, num_images: int | None) 
 
 def add_protocol_arguments(parser: argparse.ArgumentParser) -> None:
     """What else is stamped on the numbers."""
-    group = parser.add_argument_group("Protocol")
-    group.add_argument(
-        "--posterior", choices=POSTERIORS, default="mode", help="which latents are decoded"
-    )
-    group.add_argument(
-        "--rounding", choices=ROUNDINGS, default="nearest", help="of reconstructions to 8 bits"
-    )
-    group.add_argument(
-        "--seed", type=integer(0, 2**63 - 2), default=0, help="of posterior samples and intervals"
-    )
+    add = parser.add_argument_group("Protocol").add_argument
+    add("--posterior", choices=POSTERIORS, default="mode", help="which latents are decoded")
+    add("--rounding", choices=ROUNDINGS, default="nearest", help="of reconstructions to 8 bits")
+    add("--seed", type=integer(0, 2**63 - 2), default=0, help="of posterior samples and intervals")
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """How the work is done, which does not change the numbers."""
-    group = parser.add_argument_group("Run")
-    group.add_argument(
-        "--batch_size", type=integer(1, 65536), default=DEFAULT_BATCH_SIZE, help="images"
-    )
-    group.add_argument(
+    add = parser.add_argument_group("Run").add_argument
+    add("--batch_size", type=integer(1, 65536), default=DEFAULT_BATCH_SIZE, help="images")
+    add(
         "--num_workers",
         type=integer(0, 1024),
         default=0,
         help="processes that load images; 0 is the main one",
     )
-    group.add_argument("--device", help="such as cpu or cuda:1 [default: cuda if there is one]")
-    group.add_argument("--no_progress", action="store_true", help="no progress bar")
+    add("--device", help="such as cpu or cuda:1 [default: cuda if there is one]")
+    add("--no_progress", action="store_true", help="no progress bar")
 
 
 def open_protocol(args: argparse.Namespace) -> Protocol:

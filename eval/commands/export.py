@@ -26,12 +26,9 @@ FORMATS = ("diffusers", "fp16", "ldm", "onnx")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's flags."""
     add_model_arguments(parser, nargs=None)
-    parser.add_argument(
-        "--output", required=True, metavar="DIR", help="folder to write into; may be the model's"
-    )
-    parser.add_argument(
-        "--format", nargs="+", required=True, choices=FORMATS, help="what to write, one or several"
-    )
+    add = parser.add_argument
+    add("--output", required=True, metavar="DIR", help="folder to write into; may be the model's")
+    add("--format", nargs="+", required=True, choices=FORMATS, help="what to write, one or several")
 
 
 def run(args: argparse.Namespace) -> int:

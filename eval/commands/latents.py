@@ -8,7 +8,6 @@ scale; --write puts them into the model's config.json.
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 from eval.commands.common import (
@@ -27,29 +26,28 @@ KINDS = ("scale", "scale_shift", "per_channel")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's flags."""
     add_model_arguments(parser)
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         "--normalization",
         choices=KINDS,
         default="scale",
         help="scale: scaling_factor = 1 / std of all latents; scale_shift: shift_factor as well; "
         "per_channel: latents_mean and latents_std",
     )
-    parser.add_argument(
-        "--write", action="store_true", help="write the normalization into config.json"
-    )
+    add("--write", action="store_true", help="write the normalization into config.json")
     add_data_arguments(parser, num_images=1000)
     add_run_arguments(parser)
-    output = parser.add_argument_group("Output")
-    output.add_argument("--json", metavar="FILE", help="everything measured")
-    output.add_argument("--report", metavar="FILE", help="one self-contained HTML page")
+    add = parser.add_argument_group("Output").add_argument
+    add("--json", metavar="FILE", help="everything measured")
+    add("--report", metavar="FILE", help="one self-contained HTML page")
 
 
 def run(args: argparse.Namespace) -> int:
     """Measures each model, prints and writes what was found."""
     from eval.protocol.codecs import distinct_labels, open_vae
     from eval.protocol.latents import measure_latents
-    from eval.report.latents import latent_page, latent_text
-    from eval.report.tables import without_nan
+    from eval.report.latents import print_latents, write_latent_page
+    from eval.report.outputs import write_json
     from modules.distributed.reduce import process_index_and_count
     from modules.weights.config_file import config_path, update_config
 
@@ -57,37 +55,35 @@ def run(args: argparse.Namespace) -> int:
     images = open_images(args, protocol)
     # Before the work, so that nothing is measured in vain.
     files = [config_path(name) for name in args.model] if args.write else []
+    labels, found, factors = distinct_labels(args.model), {}, {}
     with device_and_processes(args) as device:
-        found = {
-            label: measure_latents(
-                open_vae(name, args.pretrained_weights),
+        for label, name in zip(labels, args.model, strict=True):
+            vae = open_vae(name, args.pretrained_weights)
+            factors[label] = vae.config.scaling_factor
+            found[label] = measure_latents(
+                vae,
                 images,
                 batch_size=1 if args.crop == "full" else args.batch_size,
                 device=device,
                 num_workers=args.num_workers,
                 progress=not args.no_progress,
             )
-            for label, name in zip(distinct_labels(args.model), args.model, strict=True)
-        }
         if process_index_and_count()[0] != 0:
             return 0
-    print(latent_text(found, args.normalization), "", f"Data: {images.describe()}", sep="\n")
-    for file, statistics in zip(files, found.values(), strict=bool(files)):
-        changed = update_config(file, statistics.normalization(args.normalization))
-        print(f"Wrote {file}: " + (_changes(changed) or "nothing had to change"))
-    if args.json:
-        models = {
-            label: {
-                **statistics.to_dict(),
-                "normalization": statistics.normalization(args.normalization),
-            }
-            for label, statistics in found.items()
-        }
-        data = {"models": models, "protocol": protocol.stamp(), "data": images.describe()}
-        Path(args.json).write_text(json.dumps(without_nan(data), indent=1) + "\n")
+    entries = {label: measured.normalization(args.normalization)
+               for label, measured in found.items()}  # fmt: skip
+    print_latents(found, factors, entries)
+    print(f"\nData: {images.describe()}")
+    for file, entry in zip(files, entries.values(), strict=bool(files)):
+        print(f"Wrote {file}: " + (_changes(update_config(file, entry)) or "nothing had to change"))
+    models = {label: {**measured.to_dict(), "normalization": entries[label]}
+              for label, measured in found.items()}  # fmt: skip
+    write_json(
+        args.json, {"models": models, "protocol": protocol.stamp(), "data": images.describe()}
+    )
     if args.report:
-        page = latent_page(found, [f"Data: {images.describe()}", protocol.describe()])
-        Path(args.report).write_text(page, encoding="utf-8")
+        stamp = [f"Data: {images.describe()}", f"Protocol: {protocol.describe()}"]
+        write_latent_page(Path(args.report), found, factors, stamp)
     return 0
 
 

@@ -9,13 +9,16 @@ PyTorch does not allocate as tensors is an assumption, printed below the table.
 from __future__ import annotations
 
 import argparse
-import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import chain, product
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from eval.commands.checks import integer
+
+if TYPE_CHECKING:
+    from eval.speed.memory_plan import Peaks
+    from modules.config.arguments import Arguments
 
 HELP = "predicts the GPU memory of every part of a run, by resolution, batch and recomputation"
 CARDS = (8, 12, 16, 24)  # GB
@@ -24,37 +27,34 @@ ALL = 10**6  # images: more than a batch has
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's flags; all others are the training script's."""
-    parser.add_argument(
-        "--resolutions", type=integer(8, 16384), nargs="+", help="sides of the crops, pixels"
-    )
-    parser.add_argument(
-        "--batches", type=integer(1, 65536), nargs="+", help="images per micro-batch"
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("--resolutions", type=integer(8, 16384), nargs="+", help="sides of the crops, pixels")
+    add("--batches", type=integer(1, 65536), nargs="+", help="images per micro-batch")
+    add(
         "--recomputes",
         nargs="+",
         choices=("none", "norm", "full"),
         help="what the backward pass computes again",
     )
-    parser.add_argument(
+    add(
         "--slices",
         type=integer(0, 65536),
         nargs="+",
         help="images that LPIPS looks at together; 0 is all",
     )
-    parser.add_argument(
+    add(
         "--compare",
         choices=("textbook",),
         help="also the step that papers write: eager, NCHW, losses taken backward twice",
     )
-    parser.add_argument("--json", metavar="FILE", help="everything predicted, in bytes")
+    add("--json", metavar="FILE", help="everything predicted, in bytes")
     parser.set_defaults(training_flags=[])
 
 
 def run(args: argparse.Namespace) -> int:
     """Predicts, prints, and writes the JSON. By default the configuration that the flags give."""
+    from eval.report.outputs import write_json
     from eval.speed.memory_plan import plan, plan_textbook
-    from eval.speed.memory_report import memory_text
     from eval.speed.script import measured_arguments
 
     variants = [measured_arguments([*args.training_flags, *flags]) for flags in _variants(args)]
@@ -64,13 +64,9 @@ def run(args: argparse.Namespace) -> int:
         peaks.append(found)
     if args.compare:
         peaks += map(plan_textbook, variants)
-    print(memory_text(variants[-1], states, peaks, CARDS))
-    if args.json:
-        data = {
-            "states": states,
-            "peaks": [asdict(peak) | {"on_card": peak.on_card} for peak in peaks],
-        }
-        Path(args.json).write_text(json.dumps(data, indent=1) + "\n")
+    print(memory_text(variants[-1], states, peaks))
+    predicted = [asdict(peak) | {"on_card": peak.on_card} for peak in peaks]
+    write_json(args.json, {"states": states, "peaks": predicted})
     return 0
 
 
@@ -86,3 +82,45 @@ def _variants(args: argparse.Namespace) -> Iterator[list[str]]:
     ]  # fmt: skip
     for combination in product(*[axis or [[]] for axis in axes]):
         yield list(chain(*combination))
+
+
+def memory_text(args: Arguments, states: Mapping[str, int], peaks: Sequence[Peaks]) -> str:
+    """The states, one line for each configuration with the cards it fits, and what was assumed."""
+    from eval.rehearsal import levers
+    from eval.speed.memory_plan import CONTEXT, OVERHEAD
+
+    width = max(map(len, states)) + 2
+    lines = ["States, exact:"]
+    lines += [f"  {name:{width}s}{size:15,d} bytes" for name, size in states.items()]
+    lines += [f"  {'together':{width}s}{sum(states.values()):15,d} bytes", ""]
+    lines += ["Peaks, predicted, in GB; allocated in each part of the run, and on the card:"]
+    names = list(dict.fromkeys(name for peak in peaks for name in peak.parts))
+    fits = [f"{card:2d} GB" for card in CARDS]
+    heads = ["resolution", "batch", "recompute", "LPIPS slice", *names, "on the card", *fits]
+    lines.append("  ".join(heads))
+    for peak in sorted(peaks, key=lambda p: (p.resolution, p.batch_size)):
+        cells = "  ".join(f"{'fits' if peak.on_card <= 1e9 * card else '-':>5s}" for card in CARDS)
+        sizes = "  ".join(
+            f"{peak.parts[name] / 1e9:{len(name)}.2f}" if name in peak.parts else " " * len(name)
+            for name in names
+        )
+        lines.append(
+            f"{peak.resolution:10d}  {peak.batch_size:5d}  {peak.recompute:>9s}  "
+            f"{peak.lpips_slice or 'all':>11}  {sizes}  {peak.on_card / 1e9:11.2f}  {cells}"
+        )
+    largest = max(peaks, key=lambda peak: peak.allocated).largest
+    accumulation = args.optimization.gradient_accumulation_steps > 1
+    lines.append(f"""
+What needs most is {largest}; flags that lower it, in the order to try them: \
+{", ".join(levers(args, largest))}.
+
+Precision {args.precision.mixed_precision}, one GPU, every loss at work, \
+{"with" if accumulation else "without"} accumulation. GB are 10^9 bytes.
+allocated: all tensors at their worst moment, in the allocator's blocks; what
+torch.cuda.max_memory_allocated() would say, without the convolutions' workspaces.
+on the card: {100 * OVERHEAD:.0f} % more for those workspaces and for fragmentation, and \
+{CONTEXT / 1e9:.1f} GB for CUDA's
+context and libraries: assumptions. A desktop on the same card takes 0.3 to 1 GB more.
+Not in it: torch.compile, which fuses and keeps less; several GPUs, which add DDP's
+buckets, as large as the gradients.""")
+    return "\n".join(lines)

@@ -7,9 +7,7 @@ force_upcast should be, and --write puts it into the model's config.json.
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import asdict
-from pathlib import Path
 
 from eval.commands.common import (
     add_data_arguments,
@@ -27,17 +25,19 @@ NUM_IMAGES = 16
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's flags."""
     add_model_arguments(parser)
-    parser.add_argument("--write", action="store_true", help="write force_upcast into config.json")
+    add = parser.add_argument
+    add("--write", action="store_true", help="write force_upcast into config.json")
     add_data_arguments(parser, num_images=NUM_IMAGES)
     add_run_arguments(parser)
-    parser.add_argument("--json", metavar="FILE", help="everything measured")
+    add("--json", metavar="FILE", help="everything measured")
 
 
 def run(args: argparse.Namespace) -> int:
     """Measures each model, prints and writes what was found."""
     from eval.protocol.codecs import distinct_labels, open_vae
     from eval.protocol.precision import measure_precision, should_force_upcast
-    from eval.report.tables import without_nan
+    from eval.report.outputs import write_json
+    from eval.report.terminal import print_table
     from modules.distributed.reduce import process_index_and_count
     from modules.weights.config_file import config_path, update_config
 
@@ -59,12 +59,19 @@ def run(args: argparse.Namespace) -> int:
             )
             upcast, reason = should_force_upcast(results)
             print(f"{label}: {len(images)} images on {device}")
-            print("precision  largest activation   NaN      PSNR      lost   to fp32  (dB)")
-            for found in results.values():
-                print(
-                    f"{found.precision:9s}  {found.largest:18.1f}{found.bad_images:6d}"
-                    f"{found.psnr:10.3f}{found.psnr_lost:10.4f}{found.psnr_to_fp32:10.2f}"
-                )
+            header = [
+                "precision",
+                "largest activation",
+                "NaN",
+                "PSNR, dB",
+                "lost, dB",
+                "to fp32, dB",
+            ]
+            print_table([
+                header,
+                *([name, f"{p.largest:.1f}", f"{p.bad_images}", f"{p.psnr:.3f}",
+                   f"{p.psnr_lost:.4f}", f"{p.psnr_to_fp32:.2f}"] for name, p in results.items()),
+            ])  # fmt: skip
             print(f"force_upcast should be {str(upcast).lower()}: {reason}")
             if file:
                 update_config(file, {"force_upcast": upcast})
@@ -74,7 +81,5 @@ def run(args: argparse.Namespace) -> int:
                 "force_upcast": upcast,
                 "reason": reason,
             }
-    if args.json:
-        stamped = {"models": data, "protocol": protocol.stamp(), "data": images.describe()}
-        Path(args.json).write_text(json.dumps(without_nan(stamped), indent=1) + "\n")
+    write_json(args.json, {"models": data, "protocol": protocol.stamp(), "data": images.describe()})
     return 0

@@ -9,6 +9,7 @@ be downloaded is shown as missing; the exit code is 1 only if --metrics named it
 from __future__ import annotations
 
 import argparse
+import time
 from collections.abc import Sequence
 
 from eval.commands.checks import integer
@@ -30,73 +31,76 @@ HELP = "PSNR, SSIM, LPIPS, rFID and more of any models, side by side"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's flags."""
     add_model_arguments(parser, others="; or identity, jpeg:QUALITY, downsample:FACTOR")
-    parser.add_argument("--labels", nargs="+", help="names of the models in tables, in their order")
-    parser.add_argument(
+    add = parser.add_argument
+    add("--labels", nargs="+", help="names of the models in tables, in their order")
+    add(
         "--metrics", nargs="+", choices=tuple(METRICS), help=f"default: {' '.join(DEFAULT_METRICS)}"
     )
     add_data_arguments(parser, num_images=None)
     add_protocol_arguments(parser)
-    networks = parser.add_argument_group("Networks")
-    networks.add_argument(
+    add = parser.add_argument_group("Networks").add_argument
+    add(
         "--lpips_weights",
         nargs="+",
         metavar="FILE",
         help="torchvision's weights of AlexNet and VGG16, recognised by their contents",
     )
-    networks.add_argument(
+    add(
         "--inception_weights",
         metavar="FILE",
         help="torch-fidelity's weights-inception-2015-12-05-6726825d.pth",
     )
-    networks.add_argument(
-        "--fid_cache",
-        metavar="FOLDER",
-        help="reference statistics; by default $VAE_EVAL_CACHE or ~/.cache/vae-eval",
-    )
     add_run_arguments(parser)
-    output = parser.add_argument_group("Output")
-    output.add_argument("--json", metavar="FILE", help="everything measured")
-    output.add_argument("--markdown", metavar="FILE", help="the table, with its protocol")
-    output.add_argument("--report", metavar="FILE", help="one self-contained HTML page")
-    output.add_argument("--grid", metavar="FILE", help="picture of originals and reconstructions")
-    output.add_argument("--num_samples", type=integer(0, 10**4), default=6, help="rows of pictures")
-    output.add_argument(
-        "--num_worst", type=integer(0, 10**4), default=4, help="worst images of each model shown"
-    )
+    add = parser.add_argument_group("Output").add_argument
+    add("--json", metavar="FILE", help="everything measured")
+    add("--markdown", metavar="FILE", help="the table, with its protocol")
+    add("--report", metavar="FILE", help="one self-contained HTML page")
+    add("--grid", metavar="FILE", help="picture of originals and reconstructions")
+    add("--num_samples", type=integer(0, 10**4), default=6, help="rows of pictures")
+    add("--num_worst", type=integer(0, 10**4), default=4, help="worst images of each model shown")
 
 
 def run(args: argparse.Namespace) -> int:
     """Measures, prints the table, writes the files; 1 if a metric named in --metrics is missing."""
     from eval.metrics.networks import open_networks
-    from eval.protocol.comparison import Outputs, measure, write_outputs
+    from eval.protocol.comparison import compare, open_models, run_data
+    from eval.protocol.evaluate import evaluate_reconstruction
+    from eval.report.outputs import write_comparison
+    from modules.distributed.reduce import process_index_and_count
 
     metrics = args.metrics or DEFAULT_METRICS
     if args.crop != "full":
         _require_side(args.resolution, metrics)
     protocol = open_protocol(args)
     images = open_images(args, protocol)
+    models = open_models(args.model, args.labels, args.pretrained_weights)
     networks = open_networks(metrics, args.lpips_weights, args.inception_weights)
     with device_and_processes(args) as device:
-        result = measure(
-            args.model,
-            args.labels,
-            args.pretrained_weights,
+        start = time.perf_counter()
+        evaluations = evaluate_reconstruction(
+            models,
             images,
             metrics,
-            networks,
             protocol=protocol,
-            device=device,
-            fid_cache=args.fid_cache,
             batch_size=args.batch_size,
-            num_workers=args.num_workers,
+            device=device,
+            lpips=networks.lpips,
+            inception=networks.inception,
+            unavailable=networks.unavailable,
+            latents=True,
             num_samples=args.num_samples,
-            num_worst=args.num_worst,
+            num_workers=args.num_workers,
             progress=not args.no_progress,
         )
-    if result is None:
-        return 0
-    write_outputs(result, Outputs(args.json, args.markdown, args.report, args.grid))
-    missing = any(found.missing for found in result.evaluations.values())
+        took = run_data(device, time.perf_counter() - start, len(images), args.batch_size)
+        if process_index_and_count()[0] != 0:
+            return 0
+        result = compare(
+            models, args.model, evaluations, images, protocol, device, args.num_worst, took
+        )
+    files = {name: vars(args)[name] for name in ("json", "markdown", "report", "grid")}
+    write_comparison(result, **files)
+    missing = any(found.missing for found in evaluations.values())
     return 1 if args.metrics and missing else 0
 
 

@@ -20,6 +20,11 @@ class Column:
         """The direction of better, as a mark beside the title."""
         return {"higher": "↑", "lower": "↓", "zero": "→0", "one": "→1", "": ""}[self.better]
 
+    @property
+    def heading(self) -> str:
+        """The title with its arrow."""
+        return f"{self.title} {self.arrow}".strip()
+
     def format(self, value: float | None) -> str:
         """The value with the column's digits; signed where zero is best; a dash where missing."""
         if value is None or value != value:

@@ -1,20 +1,10 @@
-"""Hashes of pixels and weights: whether two measurements were of the same thing."""
+"""Hashes of pixels: whether two measurements were of the same thing."""
 
 from __future__ import annotations
 
 import hashlib
 
-import torch
-from torch import Tensor, nn
-
-
-def network_digest(network: nn.Module) -> str:
-    """A hash of a network's class and of every weight in it."""
-    digest = hashlib.blake2b(type(network).__name__.encode(), digest_size=16)
-    for name, value in network.state_dict().items():
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
+from torch import Tensor
 
 
 def image_digest(image: Tensor) -> int:

@@ -1,15 +1,14 @@
 """Fréchet Inception distance between images and reconstructions, streamed (Heusel et al. 2017).
 
 Features and the distance are torch-fidelity's (`inception-v3-compat`, 2048 values an image); sums
-are float64, so nothing is kept per image and every process adds its share.
+are float64, so nothing is kept per image and every process adds its share. All models share one
+pass over the images.
 """
 
 from __future__ import annotations
 
-import os
 import pickle
-import tempfile
-import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from urllib.error import URLError
 
@@ -23,7 +22,6 @@ from modules.distributed.reduce import sum_over_processes
 
 EXTRACTOR = "inception-v3-compat"
 FEATURES = "2048"
-CACHE_VARIABLE = "VAE_EVAL_CACHE"
 
 
 class InceptionUnavailable(RuntimeError):
@@ -61,37 +59,62 @@ def build_inception(weights: str | None = None) -> nn.Module:
 
 
 class FeatureStatistics:
-    """Mean and covariance of features, streamed: sums in float64 on the CPU."""
+    """Mean and covariance of features of one width, streamed: float64 sums on the CPU."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int) -> None:
         self.count = torch.zeros((), dtype=torch.float64)
-        self.total = torch.zeros(0, dtype=torch.float64)
-        self.products = torch.zeros(0, dtype=torch.float64)
+        self.total = torch.zeros(width, dtype=torch.float64)
+        self.products = torch.zeros(width, width, dtype=torch.float64)
 
     def update(self, features: Tensor) -> None:
-        """Adds features [B, D] of any float type."""
+        """Adds features [B, width] of any float type."""
         features = features.detach().cpu().double()
-        if not self.total.numel():
-            width = features.shape[1]
-            self.total = self.total.new_zeros(width)
-            self.products = self.products.new_zeros(width, width)
         self.count += len(features)
         self.total += features.sum(dim=0)
         self.products.addmm_(features.T, features)
 
-    def result(self, width: int) -> dict[str, np.ndarray]:
+    def result(self) -> dict[str, np.ndarray]:
         """ "mu" [D] and "sigma" [D, D] (unbiased) over all processes, which must all call this.
 
-        `width` is D, for a process that had no image.
+        Not finite for fewer than two images.
         """
-        if not self.total.numel():
-            self.total = self.total.new_zeros(width)
-            self.products = self.products.new_zeros(width, width)
         count = sum_over_processes(self.count)
         total, products = sum_over_processes(self.total), sum_over_processes(self.products)
         mean = total / count
         covariance = (products - count * torch.outer(mean, mean)) / (count - 1)
         return {"mu": mean.numpy(), "sigma": covariance.numpy()}
+
+
+class StreamedFID:
+    """Collects features of originals and reconstructions; `finish` gives each model's rFID."""
+
+    def __init__(self, inception: nn.Module, labels: Sequence[str]) -> None:
+        self.inception = inception
+        probe = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
+        width = extract_features(inception, probe.to(next(inception.parameters()).device)).shape[1]
+        self.originals = FeatureStatistics(width)
+        self.models = {label: FeatureStatistics(width) for label in labels}
+
+    def add_originals(self, images: Tensor, count: int) -> None:
+        """images: [B, 3, H, W] uint8, of which the first `count` are real."""
+        self.originals.update(extract_features(self.inception, images)[:count])
+
+    def add_reconstructions(self, label: str, images: Tensor, finite: Tensor, count: int) -> None:
+        """A batch of a model's output; what is not finite stays out.
+
+        images: as of `add_originals`. finite: [B] bool on the CPU.
+        """
+        features = extract_features(self.inception, images)[:count].cpu()
+        self.models[label].update(features[finite[:count]])
+
+    def finish(self) -> dict[str, float]:
+        """rFID by model; NaN for fewer than two images."""
+        reference, distances = self.originals.result(), {}
+        for label, statistics in self.models.items():
+            result = statistics.result()
+            finite = np.isfinite(reference["sigma"]).all() and np.isfinite(result["sigma"]).all()
+            distances[label] = frechet_distance(reference, result) if finite else float("nan")
+        return distances
 
 
 def frechet_distance(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> float:
@@ -104,55 +127,3 @@ def extract_features(inception: nn.Module, images: Tensor) -> Tensor:
     """Features [B, D] of images [B, 3, H, W] uint8, in float32 whatever autocast says."""
     with torch.autocast(images.device.type, enabled=False):
         return inception(images)[0].flatten(1).float()
-
-
-def default_cache_dir() -> Path:
-    """$VAE_EVAL_CACHE, else vae-eval under $XDG_CACHE_HOME or ~/.cache."""
-    if os.environ.get(CACHE_VARIABLE):
-        return Path(os.environ[CACHE_VARIABLE])
-    return Path(os.environ.get("XDG_CACHE_HOME") or _home() / ".cache") / "vae-eval"
-
-
-def _home() -> Path:
-    try:
-        return Path.home()
-    except RuntimeError:
-        raise ValueError(
-            f"this user has no home folder to keep statistics in: set {CACHE_VARIABLE}"
-        ) from None
-
-
-class ReferenceCache:
-    """Statistics of the originals on disk, by a `key` for network and images; "" keeps nothing.
-
-    The key knows images by name and size. So the hash of all pixels is stored as well, for the
-    reader to compare with what it has seen in the end.
-    """
-
-    def __init__(self, folder: Path, key: str) -> None:
-        self.file = folder / f"reference-{key}.npz" if key else None
-
-    def read(self) -> tuple[str, dict[str, np.ndarray]] | None:
-        """(content, statistics), or None where there is no whole file."""
-        if self.file is None or not self.file.is_file():
-            return None
-        try:
-            with np.load(self.file, allow_pickle=False) as stored:
-                statistics = {"mu": stored["mu"], "sigma": stored["sigma"]}
-                return str(stored["content"]), statistics
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-            return None  # damaged or foreign: computed again and replaced
-
-    def write(self, content: str, statistics: dict[str, np.ndarray]) -> None:
-        """Stores the statistics with their content; the file appears complete or not at all."""
-        if self.file is None:
-            return
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=self.file.parent, suffix=".tmp")
-        with os.fdopen(handle, "wb") as stream:
-            np.savez(stream, content=np.array(content), **statistics)
-        os.replace(temporary, self.file)
-
-    def forget(self) -> None:
-        """Deletes what is outdated."""
-        self.file.unlink(missing_ok=True)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol as Interface
 
 import torch
 from diffusers import AutoencoderKL
@@ -15,6 +14,7 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from PIL import Image
 from torch import Tensor
 
+from eval.metrics.precise import full_precision
 from eval.protocol.protocol import Protocol
 from modules.data.images.images import normalize, to_uint8, to_uint8_tensor
 from modules.models.autoencoder import downsample_factor
@@ -39,23 +39,25 @@ class Reconstruction:
     logvar: Tensor | None = None
 
 
-class Codec(Interface):
+class Codec:
     """What `evaluate_reconstruction` measures."""
 
-    latent_channels: int | None  # None without latents
+    latent_channels: int | None = None  # None without latents
 
-    def prepared(self, device: torch.device) -> contextmanager[None]:
+    @contextmanager
+    def prepared(self, device: torch.device) -> Iterator[None]:
         """A context in which `reconstruct` may be called; it puts everything back afterwards."""
-        ...
+        del device
+        yield
 
     def reconstruct(
         self, images: Tensor, indices: Sequence[int], protocol: Protocol
     ) -> Reconstruction:
         """images: [B, 3, H, W] uint8 on the device; indices: their positions in the data."""
-        ...
+        raise NotImplementedError
 
 
-class VAECodec:
+class VAECodec(Codec):
     """An AutoencoderKL under the protocol: float32, eval mode, no autocast, no gradients."""
 
     def __init__(self, vae: AutoencoderKL) -> None:
@@ -88,10 +90,7 @@ class VAECodec:
         finally:
             for parameter, stride in others:
                 data = parameter.data
-                strided = torch.empty_strided(
-                    data.shape, stride, dtype=data.dtype, device=data.device
-                )
-                parameter.data = strided.copy_(data)
+                parameter.data = data.new_empty_strided(data.shape, stride).copy_(data)
 
     def encode(self, images: Tensor) -> DiagonalGaussianDistribution:
         """The posterior of images [B, 3, H, W] uint8. ValueError for sides it cannot take."""
@@ -113,28 +112,25 @@ class VAECodec:
         values = self.vae.decode(latents).sample
         outputs = (values, posterior.mean, posterior.logvar)
         finite = torch.stack([torch.isfinite(o).flatten(1).all(dim=1) for o in outputs]).all(dim=0)
-        return Reconstruction(
-            images=quantize(values, protocol.rounding),
-            values=values,
-            finite=finite.cpu(),
-            mean=posterior.mean,
-            logvar=posterior.logvar,
-        )
+        pictures = quantize(values, protocol.rounding)
+        return Reconstruction(pictures, values, finite.cpu(), posterior.mean, posterior.logvar)
 
 
-class PixelCodec:
+@contextmanager
+def all_prepared(codecs: Iterable[Codec], device: torch.device) -> Iterator[None]:
+    """A context in which every one of them may be called, in full float32."""
+    with ExitStack() as stack:
+        stack.enter_context(full_precision())
+        for codec in codecs:
+            stack.enter_context(codec.prepared(device))
+        yield
+
+
+class PixelCodec(Codec):
     """A baseline without latents: a function from PIL image to PIL image of the same size."""
-
-    latent_channels = None
 
     def __init__(self, transform: Callable[[Image.Image], Image.Image]) -> None:
         self.transform = transform
-
-    @contextmanager
-    def prepared(self, device: torch.device) -> Iterator[None]:
-        """Nothing to prepare."""
-        del device
-        yield
 
     def reconstruct(
         self, images: Tensor, indices: Sequence[int], protocol: Protocol
@@ -143,12 +139,8 @@ class PixelCodec:
         del indices, protocol
         pictures = [Image.fromarray(image.permute(1, 2, 0).cpu().numpy()) for image in images]
         outputs = torch.stack([to_uint8_tensor(self.transform(picture)) for picture in pictures])
-        outputs = outputs.to(images.device)
-        return Reconstruction(
-            images=outputs,
-            values=normalize(outputs),
-            finite=torch.ones(len(outputs), dtype=torch.bool),
-        )
+        outputs, finite = outputs.to(images.device), torch.ones(len(outputs), dtype=torch.bool)
+        return Reconstruction(outputs, normalize(outputs), finite)
 
 
 def quantize(values: Tensor, rounding: str) -> Tensor:
@@ -196,23 +188,17 @@ def distinct_labels(names: Sequence[str]) -> list[str]:
     A model that is named twice gets a number.
     """
     parts = [name.rstrip("/").split("/") for name in names]
-    depth = 1
-    while depth < max(map(len, parts)) and len(_tails(parts, depth)) < len(_tails(parts, None)):
-        depth += 1
-    # Only labels that collide grow: "runs/a/vae", "runs/b/vae", "jpeg:50" -> a/vae, b/vae, jpeg:50.
-    shortest = ["/".join(path[-1:]) for path in parts]
-    labels = [
-        short if shortest.count(short) == 1 else "/".join(path[-depth:])
-        for short, path in zip(shortest, parts, strict=True)
-    ]
+    labels = []
+    for path in parts:  # only labels that collide grow
+        alike = {tuple(other) for other in parts if other[-1] == path[-1]}
+        depth = 1
+        while depth < len(path) and len({other[-depth:] for other in alike}) < len(alike):
+            depth += 1
+        labels.append("/".join(path[-depth:]))
     return [
         label if labels.count(label) == 1 else f"{label} ({labels[: position + 1].count(label)})"
         for position, label in enumerate(labels)
     ]
-
-
-def _tails(parts: list[list[str]], depth: int | None) -> set[tuple[str, ...]]:
-    return {tuple(path[-depth:] if depth else path) for path in parts}
 
 
 def _parameter(name: str, value: str, low: int, high: int, form: str) -> int:

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 from eval.metrics.columns import keys_of
 from eval.metrics.digests import combined_digest
-from eval.metrics.precise import full_precision
-from eval.metrics.rfid import CHANGED, StreamedFID
+from eval.metrics.fid import StreamedFID
 from eval.protocol.choices import DEFAULT_BATCH_SIZE
-from eval.protocol.codecs import Codec
+from eval.protocol.codecs import Codec, all_prepared
 from eval.protocol.loading import Batch, OwnBatches
-from eval.protocol.protocol import Protocol, ProtocolImages
+from eval.protocol.protocol import Protocol
 from eval.protocol.results import Evaluation
 from eval.protocol.tally import Tally
 from modules.distributed.reduce import gather_from_processes, sum_over_processes
@@ -25,7 +23,7 @@ from modules.distributed.reduce import gather_from_processes, sum_over_processes
 @torch.no_grad()
 def evaluate_reconstruction(
     models: Mapping[str, Codec],
-    images: ProtocolImages,
+    images: Dataset[Tensor],
     metrics: Sequence[str],
     *,
     protocol: Protocol | None = None,
@@ -33,7 +31,6 @@ def evaluate_reconstruction(
     device: torch.device | str = "cpu",
     lpips: Mapping[str, nn.Module] | None = None,
     inception: nn.Module | None = None,
-    fid_cache: Path | None = None,
     unavailable: Mapping[str, str] | None = None,
     latents: bool = False,
     num_samples: int = 0,
@@ -43,13 +40,13 @@ def evaluate_reconstruction(
 ) -> dict[str, Evaluation]:
     """Reconstructs every image with every model, in one pass, and measures what `metrics` names.
 
-    images: uint8 [3, H, W] by position, with a fingerprint where rFID is wanted; under
-    torch.distributed every rank of P takes each P-th and all ranks return the same numbers.
+    images: uint8 [3, H, W] by position; under torch.distributed every rank of P takes each P-th and
+    all ranks return the same numbers.
     metrics: names of `eval.metrics.columns.METRICS`. lpips: networks by backbone, ([B, 3, H, W] in
     [-1, 1], same) to [B]; inception: `build_inception()`; a metric whose network is not given is
     reported as missing, with the reason in `unavailable` if it has one.
-    `fid_cache`: folder of reference statistics. `latents`: also LatentStatistics of the models that
-    have a posterior. `num_samples`: the first so many (index, original, reconstruction).
+    `latents`: also LatentStatistics of the models that have a posterior. `num_samples`: so many of
+    the first images are kept with their reconstructions.
     `stop`: asked between batches, by all processes together; where it says so, Interrupted is
     raised in all of them.
 
@@ -58,9 +55,7 @@ def evaluate_reconstruction(
     """
     device, protocol, lpips = torch.device(device), protocol or Protocol(), lpips or {}
     keys, missing = _available(keys_of(metrics), lpips, inception, unavailable or {})
-    fid = None
-    if "rfid" in keys:
-        fid = StreamedFID(inception.to(device), list(models), images.fingerprint(), fid_cache)
+    fid = StreamedFID(inception.to(device), list(models)) if "rfid" in keys else None
     networks = {name: network.to(device) for name, network in lpips.items()}
     tallies = {
         label: Tally(codec, keys, len(images), latents, num_samples)
@@ -68,40 +63,24 @@ def evaluate_reconstruction(
     }
     record = _Record(len(images))
     size = 1 if protocol.crop == "full" else batch_size  # images of that crop differ in size
-    batches = OwnBatches(images, size, num_workers, progress, stop)
-    with ExitStack() as stack:
-        stack.enter_context(full_precision())
-        for codec in models.values():
-            stack.enter_context(codec.prepared(device))
-        for batch in batches:
+    with all_prepared(models.values(), device):
+        for batch in OwnBatches(images, size, num_workers, progress, stop):
             record.add(batch)
-            if batch.count:
-                _add(batch, batch.images.to(device), tallies, networks, protocol, fid)
+            if not batch.count:
+                continue
+            originals = batch.images.to(device)
+            if fid:
+                fid.add_originals(originals, batch.count)
+            for label, tally in tallies.items():
+                output = tally.add(batch, originals, networks, protocol)
+                if fid:
+                    fid.add_reconstructions(label, output.images, output.finite, batch.count)
         unreadable, content = record.finish()
-        distances = fid.finish(content) if fid else {}
-        if distances is None:
-            distances, missing = {}, missing | {"rfid": CHANGED}
+        distances = fid.finish() if fid else {}
     return {
         label: tally.finish(unreadable, content, missing, distances.get(label))
         for label, tally in tallies.items()
     }
-
-
-def _add(
-    batch: Batch,
-    originals: Tensor,
-    tallies: Mapping[str, Tally],
-    networks: Mapping[str, nn.Module],
-    protocol: Protocol,
-    fid: StreamedFID | None,
-) -> None:
-    """One batch through every model, and through Inception where rFID is measured."""
-    if fid:
-        fid.add_originals(originals, batch.count)
-    for label, tally in tallies.items():
-        output = tally.add(batch, originals, networks, protocol)
-        if fid:
-            fid.add_reconstructions(label, output, batch.count)
 
 
 class _Record:

@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from eval.metrics.digests import image_digest
 from modules.data.images.images import UnreadableImage
@@ -62,7 +63,7 @@ class OwnBatches:
         self.common = -(-(total // world_size) // self.batch_size)  # batches every process has
         self.num_workers = num_workers
         self.stop = stop
-        self.no_bar = None if progress and rank == 0 else True  # None: where there is no terminal
+        self.progress = progress and rank == 0
 
     def __iter__(self) -> Iterator[Batch]:
         loader = DataLoader(
@@ -73,12 +74,17 @@ class OwnBatches:
             worker_init_fn=end_rather_than_drop,
             generator=torch.Generator(),  # otherwise a seed is drawn from the global state
         )
-        with tqdm(total=len(self.reader), unit="image", disable=self.no_bar) as bar:
-            for number, batch in enumerate(loader):
+        batches = iter(loader)  # before the bar, whose thread must not be forked with its locks
+        console = Console(stderr=True)
+        columns = ("images", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        hidden = not (self.progress and console.is_terminal)
+        with Progress(*columns, console=console, disable=hidden, transient=True) as bar:
+            task = bar.add_task("", total=len(self.reader))
+            for number, batch in enumerate(batches):
                 if number < self.common and self.stop():
                     raise Interrupted
                 yield batch
-                bar.update(batch.count + len(batch.unreadable))
+                bar.advance(task, batch.count + len(batch.unreadable))
 
     def _collate(self, items: list[tuple[int, Tensor | None, str]]) -> Batch:
         readable = [(position, image) for position, image, _ in items if image is not None]

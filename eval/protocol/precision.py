@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from diffusers import AutoencoderKL
@@ -54,31 +53,20 @@ def measure_precision(
     images: uint8 [3, H, W] by position. The model itself is not changed. Run it on one process.
     """
     device, codec = torch.device(device), VAECodec(vae)
-    decoders = {
-        # Not diffusers' own `to`, which warns of modules to keep in float32 where there are none.
-        name: nn.Module.to(copy.deepcopy(vae), device, dtype).eval()
-        for name, dtype in PRECISIONS.items()
-    }
-    peaks = {name: _Peak() for name in PRECISIONS}
-    dbs: dict[str, list[Tensor]] = {name: [] for name in PRECISIONS}
-    to_fp32: dict[str, list[Tensor]] = {name: [] for name in PRECISIONS}
+    decoders = {name: _Decoder(vae, device, dtype) for name, dtype in PRECISIONS.items()}
     with full_precision(), codec.prepared(device):
         for batch in OwnBatches(images, batch_size, 0, progress):
-            if not batch.count:
-                continue
-            originals = batch.images.to(device)
-            latents = codec.encode(originals).mode()
-            exact = None
-            for name, decoder in decoders.items():
-                with peaks[name].watching(decoder.decoder):
-                    values = decoder.decode(latents.to(PRECISIONS[name])).sample.float()
-                good = torch.isfinite(values).flatten(1).all(dim=1).cpu()
-                output = quantize(values, "nearest")
-                exact = output if exact is None else exact
-                for scores, target in ((dbs, originals), (to_fp32, exact)):
-                    db = psnr(mean_squared_error(target, output)).clamp(max=PSNR_CAP)
-                    scores[name].append(torch.where(good, db, math.nan)[: batch.count])
-    return _results(peaks, dbs, to_fp32)
+            if batch.count:
+                originals = batch.images.to(device)
+                latents = codec.encode(originals).mode()
+                exact = None
+                for decoder in decoders.values():
+                    output = decoder.add(latents, originals, exact, batch.count)
+                    exact = output if exact is None else exact
+    if not decoders["fp32"].dbs:
+        raise ValueError("--data: no image could be read")
+    reference = torch.cat(decoders["fp32"].dbs)
+    return {name: decoder.result(name, reference) for name, decoder in decoders.items()}
 
 
 def should_force_upcast(results: dict[str, PrecisionResult]) -> tuple[bool, str]:
@@ -102,55 +90,53 @@ def should_force_upcast(results: dict[str, PrecisionResult]) -> tuple[bool, str]
     )
 
 
-class _Peak:
-    """The largest magnitude that any layer put out, and which layer it was."""
+class _Decoder:
+    """A copy in one precision, its scores, and the largest magnitude that a layer put out."""
 
-    def __init__(self) -> None:
-        self.value = 0.0
-        self.layer = ""
+    def __init__(self, vae: AutoencoderKL, device: torch.device, dtype: torch.dtype) -> None:
+        # Not diffusers' own `to`, which warns of modules to keep in float32 where there are none.
+        self.vae = nn.Module.to(copy.deepcopy(vae), device, dtype).eval()
+        self.dtype = dtype
+        self.dbs: list[Tensor] = []
+        self.dbs_to_fp32: list[Tensor] = []
+        self.largest, self.layer = 0.0, ""
+        for name, module in self.vae.decoder.named_modules():
+            if not any(module.children()):
+                module.register_forward_hook(partial(self._look, f"decoder.{name}"))
 
-    @contextmanager
-    def watching(self, decoder: nn.Module) -> Iterator[None]:
-        """Looks at the output of every layer without submodules while the context lasts."""
-        handles = [
-            module.register_forward_hook(self._hook(name))
-            for name, module in decoder.named_modules()
-            if not any(module.children())
-        ]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
+    def add(self, latents: Tensor, originals: Tensor, exact: Tensor | None, count: int) -> Tensor:
+        """Decodes latents of `count` images; returns uint8 [B, 3, H, W].
 
-    def _hook(self, name: str):
-        def look(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            del module, inputs
-            largest = output.detach().abs().amax().float().item()
-            largest = math.inf if math.isnan(largest) else largest
-            if largest > self.value:
-                self.value, self.layer = largest, f"decoder.{name}"
+        exact: what fp32 made of them; None for fp32 itself.
+        """
+        values = self.vae.decode(latents.to(self.dtype)).sample.float()
+        good = torch.isfinite(values).flatten(1).all(dim=1).cpu()
+        output = quantize(values, "nearest")
+        exact = output if exact is None else exact
+        for scores, target in ((self.dbs, originals), (self.dbs_to_fp32, exact)):
+            db = psnr(mean_squared_error(target, output)).clamp(max=PSNR_CAP)
+            scores.append(torch.where(good, db, math.nan)[:count])
+        return output
 
-        return look
-
-
-def _results(
-    peaks: dict[str, _Peak], dbs: dict[str, list[Tensor]], to_fp32: dict[str, list[Tensor]]
-) -> dict[str, PrecisionResult]:
-    if not dbs["fp32"]:
-        raise ValueError("--data: no image could be read")
-    reference = torch.cat(dbs["fp32"])
-    results = {}
-    for name in PRECISIONS:
-        db = torch.cat(dbs[name])
-        results[name] = PrecisionResult(
+    def result(self, name: str, reference: Tensor) -> PrecisionResult:
+        """reference: fp32's dB, [N]."""
+        db = torch.cat(self.dbs)
+        return PrecisionResult(
             precision=name,
-            largest=peaks[name].value,
-            largest_layer=peaks[name].layer,
+            largest=self.largest,
+            largest_layer=self.layer,
             bad_images=int(db.isnan().sum()),
             psnr=db.nanmean().item(),
             psnr_lost=(reference - db).nanmean().item(),
-            psnr_to_fp32=torch.cat(to_fp32[name]).nanmean().item(),
+            psnr_to_fp32=torch.cat(self.dbs_to_fp32).nanmean().item(),
             num_images=len(db),
         )
-    return results
+
+    def _look(
+        self, name: str, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor
+    ) -> None:
+        del module, inputs
+        largest = output.detach().abs().amax().float().item()
+        largest = math.inf if math.isnan(largest) else largest
+        if largest > self.largest:
+            self.largest, self.layer = largest, name

@@ -13,7 +13,6 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from eval.metrics.digests import combined_digest
 from eval.metrics.image import PSNR_CAP
 from eval.protocol.choices import (
     CROPS,
@@ -123,11 +122,6 @@ class ProtocolImages(Dataset[Tensor]):
     def label(self, position: int) -> str:
         """The source's name of an image: its path or its row."""
         return self.source.label(self.indices[position])
-
-    def fingerprint(self) -> str:
-        """Changes with the files' names and sizes, and with how they are seen; "" if unknown."""
-        source = self.source.fingerprint()
-        return source and combined_digest(source, self.protocol, len(self), len(self.source))
 
     def describe(self) -> str:
         """Where the images come from and how many of them, for the stamp."""

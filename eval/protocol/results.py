@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -10,6 +11,18 @@ from torch import Tensor
 
 from eval.metrics.image import PSNR_CAP, psnr
 from modules.models.latents import LatentStatistics
+
+
+class Kept(NamedTuple):
+    """One image that was kept for a picture, and what the model made of it.
+
+    original, reconstruction: [3, H, W] uint8. latent: [C, h, w], the posterior's mean.
+    """
+
+    position: int
+    original: Tensor
+    reconstruction: Tensor
+    latent: Tensor | None
 
 
 @dataclass
@@ -26,7 +39,7 @@ class Evaluation:
     rfid: float | None = None
     latents: LatentStatistics | None = None
     missing: dict[str, str] = field(default_factory=dict)  # metric: reason
-    samples: list[tuple[int, Tensor, Tensor]] = field(default_factory=list)
+    samples: list[Kept] = field(default_factory=list)
     content: str = ""  # hash of all original pixels
     seconds: float = 0.0  # spent in the model by this process
 

@@ -21,7 +21,7 @@ from eval.metrics.image import (
 from eval.protocol.codecs import Codec, Reconstruction
 from eval.protocol.loading import Batch
 from eval.protocol.protocol import Protocol
-from eval.protocol.results import Evaluation
+from eval.protocol.results import Evaluation, Kept
 from modules.data.images.images import normalize
 from modules.distributed.reduce import gather_from_processes, sum_over_processes
 from modules.models.latents import LatentAccumulator, kl_per_channel
@@ -43,18 +43,14 @@ class Tally:
         self.values = torch.zeros(total, len(self.keys), dtype=torch.float64)
         self.bad = torch.zeros(total, dtype=torch.int64)
         self.num_samples = num_samples
-        self.samples: list[tuple[int, Tensor, Tensor]] = []
+        self.samples: list[Kept] = []
         self.latents = None
         if latents and codec.latent_channels:
             self.latents = LatentAccumulator(codec.latent_channels)
         self.seconds = 0.0
 
     def add(
-        self,
-        batch: Batch,
-        originals: Tensor,
-        networks: Mapping[str, nn.Module],
-        protocol: Protocol,
+        self, batch: Batch, originals: Tensor, networks: Mapping[str, nn.Module], protocol: Protocol
     ) -> Reconstruction:
         """Reconstructs a filled batch, measures the images that are really in it."""
         start = time.perf_counter()
@@ -72,16 +68,13 @@ class Tally:
             self.latents.update(mean, logvar)
         for row, position in enumerate(batch.positions):
             if position < self.num_samples:
+                latent = None if output.mean is None else output.mean[row].cpu()
                 pair = originals[row].cpu(), output.images[row].cpu()
-                self.samples.append((position, *pair))
+                self.samples.append(Kept(position, *pair, latent))
         return output
 
     def finish(
-        self,
-        unreadable: dict[int, str],
-        content: str,
-        missing: dict[str, str],
-        rfid: float | None,
+        self, unreadable: dict[int, str], content: str, missing: dict[str, str], rfid: float | None
     ) -> Evaluation:
         """The results of all processes."""
         values = sum_over_processes(self.values).numpy().copy()
@@ -100,7 +93,7 @@ class Tally:
             rfid=rfid,
             latents=self.latents.result() if self.latents and usable else None,
             missing=missing,
-            samples=sorted(gather_from_processes(self.samples), key=lambda sample: sample[0]),
+            samples=sorted(gather_from_processes(self.samples), key=lambda kept: kept.position),
             content=content,
             seconds=self.seconds,
         )

@@ -51,10 +51,10 @@ def comparison_grid(evaluations: Mapping[str, Evaluation]) -> Image.Image:
     for label in evaluations:
         titles += [label, f"error x{ERROR_GAIN}"]
     rows: list[list[tuple[Image.Image, str]]] = []
-    for row, (position, original, _) in enumerate(first.samples):
+    for row, (position, original, *_) in enumerate(first.samples):
         cells = [(to_picture(original), f"image {position}")]
         for evaluation in evaluations.values():
-            reconstruction = evaluation.samples[row][2]
+            reconstruction = evaluation.samples[row].reconstruction
             cells.append((to_picture(reconstruction), caption(evaluation, position)))
             cells.append((to_picture(error_image(original, reconstruction)), ""))
         rows.append(cells)

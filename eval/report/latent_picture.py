@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from eval.report.grid import draw_rows
+from eval.report.grid import draw_rows, to_picture
 
 MOST_CHANNELS = 16  # shown one by one
 CONTRAST = 0.99  # the fraction of all values that lies between black and white
@@ -21,19 +21,20 @@ def latent_picture(latents: Tensor) -> Image.Image:
     """
     latents = latents.detach().cpu().float()
     titles: list[str] = []
-    columns: list[tuple[Tensor, list[str]]] = []  # [n, h, w, 1 or 3] uint8, and captions
+    columns: list[tuple[Tensor, list[str]]] = []  # [n, 3, h, w] uint8, and captions
     centred = _centred(latents)
     if latents.shape[1] >= 3:
         titles.append("components")
-        pixels = _levels(_components(centred)).permute(0, 2, 3, 1)
-        columns.append((pixels, [f"image {row}" for row in range(len(latents))]))
+        columns.append(
+            (_levels(_components(centred)), [f"image {row}" for row in range(len(latents))])
+        )
     levels = _levels(centred)
     for channel in range(min(latents.shape[1], MOST_CHANNELS)):
         titles.append(f"channel {channel}")
         captions = [f"{z.mean():+.2f} ± {z.std(correction=0):.2f}" for z in latents[:, channel]]
-        columns.append((levels[:, channel, :, :, None].expand(-1, -1, -1, 3), captions))
+        columns.append((levels[:, channel, None].expand(-1, 3, -1, -1), captions))
     rows = [
-        [(_to_picture(pixels[row]), captions[row]) for pixels, captions in columns]
+        [(to_picture(pixels[row]), captions[row]) for pixels, captions in columns]
         for row in range(len(latents))
     ]
     return draw_rows(titles, rows)
@@ -63,8 +64,3 @@ def _levels(centred: Tensor) -> Tensor:
     magnitudes = centred.abs().flatten().sort().values
     limit = magnitudes[round(CONTRAST * (len(magnitudes) - 1))].clamp(min=1e-12)
     return ((centred / limit).clamp(-1.0, 1.0) * 127.0 + 128.0).to(torch.uint8)
-
-
-def _to_picture(pixels: Tensor) -> Image.Image:
-    """pixels: [h, w, 3] uint8."""
-    return Image.fromarray(pixels.contiguous().numpy())

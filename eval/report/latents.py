@@ -1,59 +1,122 @@
-"""Latent statistics as charts and a table, for every report that has them."""
+"""Latent statistics for every report that has them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
-from eval.report.charts import Series, bar_chart_svg, heatmap_svg, line_chart_svg
-from eval.report.page import Cell, bullet_list, charts, metrics_table, page
+from eval.report.charts import Chart, line_chart
+from eval.report.page import Cell, write_page
+from eval.report.terminal import print_table
 from modules.models.latents import SPECTRUM_BINS, LatentStatistics
 
-HEADER = ("model", "images", "mean", "std", "1 / std", "KL, nats", "dead channels")
+HEADER = ("model", "images", "mean", "std", "1 / std", "KL, nats per image", "dead channels")
+CHANNEL_HEADER = ("channel", "mean", "std", "signal", "noise", "KL, nats")
+SCALE = (
+    "A diffusion model sees latents times scaling_factor, which 1 / std brings to unit scale. "
+    "config.json holds what was measured when the model was written, over other images."
+)
 
 
-def latent_section(models: Mapping[str, LatentStatistics]) -> str:
-    """Moments, KL, correlation and spectrum of one or more models; empty for none."""
+def latent_values(
+    models: Mapping[str, LatentStatistics], explained: str, scaling_factors: Mapping[str, float]
+) -> dict[str, Any]:
+    """What `latents` of parts.html draws; empty without models.
+
+    explained: how "1 / std" relates to the scaling_factor that a configuration holds.
+    scaling_factors: those of the configurations, of each model or of none.
+    """
     if not models:
-        return ""
-    table = metrics_table(HEADER, {label: _row(found) for label, found in models.items()})
-    figures = [_spectra(models)]
+        return {}
+    rows = {label: [Cell(text) for text in summary_row(found)] for label, found in models.items()}
+    for label, factor in scaling_factors.items():
+        rows[label].append(Cell(f"{factor:.5f}"))
+    return {
+        "header": (*HEADER, "scaling_factor in config.json") if scaling_factors else HEADER,
+        "rows": rows,
+        "explained": explained,
+        "advice": dead_channels(models),
+        "channels": {
+            label: {
+                "header": CHANNEL_HEADER,
+                "rows": _channels(found),
+                "correlation": correlation(found),
+            }
+            for label, found in models.items()
+        },
+        "spectra": _spectra(models),
+    }
+
+
+def write_latent_page(
+    file: Path,
+    models: Mapping[str, LatentStatistics],
+    scaling_factors: Mapping[str, float],
+    stamp: Sequence[str],
+) -> None:
+    """A report of latents alone."""
+    latents = latent_values(models, SCALE, scaling_factors)
+    lead = ", ".join(models)
+    write_page(file, "latents.html", title="Latents", lead=lead, latents=latents, stamp=stamp)
+
+
+def print_latents(
+    models: Mapping[str, LatentStatistics],
+    scaling_factors: Mapping[str, float],
+    entries: Mapping[str, Mapping[str, Any]],
+) -> None:
+    """The statistics for a terminal. entries: the normalization measured, by model."""
     for label, found in models.items():
-        names = [str(channel) for channel in range(len(found.channel_mean))]
-        prefix = f"{label}: " if len(models) > 1 else ""
-        figures += [
-            bar_chart_svg(
-                names, found.channel_mean, title=f"{prefix}mean of each channel", x_label="channel"
-            ),
-            bar_chart_svg(
-                names,
-                found.channel_std,
-                title=f"{prefix}standard deviation of each channel",
-                x_label="channel",
-            ),
-            bar_chart_svg(
-                names,
-                found.kl_per_channel,
-                title=f"{prefix}KL of each channel",
-                x_label="channel",
-                y_label="nats per image",
-            ),
-            heatmap_svg(correlation(found), title=f"{prefix}correlation of channels"),
+        print(
+            f"{label}: {found.num_images} images, KL {found.kl:.1f} nats per image, "
+            f"mean {found.global_mean:+.4f}, std {found.global_std:.4f}; "
+            f"config.json has scaling_factor {scaling_factors[label]:.5f}, measured here:"
+        )
+        for name, value in entries[label].items():
+            print(f"{name}: {value}")
+        print_table([CHANNEL_HEADER, *channel_rows(found)])
+        eigenvalues = " ".join(f"{value:.3f}" for value in found.correlation_eigenvalues[:16])
+        print(f"eigenvalues of the correlation: {eigenvalues}")
+
+
+def summary_row(found: LatentStatistics) -> list[str]:
+    """The numbers under HEADER."""
+    return [
+        str(found.num_images),
+        f"{found.global_mean:+.4f}",
+        f"{found.global_std:.4f}",
+        f"{1 / found.global_std:.5f}" if found.global_std > 0 else "–",
+        f"{found.kl:.1f}",
+        ", ".join(map(str, found.dead_channels)) or "none",
+    ]
+
+
+def channel_rows(found: LatentStatistics) -> list[list[str]]:
+    """The numbers under CHANNEL_HEADER, channel by channel; a dead one says so."""
+    columns = (
+        found.channel_mean, found.channel_std, found.signal_std, found.noise_std,
+        found.kl_per_channel,
+    )  # fmt: skip
+    return [
+        [
+            f"{channel}{' dead' if channel in found.dead_channels else ''}",
+            f"{mean:+.4f}",
+            *(f"{number:.4f}" for number in (std, signal, noise)),
+            f"{kl:.1f}",
         ]
-    return table + bullet_list(advice(models)) + charts(figures)
+        for channel, (mean, std, signal, noise, kl) in enumerate(zip(*columns, strict=True))
+    ]
 
 
-def advice(models: Mapping[str, LatentStatistics]) -> list[str]:
-    """What to write into the configuration, and which channels carry nothing."""
-    lines = []
-    for label, found in models.items():
-        if not found.global_std > 0:
-            lines.append(f"{label}: the latents are constant")
-            continue
-        lines.append(f"{label}: scaling_factor should be {1 / found.global_std:.5f}")
-        if found.dead_channels:
-            channels = ", ".join(map(str, found.dead_channels))
-            lines.append(f"{label}: dead channels {channels}: noise without a signal, or constant")
-    return lines
+def dead_channels(models: Mapping[str, LatentStatistics]) -> list[str]:
+    """Which channels carry nothing."""
+    return [
+        f"{label}: dead channels {', '.join(map(str, found.dead_channels))}: noise without a "
+        "signal, or constant"
+        for label, found in models.items()
+        if found.dead_channels
+    ]
 
 
 def correlation(found: LatentStatistics) -> list[list[float]]:
@@ -68,70 +131,29 @@ def correlation(found: LatentStatistics) -> list[list[float]]:
     ]
 
 
-def _row(found: LatentStatistics) -> list[Cell]:
-    scale = f"{1 / found.global_std:.5f}" if found.global_std > 0 else "–"
-    dead = ", ".join(map(str, found.dead_channels)) or "none"
-    return [
-        Cell(str(found.num_images)),
-        Cell(f"{found.global_mean:+.4f}"),
-        Cell(f"{found.global_std:.4f}"),
-        Cell(scale),
-        Cell(f"{found.kl:.1f}"),
-        Cell(dead),
-    ]
+def _channels(found: LatentStatistics) -> dict[str, list[Cell]]:
+    """`channel_rows` with bars behind the deviations and the KL."""
+    largest_std, largest_kl = max(found.channel_std), max(found.kl_per_channel)
+    rows = {}
+    for channel, (name, *texts) in enumerate(channel_rows(found)):
+        cells = rows[name] = [Cell(text) for text in texts]
+        for number, value, largest in (
+            (1, found.channel_std[channel], largest_std),
+            (4, found.kl_per_channel[channel], largest_kl),
+        ):
+            cells[number] = cells[number]._replace(share=value / largest if largest > 0 else 0.0)
+    return rows
 
 
-def _spectra(models: Mapping[str, LatentStatistics]) -> str:
+def _spectra(models: Mapping[str, LatentStatistics]) -> Chart:
     """Power over frequency on a logarithmic axis; empty rings are bridged, not drawn as gaps."""
-    lines = []
-    for label, found in models.items():
-        rings = [(i, power) for i, power in enumerate(found.spectrum) if power is not None]
-        frequencies = [(ring + 0.5) / (2 * SPECTRUM_BINS) for ring, _ in rings]
-        lines.append(Series(label, frequencies, [power for _, power in rings]))
-    return line_chart_svg(
-        lines,
-        title="Power spectrum of the posterior mean",
-        x_label="cycles per latent position",
-        y_label="power",
-        log_y=True,
-    )
-
-
-def latent_page(models: Mapping[str, LatentStatistics], stamp: Sequence[str]) -> str:
-    """A report of latents alone."""
-    return page(
-        "Latents",
-        [("Statistics", latent_section(models))],
-        lead=", ".join(models),
-        stamp=stamp,
-    )
-
-
-def latent_text(models: Mapping[str, LatentStatistics], kind: str) -> str:
-    """The statistics for a terminal, and the config entries of normalisation `kind`."""
-    return "\n\n".join(_model_text(label, found, kind) for label, found in models.items())
-
-
-def _model_text(label: str, found: LatentStatistics, kind: str) -> str:
-    lines = [
-        f"{label}: {found.num_images} images, KL {found.kl:.1f} nats per image, "
-        f"mean {found.global_mean:+.4f}, std {found.global_std:.4f}",
-        "channel      mean       std    signal     noise   KL nats",
-    ]
-    columns = (
-        found.channel_mean, found.channel_std, found.signal_std, found.noise_std,
-        found.kl_per_channel,
-    )  # fmt: skip
-    for channel, values in enumerate(zip(*columns, strict=True)):
-        mean, std, signal, noise, kl = values
-        dead = "  dead" if channel in found.dead_channels else ""
-        lines.append(
-            f"{channel:7d}{mean:+10.4f}{std:10.4f}{signal:10.4f}{noise:10.4f}{kl:10.1f}{dead}"
-        )
-    eigenvalues = found.correlation_eigenvalues
-    lines.append(
-        "eigenvalues of the correlation: " + " ".join(f"{value:.3f}" for value in eigenvalues[:16])
-    )
-    for name, value in found.normalization(kind).items():
-        lines.append(f"{name}: {value}")
-    return "\n".join(lines)
+    lines = {
+        label: [
+            ((ring + 0.5) / (2 * SPECTRUM_BINS), power)
+            for ring, power in enumerate(found.spectrum)
+            if power is not None
+        ]
+        for label, found in models.items()
+    }
+    title = "Power spectrum of the posterior mean"
+    return line_chart(title, "cycles per latent position", lines, log_y=True)

@@ -1,82 +1,63 @@
-"""report.html of the reconstruction command."""
+"""report.html of the reconstruction command: what its template shows."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
 from eval.metrics.columns import COLUMN
 from eval.metrics.image import PSNR_CAP
-from eval.protocol.selected import Sample
-from eval.report.charts import Series, line_chart_svg
+from eval.protocol.comparison import Result, Sample
+from eval.report.charts import Chart, line_chart
 from eval.report.grid import caption
-from eval.report.latents import latent_section
-from eval.report.page import (
-    Cell,
-    Picture,
-    bullet_list,
-    charts,
-    image_grid,
-    metrics_table,
-    note,
-    page,
-)
-from eval.report.tables import best_models, notes, shown_keys, signed_interval
-
-if TYPE_CHECKING:
-    from eval.protocol.comparison import Result
+from eval.report.latents import SCALE, latent_values
+from eval.report.page import Cell, Picture
+from eval.report.tables import best_models, meanings, notes, shown_keys, signed_interval
 
 FIDELITY_KEYS = (
     "psnr", "psnr_pooled", "ssim", "lpips_alex", "lpips_vgg", "lpips_squeeze", "rfid",
 )  # fmt: skip
 DIFFERENCE_KEYS = ("psnr", "ssim", "lpips_alex", "lpips_vgg")
 
+Table = tuple[list[str], dict[str, list[Cell]]]  # header and rows
 
-def reconstruction_page(result: Result) -> str:
-    """The whole report: table, differences, pictures, worst images, latents, and the stamp."""
+
+def reconstruction_values(result: Result) -> dict[str, Any]:
+    """Table, differences, pictures, worst images, latents, and the stamp."""
     evaluations = result.evaluations
-    latents = {label: found.latents for label, found in evaluations.items() if found.latents}
-    versions = result.protocol.stamp()["versions"]
-    run = result.run
-    return page(
-        "Reconstruction",
-        [
-            ("Metrics", _metrics(result)),
-            ("Differences", _differences(result)),
-            ("Pictures", _pictures(result, result.samples)),
-            ("Worst images by PSNR", _pictures(result, result.worst)),
-            ("PSNR of every image", _distribution(result)),
-            ("Latents", latent_section(latents)),
-        ],
-        lead=f"{', '.join(evaluations)} on {result.images.describe()}",
-        stamp=[
-            *result.stamp,
-            f"Run: {run['seconds']:.1f} s, {run['images_per_second']:.2f} images/s on "
-            f"{run['processes']} process(es), {run['device']}, batch size {run['batch_size']}",
-            "Versions: " + ", ".join(f"{name} {version}" for name, version in versions.items()),
-        ],
-    )
-
-
-def _metrics(result: Result) -> str:
-    """Two tables, so that neither is too wide for a screen; then what a reader must know."""
-    keys = shown_keys(result.evaluations)
+    keys = shown_keys(evaluations)
     fidelity = [key for key in keys if key in FIDELITY_KEYS]
     others = [key for key in keys if key not in FIDELITY_KEYS]
-    meanings: dict[str, list[str]] = {}
-    for key in keys:
-        meanings.setdefault(COLUMN[key].meaning, []).append(COLUMN[key].title)
-    explained = "; ".join(f"{', '.join(titles)}: {text}" for text, titles in meanings.items())
-    return (
-        "".join(_metrics_part(result, part) for part in (fidelity, others) if part)
-        + bullet_list(notes(result.evaluations, result.images.label))
-        + note(f"Small print: 95 % bootstrap interval of the mean over images. {explained}.")
-    )
+    latents = {label: found.latents for label, found in evaluations.items() if found.latents}
+    header, differences = _differences(result)
+    versions = result.protocol.stamp()["versions"]
+    return {
+        "title": "Reconstruction",
+        "lead": f"{', '.join(evaluations)} on {result.images.describe()}",
+        "metrics": [_metrics(result, part) for part in (fidelity, others) if part],
+        "notes": notes(evaluations, result.images.label),
+        "explained": meanings(keys),
+        "difference_header": header,
+        "differences": differences,
+        "pictures": {
+            "Pictures": _pictures(result, result.samples),
+            "Worst images by PSNR": _pictures(result, result.worst),
+        },
+        "distribution": _distribution(result),
+        "latents": latent_values(
+            latents, SCALE, {label: result.scaling_factors[label] for label in latents}
+        ),
+        "stamp": [
+            *result.stamp,
+            result.run_line,
+            "Versions: " + ", ".join(f"{name} {version}" for name, version in versions.items()),
+        ],
+    }
 
 
-def _metrics_part(result: Result, keys: Sequence[str]) -> str:
+def _metrics(result: Result, keys: Sequence[str]) -> Table:
     best = {key: best_models(result.evaluations, key) for key in keys}
     rows = {}
     for label, found in result.evaluations.items():
@@ -88,28 +69,21 @@ def _metrics_part(result: Result, keys: Sequence[str]) -> str:
             detail = " … ".join(column.format(bound) for bound in bounds)
             cells.append(Cell(column.format(summary.get(key)), detail, label in best[key]))
         rows[label] = cells
-    return metrics_table(
-        ["model", *(f"{COLUMN[key].title} {COLUMN[key].arrow}".strip() for key in keys)], rows
-    )
+    return ["model", *(COLUMN[key].heading for key in keys)], rows
 
 
-def _differences(result: Result) -> str:
+def _differences(result: Result) -> Table:
     shown = [d for d in result.differences if d.metric in DIFFERENCE_KEYS]
-    keys = [key for key in DIFFERENCE_KEYS if any(d.metric == key for d in shown)]
     rows: dict[str, list[Cell]] = {}
     for difference in shown:
-        cell = Cell(signed_interval(difference), f"{difference.better or 'undecided'}")
+        cell = Cell(signed_interval(difference), difference.better or "undecided")
         rows.setdefault(f"{difference.first} − {difference.second}", []).append(cell)
-    if not rows:
-        return ""
-    header = ["models", *(COLUMN[key].title for key in keys)]
-    return metrics_table(header, rows) + note(
-        "Paired over the same images, with the 95 % bootstrap interval; under it the model that is "
-        "better, where the interval does not contain zero."
-    )
+    titles = [COLUMN[key].title for key in DIFFERENCE_KEYS if any(d.metric == key for d in shown)]
+    return ["models", *titles], rows
 
 
-def _pictures(result: Result, samples: Sequence[Sample]) -> str:
+def _pictures(result: Result, samples: Sequence[Sample]) -> list[tuple[str, list[Picture]]]:
+    """Rows under the images' paths below the folder that stands at the top of the page."""
     rows = []
     for sample in samples:
         pictures = [Picture(sample.original, "original")]
@@ -117,25 +91,17 @@ def _pictures(result: Result, samples: Sequence[Sample]) -> str:
             if label != "identity":
                 text = caption(result.evaluations[label], sample.position)
                 pictures.append(Picture(image, label, text, sample.original))
-        rows.append((_short_name(result, sample.position), pictures))
-    explain = note("Under each reconstruction: absolute error times 8. Pictures are lossless.")
-    return explain + image_grid(rows) if rows else ""
+        name = result.images.label(sample.position).removeprefix(result.images.source.name)
+        rows.append((name.lstrip("/"), pictures))
+    return rows
 
 
-def _distribution(result: Result) -> str:
-    lines = []
+def _distribution(result: Result) -> Chart:
+    lines = {}
     for label, found in result.evaluations.items():
         values = found.per_image.get("psnr", np.empty(0))
         values = np.sort(values[~np.isnan(values)])
         if len(values) and values.min() < PSNR_CAP:
             share = (np.arange(len(values)) + 0.5) / len(values) * 100
-            lines.append(Series(label, share.tolist(), values.tolist()))
-    if not lines:
-        return ""
-    figure = line_chart_svg(lines, title="PSNR, images sorted", x_label="% of images", y_label="dB")
-    return charts([figure])
-
-
-def _short_name(result: Result, position: int) -> str:
-    """An image's path below the folder that --data names, which stands at the top of the page."""
-    return result.images.label(position).removeprefix(result.images.source.name).lstrip("/")
+            lines[label] = list(zip(share.tolist(), values.tolist(), strict=True))
+    return line_chart("PSNR of images, sorted, dB", "% of images", lines)

@@ -1,15 +1,12 @@
-"""Summaries as text: aligned for a terminal, Markdown for a page, plain data for JSON."""
+"""Summaries as rows of text, for a terminal, Markdown or HTML, and what to know beside them."""
 
 from __future__ import annotations
 
 import math
-import unicodedata
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
-from typing import Any
 
 from eval.metrics.columns import COLUMN, COLUMNS
-from eval.protocol.intervals import Difference, Interval
+from eval.protocol.intervals import Difference
 from eval.protocol.results import Evaluation
 
 BEST = "*"
@@ -40,49 +37,40 @@ def best_models(evaluations: Mapping[str, Evaluation], key: str) -> set[str]:
     return {label for label, score in scores.items() if score == min(scores.values())}
 
 
-def rows(evaluations: Mapping[str, Evaluation], mark: str) -> list[list[str]]:
-    """A header and one row a model; the best of each column is followed by `mark`."""
+def rows(evaluations: Mapping[str, Evaluation]) -> list[list[str]]:
+    """A header and one row a model; BEST stands before the best of each column."""
     keys = shown_keys(evaluations)
-    table = [["model", *(f"{COLUMN[key].title} {COLUMN[key].arrow}".strip() for key in keys)]]
     best = {key: best_models(evaluations, key) for key in keys}
-    for label, evaluation in evaluations.items():
-        summary = evaluation.summary()
-        cells = [
-            COLUMN[key].format(summary.get(key)) + (mark if label in best[key] else "")
-            for key in keys
-        ]
-        table.append([label, *cells])
-    return table
-
-
-def terminal_table(evaluations: Mapping[str, Evaluation]) -> str:
-    """Columns aligned on their last digit, the best of each marked with a star."""
-    table = rows(evaluations, BEST)
-    # A cell without star keeps the star's place, so that digits stay under digits.
-    padded = [table[0]] + [
-        [row[0], *(cell if cell.endswith(BEST) else f"{cell} " for cell in row[1:])]
-        for row in table[1:]
-    ]
-    widths = [max(_width(row[i]) for row in padded) for i in range(len(padded[0]))]
-    lines = [
-        "  ".join([_pad(row[0], widths[0]), *map(_align_right, row[1:], widths[1:])])
-        for row in padded
-    ]
-    return "\n".join(line.rstrip() for line in [lines[0], "─" * _width(lines[0]), *lines[1:]])
+    return [
+        ["model", *(COLUMN[key].heading for key in keys)],
+        *(
+            [label, *(BEST * (label in best[key]) + COLUMN[key].format(found.summary().get(key))
+                      for key in keys)]
+            for label, found in evaluations.items()
+        ),
+    ]  # fmt: skip
 
 
 def markdown_table(evaluations: Mapping[str, Evaluation]) -> str:
     """The same as a Markdown table, the best of each column in bold."""
-    table = rows(evaluations, BEST)
-    body = [
+    header, *body = rows(evaluations)
+    cells = [
         [
-            row[0].replace("|", "\\|"),
-            *(f"**{cell[:-1]}**" if cell.endswith(BEST) else cell for cell in row[1:]),
+            label.replace("|", "\\|"),
+            *(f"**{cell[1:]}**" if cell.startswith(BEST) else cell for cell in numbers),
         ]
-        for row in table[1:]
+        for label, *numbers in body
     ]
-    rule = ["---", *["---:"] * (len(table[0]) - 1)]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in [table[0], rule, *body])
+    rule = ["---", *["---:"] * (len(header) - 1)]
+    return "\n".join("| " + " | ".join(row) + " |" for row in [header, rule, *cells])
+
+
+def meanings(keys: Sequence[str]) -> str:
+    """What the columns are, in one paragraph; those that mean the same together."""
+    titles: dict[str, list[str]] = {}
+    for key in keys:
+        titles.setdefault(COLUMN[key].meaning, []).append(COLUMN[key].title)
+    return "; ".join(f"{', '.join(names)}: {meaning}" for meaning, names in titles.items()) + "."
 
 
 def notes(evaluations: Mapping[str, Evaluation], name_of: Callable[[int], str]) -> list[str]:
@@ -139,40 +127,3 @@ def signed_interval(difference: Difference) -> str:
     """The difference with its 95 % interval, such as "+1.20 [+0.95, +1.44]"."""
     digits, found = COLUMN[difference.metric].digits, difference.interval
     return f"{found.mean:+.{digits}f} [{found.low:+.{digits}f}, {found.high:+.{digits}f}]"
-
-
-def model_data(
-    evaluation: Evaluation, found: Mapping[str, Interval], worst: list[dict[str, Any]]
-) -> dict[str, Any]:
-    """One model's part of the JSON."""
-    return {
-        "summary": evaluation.summary(),
-        "intervals": {key: asdict(interval) for key, interval in found.items()},
-        "nan_images": evaluation.nan_images,
-        "missing": evaluation.missing,
-        "worst": worst,
-        "latents": evaluation.latents.to_dict() if evaluation.latents else None,
-        "seconds": evaluation.seconds,
-    }
-
-
-def without_nan(value: Any) -> Any:
-    """The same data with None for NaN and infinity, which JSON does not have."""
-    if isinstance(value, Mapping):
-        return {key: without_nan(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [without_nan(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _width(text: str) -> int:
-    """Terminal cells: wide characters of East Asia take two."""
-    return sum(2 if unicodedata.east_asian_width(char) in "WF" else 1 for char in text)
-
-
-def _pad(text: str, width: int) -> str:
-    return text + " " * (width - _width(text))
-
-
-def _align_right(text: str, width: int) -> str:
-    return " " * (width - _width(text)) + text

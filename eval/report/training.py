@@ -11,45 +11,39 @@ from PIL import Image
 from eval.metrics.columns import COLUMN
 from eval.protocol.protocol import Protocol
 from eval.protocol.results import Evaluation
-from eval.report.charts import Series, line_chart_svg
+from eval.report.charts import Chart, line_chart
 from eval.report.grid import caption
-from eval.report.latents import latent_section
-from eval.report.page import (
-    Cell,
-    Picture,
-    charts,
-    image_grid,
-    metrics_table,
-    note,
-    page,
-    wide_picture,
-)
+from eval.report.latents import latent_values
+from eval.report.page import Cell, Picture, write_page
+from eval.report.tables import meanings
 from modules.tracking.metrics_log import best_psnr, whole_validations
 
 Rows = Sequence[Mapping[str, float]]
 
-# Figures of (title, unit, keys of metrics.jsonl by legend); a figure without any value is left out.
+# Figures of (title with unit, keys of metrics.jsonl by legend); one without any value is left out.
 FIGURES = (
-    ("PSNR", "dB", {"validation": "val/psnr", "training batches": "train/psnr"}),
-    ("SSIM", "", {"validation": "val/ssim"}),
-    ("LPIPS", "", {
+    ("PSNR, dB", {"validation": "val/psnr", "training batches": "train/psnr"}),
+    ("SSIM", {"validation": "val/ssim"}),
+    ("LPIPS", {
         "vgg": "val/lpips_vgg", "alex": "val/lpips_alex", "squeeze": "val/lpips_squeeze",
     }),
-    ("Reconstruction loss", "", {"pixels": "train/rec_loss", "LPIPS": "train/p_loss"}),
-    ("KL", "nats per image", {"validation": "val/kl"}),
-    ("Adversary: losses", "", {
-        "discriminator": "train/d_loss", "generator": "train/g_loss",
-    }),
-    ("Adversary: logits", "", {"real": "train/logits_real", "fake": "train/logits_fake"}),
-    ("Adaptive weight", "", {"d_weight": "train/d_weight"}),
-    ("Gradient norms before clipping", "", {
+    ("Reconstruction loss", {"pixels": "train/rec_loss", "LPIPS": "train/p_loss"}),
+    ("KL, nats per image", {"validation": "val/kl"}),
+    ("Adversary: losses", {"discriminator": "train/d_loss", "generator": "train/g_loss"}),
+    ("Adversary: logits", {"real": "train/logits_real", "fake": "train/logits_fake"}),
+    ("Adaptive weight", {"d_weight": "train/d_weight"}),
+    ("Gradient norms before clipping", {
         "VAE": "train/grad_norm_vae", "discriminator": "train/grad_norm_disc",
     }),
-    ("Learning rates", "", {"VAE": "train/lr", "discriminator": "train/disc_lr"}),
-    ("Standard deviation of the latents", "", {"posterior": "val/latent_std"}),
-    ("Speed", "images/s", {"training": "train/images_per_s"}),
+    ("Learning rates", {"VAE": "train/lr", "discriminator": "train/disc_lr"}),
+    ("Standard deviation of the latents", {"posterior": "val/latent_std"}),
+    ("Speed, images/s", {"training": "train/images_per_s"}),
 )  # fmt: skip
-LOGARITHMIC = ("KL", "Adaptive weight", "Gradient norms before clipping")
+LOGARITHMIC = ("KL, nats per image", "Adaptive weight", "Gradient norms before clipping")
+SCALE = (
+    "Of the validation images. The scaling_factor to use is that of the exported config.json: "
+    "1 / std over training images, measured when the run ends, or what a frozen encoder came with."
+)
 
 
 def write_training_report(
@@ -59,77 +53,72 @@ def write_training_report(
     evaluation: Evaluation,
     protocol: Protocol,
     latent_grid: Image.Image | None = None,
+    facts: Mapping[str, str] | None = None,
 ) -> None:
-    """Writes the page in place of an older one. rows: those of metrics.jsonl."""
-    step = rows[-1]["step"] if rows else 0
-    latents = {} if evaluation.latents is None else {"posterior": evaluation.latents}
-    html = page(
-        title,
-        [
-            ("Validation", _validation(rows)),
-            ("Curves", charts(_curves(rows))),
-            ("Pictures", _pictures(evaluation)),
-            ("Latents", latent_section(latents) + _latent_grid(latent_grid)),
-        ],
-        lead=f"Step {step:,.0f}, {evaluation.num_images} validation images",
-        stamp=[protocol.describe()],
-    )
+    """Writes the page in place of an older one.
+
+    rows: those of metrics.jsonl. facts: what else is known of the run, by name.
+    """
+    validations = whole_validations(rows)
+    keys = [key for key in COLUMN if validations and f"val/{key}" in validations[-1]]
+    header, validation = _validation(validations, keys)
     partial = file.with_suffix(".partial")
-    partial.write_text(html, encoding="utf-8", errors="backslashreplace")  # of the folder's name
+    write_page(
+        partial,
+        "training.html",
+        title=title,
+        lead=f"Step {rows[-1]['step'] if rows else 0:,.0f}, "
+        f"{evaluation.num_images} validation images",
+        validation_header=header,
+        validation=validation,
+        explained=meanings(keys),
+        charts=_curves(rows),
+        pictures=_pictures(evaluation),
+        latents=latent_values({"posterior": evaluation.latents} if evaluation.latents else {},
+                              SCALE, {}),
+        latent_grid=latent_grid,
+        facts=facts or {},
+        stamp=[f"Protocol: {protocol.describe()}"],
+    )  # fmt: skip
     os.replace(partial, file)
 
 
-def _latent_grid(picture: Image.Image | None) -> str:
-    if picture is None:
-        return ""
-    explained = (
-        "The latents of the pictures above (posterior mean): their first three principal "
-        "components as colours, then each channel around its median, all in one scale."
-    )
-    return note(explained) + wide_picture(picture, "latents")
-
-
-def _validation(rows: Rows) -> str:
-    """The first, the best and the last validation."""
-    found = whole_validations(rows)
-    if not found:
-        return ""
-    best = best_psnr(found)
-    columns = [column for key, column in COLUMN.items() if f"val/{key}" in found[-1]]
-    shown = {"start": found[0], "best PSNR": best, "latest": found[-1]}
-    table = {
-        f"{name} (step {row['step']:.0f})": [
-            Cell(column.format(row.get(f"val/{column.key}"))) for column in columns
+def _validation(rows: Rows, keys: Sequence[str]) -> tuple[list[str], dict[str, list[Cell]]]:
+    """One row a metric: the first, the best and the last validation."""
+    if not rows:
+        return [], {}
+    shown = {"start": rows[0], "best PSNR": best_psnr(rows), "latest": rows[-1]}
+    header = ["metric", *(f"{name}, step {row['step']:.0f}" for name, row in shown.items())]
+    return header, {
+        COLUMN[key].heading: [
+            Cell(COLUMN[key].format(row.get(f"val/{key}"))) for row in shown.values()
         ]
-        for name, row in shown.items()
+        for key in keys
     }
-    header = ["weights", *(f"{column.title} {column.arrow}".strip() for column in columns)]
-    explained = "; ".join(f"{column.title}: {column.meaning}" for column in columns)
-    return metrics_table(header, table) + note(explained)
 
 
-def _curves(rows: Rows) -> list[str]:
-    figures = []
-    for title, unit, keys in FIGURES:
-        lines = [
-            Series(name, [row["step"] for row in rows if key in row],
-                   [row[key] for row in rows if key in row])
+def _curves(rows: Rows) -> list[Chart]:
+    """A discriminator that has not been trained yet has learning rates, and nothing to show."""
+    adversarial = any("train/d_loss" in row for row in rows)
+    charts = []
+    for title, keys in FIGURES:
+        lines = {
+            name: [(row["step"], row[key]) for row in rows if key in row]
             for name, key in keys.items()
-            if any(key in row for row in rows)
-        ]  # fmt: skip
+            if adversarial or name != "discriminator"
+        }
+        lines = {name: points for name, points in lines.items() if points}
         if lines:
-            log = title in LOGARITHMIC
-            figures.append(
-                line_chart_svg(lines, title=title, x_label="step", y_label=unit, log_y=log)
-            )
-    return figures
+            charts.append(line_chart(title, "step", lines, log_y=title in LOGARITHMIC))
+    return charts
 
 
-def _pictures(evaluation: Evaluation) -> str:
-    return image_grid([
-        (f"Image {position}", [
-            Picture(original, "original"),
-            Picture(output, "reconstruction", caption(evaluation, position), original),
+def _pictures(evaluation: Evaluation) -> list[tuple[str, list[Picture]]]:
+    return [
+        (f"Image {kept.position}", [
+            Picture(kept.original, "original"),
+            Picture(kept.reconstruction, "reconstruction", caption(evaluation, kept.position),
+                    kept.original),
         ])
-        for position, original, output in evaluation.samples
-    ])  # fmt: skip
+        for kept in evaluation.samples
+    ]  # fmt: skip

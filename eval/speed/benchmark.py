@@ -20,32 +20,24 @@ from eval.rehearsal import random_batch
 from eval.speed.device_speed import peak_flops_per_s, useful_flops
 from eval.speed.levers import UNDO
 from eval.speed.phases import PHASES, PhaseClock, watched
-from eval.speed.script import Nobody, skip_to_full_gan, training_script
-from eval.speed.spread import Spread, ratio
-from eval.speed.stopwatch import MemoryGauge, Stopwatch
+from eval.speed.script import run_at_full_gan, train_on
+from eval.speed.stopwatch import Spread, Stopwatch
 from eval.speed.textbook_step import DTYPES, TextbookTrainer
 from modules.builders.networks import make_vae
-from modules.builders.run import make_run
 from modules.config.arguments import Arguments
 from modules.distributed.device import device_name
-from modules.models.autoencoder import TrainableVAE
 from modules.training.run import Run
 
 OURS = "ours"
-TEXTBOOKS = {
-    "textbook": {},
-    "latent-diffusion": {"repeat_forward": True},
-    "no-split-backward": {"tuned": True},
-}
+TEXTBOOKS = {"textbook": False, "latent-diffusion": True}  # whether the VAE goes forward again
 MIN_WARMUP = 2  # steps: the optimizers make their moments in the first, which is not typical
 
 
 @dataclass
 class Contestant:
-    """Something that takes optimizer steps, and what was measured of it."""
+    """What was measured of something that takes optimizer steps."""
 
-    step: Callable[[], None]
-    peak_memory: int = 0  # bytes
+    peak_memory: int | None = None  # bytes allocated on a GPU
     milliseconds: list[float] = field(default_factory=list)
 
 
@@ -61,29 +53,33 @@ class Result:
     peak_flops_per_s: float
 
     @property
+    def ours(self) -> Contestant:
+        """The trainer."""
+        return self.contestants[OURS]
+
+    @property
+    def rivals(self) -> dict[str, Contestant]:
+        """All others."""
+        return {name: c for name, c in self.contestants.items() if name != OURS}
+
+    @property
+    def images_per_s(self) -> Spread:
+        """Images per second of ours."""
+        return Spread.of([1e3 * self.images_per_step / ms for ms in self.ours.milliseconds])
+
+    @property
     def teraflops(self) -> Spread:
-        """Useful TFLOP/s."""
-        return Spread.of([self.flops / ms / 1e9 for ms in self.contestants[OURS].milliseconds])
+        """Useful TFLOP/s of ours."""
+        return Spread.of([self.flops / ms / 1e9 for ms in self.ours.milliseconds])
 
     @property
     def mfu(self) -> float:
         """The share of the device's measured matmul speed that useful work reaches."""
         return 1e12 * self.teraflops.median / self.peak_flops_per_s
 
-    def images_per_s(self, name: str) -> Spread:
-        """Images per second of a contestant."""
-        times = self.contestants[name].milliseconds
-        return Spread.of([1e3 * self.images_per_step / ms for ms in times])
-
     def speedup(self, name: str) -> Spread:
         """How many of our steps fit in one of theirs, step by step."""
-        return ratio(self.contestants[OURS].milliseconds, self.contestants[name].milliseconds)
-
-    def memory_ratio(self, name: str) -> float | None:
-        """Our peak memory over theirs; None on a CPU, whose resident set keeps what was freed."""
-        if self.device.startswith("CPU"):
-            return None
-        return self.contestants[OURS].peak_memory / self.contestants[name].peak_memory
+        return Spread.ratio(self.ours.milliseconds, self.contestants[name].milliseconds)
 
 
 class Bench:
@@ -99,125 +95,87 @@ class Bench:
         rivals: Sequence[str] = (),
         others: Mapping[str, Arguments] = MappingProxyType({}),
     ) -> None:
-        self.args = args
-        self.script = training_script()
-        self.gauges = {kind: MemoryGauge(torch.device(kind)) for kind in ("cuda", "cpu")}
+        self.args, self.warmup = args, max(MIN_WARMUP, warmup)
+        self.steps: dict[str, Callable[[], object]] = {}
         self.contestants: dict[str, Contestant] = {}
-        self.run = self._enter(OURS, warmup, partial(self._build_ours, args))
-        self.batches = _micro_batches(self.run)
+        self.run = self._enter(OURS, partial(ours, args))
         for name in rivals:
             if name in UNDO:
-                build = partial(self._build_ours, args, UNDO[name])
+                self._enter(name, partial(ours, args, UNDO[name]))
             else:
-                build = partial(self._build_textbook, **TEXTBOOKS[name])
-            self._enter(name, warmup, build)
+                self._enter(name, partial(_textbook, self.run, TEXTBOOKS[name]))
         for name, arguments in others.items():
-            self._enter(name, warmup, partial(self._build_ours, arguments))
-        self.stopwatch = Stopwatch(self.run.accelerator.device)
+            self._enter(name, partial(ours, arguments))
 
     def measure(self, steps: int, phase_steps: int) -> Result:
         """`steps` of each contestant in turns, then `phase_steps` of ours with marks inside.
 
         Each round begins with another one: whoever comes first may find other caches and clocks.
         """
-        order = deque(self.contestants.values())
+        device, order = self.run.accelerator.device, deque(self.steps)
+        stopwatch, marks = Stopwatch(device), {name: [] for name in order}
         for _ in range(steps):
-            for contestant in order:
-                marks = [self.stopwatch.mark()]
-                contestant.step()
-                marks.append(self.stopwatch.mark())
-                contestant.milliseconds.append(marks)
+            for name in order:
+                start = stopwatch.mark()
+                self.steps[name]()
+                marks[name].append((start, stopwatch.mark()))
             order.rotate(-1)
-        for contestant in self.contestants.values():
-            contestant.milliseconds = [
-                self.stopwatch.milliseconds(marks)[0] for marks in contestant.milliseconds
-            ]
-        device = self.run.accelerator.device
+        for name, contestant in self.contestants.items():
+            contestant.milliseconds = [stopwatch.milliseconds(pair)[0] for pair in marks[name]]
         return Result(
             device=device_name(device),
             images_per_step=self.args.optimization.images_per_step(1),
             contestants=self.contestants,
-            phases=self._phases(phase_steps),
+            phases=self._phases(PhaseClock(stopwatch), phase_steps),
             flops=useful_flops(self.args),
             peak_flops_per_s=peak_flops_per_s(device, DTYPES[self.args.precision.mixed_precision]),
         )
 
-    def _enter(self, name: str, warmup: int, build: Callable[[], Any]) -> Any:
+    def _enter(self, name: str, build: Callable[[], tuple[Run, Callable[[], object]]]) -> Run:
         """Builds a contestant, warms it up, and takes its peak memory without what was there."""
         gc.collect()
-        before = {kind: gauge.now() for kind, gauge in self.gauges.items()}
-        built, step = build()
-        kind = self.run_device(built).type
-        for taken in range(max(MIN_WARMUP, warmup)):
-            if taken == MIN_WARMUP - 1:
-                self.gauges[kind].reset()
+        before = torch.cuda.memory_allocated()
+        run, step = build()
+        self.steps[name], contestant = step, Contestant()
+        self.contestants[name] = contestant
+        for _ in range(self.warmup):
             step()
-        self.contestants[name] = Contestant(step, self.gauges[kind].peak() - before[kind])
-        return built
+        if run.accelerator.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+            step()
+            contestant.peak_memory = torch.cuda.max_memory_allocated() - before
+        return run
 
-    @staticmethod
-    def run_device(built: Run | TextbookTrainer) -> torch.device:
-        """Where a contestant works."""
-        return built.accelerator.device if isinstance(built, Run) else built.device
-
-    def _build_ours(
-        self, args: Arguments, change: Callable[[Run], None] | None = None
-    ) -> tuple[Run, Callable[[], None]]:
-        vae = TrainableVAE(make_vae(args), args.model.decoder_only)
-        run = make_run(args, vae, args.optimization.images_per_step(1))
-        skip_to_full_gan(run)
-        if change is not None:
-            change(run)
-        batches = _micro_batches(run)
-
-        def step() -> None:
-            run.loader = batches
-            self.script.train(run, Nobody())
-
-        return run, step
-
-    def _build_textbook(self, **options: bool) -> tuple[TextbookTrainer, Callable[[], None]]:
-        trainer = TextbookTrainer(self.run, **options)
-        return trainer, lambda: trainer.step(self.batches)
-
-    def _phases(self, steps: int) -> dict[str, list[float]]:
-        clock, ours = PhaseClock(self.stopwatch), self.contestants[OURS]
+    def _phases(self, clock: PhaseClock, steps: int) -> dict[str, list[float]]:
         times: dict[str, list[float]] = {phase: [] for phase in PHASES}
         with watched(self.run, clock):
             for _ in range(steps):
                 clock.begin(PHASES[0])
-                ours.step()
+                self.steps[OURS]()
                 for phase, milliseconds in clock.milliseconds().items():
                     times[phase].append(milliseconds)
         return times
 
 
-def _micro_batches(run: Run) -> list[dict[str, Any]]:
+def ours(
+    args: Arguments, change: Callable[[Run], None] | None = None
+) -> tuple[Run, Callable[[], object]]:
+    """The trainer, at full GAN, after `change`: its run, and what takes one step of it."""
+    run = run_at_full_gan(args, make_vae(args))
+    if change is not None:
+        change(run)
+    return run, partial(train_on, run, micro_batches(run))
+
+
+def _textbook(run: Run, repeat_forward: bool) -> tuple[Run, Callable[[], object]]:
+    trainer = TextbookTrainer(run, repeat_forward)
+    return run, partial(trainer.step, micro_batches(run))
+
+
+def micro_batches(run: Run) -> list[dict[str, Any]]:
+    """Random ones for one optimizer step, in pinned memory as the loader's where there is a GPU."""
     opt = run.args.optimization
     batch = random_batch(run, opt.train_batch_size, run.args.data.resolution)
     if run.accelerator.device.type == "cuda":
         batch = {k: v.pin_memory() if torch.is_tensor(v) else v for k, v in batch.items()}
     return [batch] * opt.gradient_accumulation_steps
-
-
-def scaling_row(args: Arguments, steps: int, warmup: int) -> dict[str, Any]:
-    """One configuration's numbers for a table; None where it does not fit in the GPU's memory."""
-    opt = args.optimization
-    row: dict[str, Any] = {
-        "resolution": args.data.resolution,
-        "batch": opt.train_batch_size,
-        "accumulation": opt.gradient_accumulation_steps,
-        "images_per_s": None,
-    }
-    try:
-        result = Bench(args, warmup).measure(steps, phase_steps=0)
-    except torch.OutOfMemoryError:
-        return row
-    finally:
-        gc.collect()
-    return row | {
-        "images_per_s": result.images_per_s(OURS).to_dict(),
-        "ms": Spread.of(result.contestants[OURS].milliseconds).to_dict(),
-        "peak_memory_gb": result.contestants[OURS].peak_memory / 1e9,
-        "mfu": result.mfu,
-    }

@@ -4,93 +4,89 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import diffusers
 import torch
 
-from eval.speed.benchmark import OURS, Result
-from eval.speed.spread import Spread
+from eval.speed.benchmark import Result
+from eval.speed.stopwatch import Spread
 from eval.speed.textbook_step import DTYPES
 from modules.config.arguments import Arguments
 
 
 def benchmark_text(args: Arguments, result: Result) -> str:
     """Speed, memory, use of the device, time of each part, ratios."""
-    own = result.contestants[OURS]
+    ours, step = result.ours, Spread.of(result.ours.milliseconds)
     dtype = str(DTYPES[args.precision.mixed_precision]).removeprefix("torch.")
     lines = [
         f"{result.device}, {versions()}",
         describe(args),
         "median (10th to 90th percentile):",
-        f"  images/s      {result.images_per_s(OURS).text(2)}",
-        f"  ms per step   {Spread.of(own.milliseconds).text(1)}, {len(own.milliseconds)} steps",
+        f"  images/s      {result.images_per_s.text(2)}",
+        f"  ms per step   {step.text(1)}, {len(ours.milliseconds)} steps",
         f"  TFLOP/s       {result.teraflops.text(2)}, {result.flops / 1e12:.2f} TFLOP a step",
         f"  of matmul     {100 * result.mfu:.1f} % of {result.peak_flops_per_s / 1e12:.2f} "
         f"TFLOP/s, measured in {dtype}",
-        f"  peak memory   {own.peak_memory / 1e9:.2f} GB",
     ]
-    total = sum(Spread.of(times).median for times in result.phases.values() if times)
-    for phase, times in result.phases.items():
-        if times and total:
-            spread = Spread.of(times)
-            share = 100 * spread.median / total
-            lines.append(f"    {phase:30s} {spread.text(1):>32s} ms  {share:5.1f} %")
-    for name, contestant in result.contestants.items():
-        if name == OURS:
-            continue
-        lines.append(f"{name}: {Spread.of(contestant.milliseconds).text(1)} ms per step")
+    if ours.peak_memory is not None:
+        lines.append(f"  peak memory   {ours.peak_memory / 1e9:.2f} GB")
+    phases = {phase: Spread.of(times) for phase, times in result.phases.items() if times}
+    total = sum(spread.median for spread in phases.values())
+    for phase, spread in phases.items():
+        share = f"{100 * spread.median / total:5.1f} %"
+        lines.append(f"    {phase:30s} {spread.text(1):>32s} ms  {share}")
+    for name, rival in result.rivals.items():
+        lines.append(f"{name}: {Spread.of(rival.milliseconds).text(1)} ms per step")
         lines.append(f"  ours is {result.speedup(name).text(2)} times as fast")
-        memory = result.memory_ratio(name)
-        if memory is not None:
+        if rival.peak_memory is not None:
             lines.append(
-                f"  and needs {memory:.2f} times the memory ({own.peak_memory / 1e9:.2f} GB of "
-                f"{contestant.peak_memory / 1e9:.2f} GB)"
+                f"  and needs {ours.peak_memory / rival.peak_memory:.2f} times the memory "
+                f"({ours.peak_memory / 1e9:.2f} GB of {rival.peak_memory / 1e9:.2f} GB)"
             )
     return "\n".join(lines)
 
 
 def benchmark_data(args: Arguments, result: Result) -> dict[str, Any]:
-    """Everything measured; `ratio` has one entry for each rival."""
-    own = result.contestants[OURS]
-    rivals = {name: c for name, c in result.contestants.items() if name != OURS}
-    data: dict[str, Any] = {
+    """Everything measured, memory in bytes; `ratio` has one entry for each rival."""
+    times = {"step": result.ours.milliseconds, **result.phases}
+    return {
         "device": result.device,
         "versions": versions(),
         "configuration": describe(args),
-        "images_per_s": result.images_per_s(OURS).to_dict(),
-        "ms": {
-            "step": Spread.of(own.milliseconds).to_dict(),
-            **{name: Spread.of(times).to_dict() for name, times in result.phases.items() if times},
-        },
-        "tflops_per_s": result.teraflops.to_dict(),
+        "images_per_s": asdict(result.images_per_s),
+        "ms": {name: asdict(Spread.of(ms)) for name, ms in times.items() if ms},
+        "tflops_per_s": asdict(result.teraflops),
         "matmul_tflops_per_s": result.peak_flops_per_s / 1e12,
         "mfu": result.mfu,
-        "peak_memory_gb": own.peak_memory / 1e9,
-        "ratio": {},
+        "peak_memory": result.ours.peak_memory,
+        "ratio": {
+            name: {
+                "speed": asdict(result.speedup(name)),
+                "ms": asdict(Spread.of(rival.milliseconds)),
+                "peak_memory": rival.peak_memory,
+            }
+            for name, rival in result.rivals.items()
+        },
     }
-    for name, rival in rivals.items():
-        data["ratio"][name] = {
-            "speed": result.speedup(name).to_dict(),
-            "memory": result.memory_ratio(name),
-            "ms": Spread.of(rival.milliseconds).to_dict(),
-            "peak_memory_gb": rival.peak_memory / 1e9,
-        }
-    return data
 
 
-def scaling_table(rows: Sequence[dict[str, Any]]) -> str:
-    """Aligned columns, one row a configuration."""
+def scaling_table(rows: Sequence[tuple[Arguments, Result | None]]) -> str:
+    """Aligned columns, one row a configuration; None is one that did not fit in the memory."""
     lines = ["resolution  batch  accumulation    images/s  ms per step  peak GB    mfu"]
-    for row in rows:
-        head = f"{row['resolution']:10d}  {row['batch']:5d}  {row['accumulation']:12d}"
-        if row["images_per_s"] is None:
-            lines.append(f"{head}    out of memory")
+    for args, result in rows:
+        opt = args.optimization
+        line = f"{args.data.resolution:10d}  {opt.train_batch_size:5d}  "
+        line += f"{opt.gradient_accumulation_steps:12d}"
+        if result is None:
+            lines.append(f"{line}    out of memory")
             continue
-        lines.append(
-            f"{head}  {row['images_per_s']['median']:10.2f}  {row['ms']['median']:11.1f}"
-            f"  {row['peak_memory_gb']:7.2f}  {row['mfu']:5.3f}"
-        )
+        line += f"  {result.images_per_s.median:10.2f}"
+        line += f"  {Spread.of(result.ours.milliseconds).median:11.1f}"
+        memory = result.ours.peak_memory
+        line += f"  {'-' if memory is None else f'{memory / 1e9:.2f}':>7s}  {result.mfu:5.3f}"
+        lines.append(line)
     return "\n".join(lines)
 
 

@@ -11,14 +11,13 @@ from torch.utils.flop_counter import flop_registry
 
 from eval.rehearsal import random_batch
 from eval.speed.fake_run import fake_run
-from eval.speed.script import Nobody
+from eval.speed.script import train_on
 from eval.speed.stopwatch import Stopwatch
 from modules.config.arguments import Arguments
 
-SIDE = {"cuda": 8192, "cpu": 2048}  # of the square matrices: large enough to be at full speed
-SMALLEST_SIDE = 256
+SMALLEST_SIDE, LARGEST_SIDE = 256, {"cuda": 8192, "cpu": 2048}  # of square matrices
 REPETITIONS = 10
-SLOW = 0.02  # seconds for one product
+SLOW = 20  # milliseconds for one product
 
 
 class FlopMeter(TorchDispatchMode):
@@ -46,40 +45,35 @@ class FlopMeter(TorchDispatchMode):
 def useful_flops(args: Arguments) -> int:
     """FLOPs of one optimizer step without recomputation, two for each multiplication.
 
-    The step is run with fake tensors: nothing is computed. args: --lpips_weights names a file.
+    The step is run with fake tensors: nothing is computed.
     """
-    precision = replace(args.precision, compile=False, recompute="none",
-                        gradient_checkpointing=False, use_8bit_adam=False)  # fmt: skip
+    precision = replace(args.precision, recompute="none", gradient_checkpointing=False)
     single = replace(args.optimization, gradient_accumulation_steps=1)
-    plain = replace(args, precision=precision, optimization=single)
     meter = FlopMeter()
-    with fake_run(plain, meter) as (script, run):
-        run.loader = [random_batch(run, single.train_batch_size, args.data.resolution)]
-        script.train(run, Nobody())
+    with fake_run(replace(args, precision=precision, optimization=single), meter) as run:
+        train_on(run, [random_batch(run, single.train_batch_size, args.data.resolution)])
     return meter.total * args.optimization.gradient_accumulation_steps
 
 
 def peak_flops_per_s(device: torch.device, dtype: torch.dtype) -> float:
     """Speed of the fastest of a few large matrix products: what `mfu` is a fraction of.
 
-    The matrices grow to SIDE, or until one product takes SLOW seconds: a device without units for
-    `dtype` would take minutes.
+    The matrices grow until one product takes SLOW: a device without units for `dtype` would take
+    minutes.
     """
-    side = SMALLEST_SIDE
-    seconds = _fastest_product(side, device, dtype)
-    while side < SIDE[device.type] and seconds < SLOW:
+    side, milliseconds = SMALLEST_SIDE, fastest_product(SMALLEST_SIDE, device, dtype)
+    while side < LARGEST_SIDE[device.type] and milliseconds < SLOW:
         side *= 2
-        seconds = _fastest_product(side, device, dtype)
-    return 2 * side**3 / seconds
+        milliseconds = fastest_product(side, device, dtype)
+    return 2 * side**3 / milliseconds * 1e3
 
 
-def _fastest_product(side: int, device: torch.device, dtype: torch.dtype) -> float:
-    """Seconds for the product of two square matrices."""
-    matrix = torch.randn(side, side, device=device).to(dtype)
-    stopwatch = Stopwatch(device)
+def fastest_product(side: int, device: torch.device, dtype: torch.dtype) -> float:
+    """Milliseconds for the product of two square matrices."""
+    matrix, stopwatch = torch.randn(side, side, device=device).to(dtype), Stopwatch(device)
     matrix @ matrix
     marks = [stopwatch.mark()]
     for _ in range(REPETITIONS):
         matrix @ matrix
         marks.append(stopwatch.mark())
-    return min(stopwatch.milliseconds(marks)) / 1e3
+    return min(stopwatch.milliseconds(marks))

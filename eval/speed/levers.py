@@ -7,6 +7,7 @@ stays the same.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from diffusers.models.resnet import ResnetBlock2D
@@ -28,17 +29,8 @@ def undo_channels_last(run: Run) -> None:
         network.to(memory_format=run.layout)
 
 
-def undo_lean_blocks(run: Run) -> None:
-    """Residual blocks as diffusers runs them."""
-    _become(run, LeanResnetBlock, ResnetBlock2D)
-
-
-def undo_lean_upsampling(run: Run) -> None:
-    """Upsampling as diffusers runs it: the larger picture first, then the convolution."""
-    _become(run, LeanUpsample, Upsample2D)
-
-
-def _become(run: Run, lean: type[nn.Module], plain: type[nn.Module]) -> None:
+def undo_lean(lean: type[nn.Module], plain: type[nn.Module], run: Run) -> None:
+    """Blocks as diffusers runs them: all activations kept; upsampling first, then convolution."""
     for block in run.raw_vae.modules():
         if isinstance(block, lean):
             block.__class__ = plain
@@ -54,7 +46,7 @@ def undo_fused_adamw(run: Run) -> None:
 
 UNDO: dict[str, Callable[[Run], None]] = {
     "no-channels-last": undo_channels_last,
-    "no-lean-blocks": undo_lean_blocks,
-    "no-lean-upsampling": undo_lean_upsampling,
+    "no-lean-blocks": partial(undo_lean, LeanResnetBlock, ResnetBlock2D),
+    "no-lean-upsampling": partial(undo_lean, LeanUpsample, Upsample2D),
     "no-fused-adamw": undo_fused_adamw,
 }

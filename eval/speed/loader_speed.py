@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Iterator
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -16,7 +16,6 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 
-from eval.speed.spread import Spread, ratio
 from modules.data.images.synthetic import SyntheticImages
 from modules.data.loader import TrainingImages, training_loader
 from modules.data.shared_memory import end_rather_than_drop
@@ -25,6 +24,7 @@ from modules.data.sources.open import ImageSource, open_folder
 WIDTH, HEIGHT, QUALITY = 1024, 768, 90  # of the JPEGs made on the spot
 DISTINCT = 32
 LATENT_SHAPE = (4, 32, 32)
+OURS, FAST, PLAIN = "ours", "--fast_jpeg_decoding", "plain PIL"
 
 
 class PlainImages(Dataset[Tensor]):
@@ -50,59 +50,51 @@ class PlainImages(Dataset[Tensor]):
         return pixels.float() / 127.5 - 1
 
 
-@dataclass(frozen=True)
-class LoaderSpeed:
-    """Images per second and core, one value for each round, the two loaders in turns."""
-
-    workers: int
-    ours: list[float]
-    plain: list[float]
-
-    @property
-    def speedup(self) -> Spread:
-        """Ours over plain, round by round."""
-        return ratio(self.plain, self.ours)
-
-
-def write_photos(folder: Path) -> list[Path]:
+def write_photos(folder: Path) -> None:
     """DISTINCT JPEGs of WIDTH x HEIGHT from the synthetic set."""
-    source, paths = SyntheticImages(DISTINCT, WIDTH), []
+    source = SyntheticImages(DISTINCT, WIDTH)
     for index in range(DISTINCT):
-        paths.append(folder / f"{index}.jpg")
-        source.open(index).crop((0, 0, WIDTH, HEIGHT)).save(paths[-1], quality=QUALITY)
-    return paths
+        picture = source.open(index).crop((0, 0, WIDTH, HEIGHT))
+        picture.save(folder / f"{index}.jpg", quality=QUALITY)
 
 
 def loader_speeds(
     folder: Path, resolution: int, workers: int, rounds: int, images: int, batch_size: int
-) -> LoaderSpeed:
-    """Both loaders over the pictures of `folder`, `images` each round; start-up is not timed.
+) -> dict[str, list[float]]:
+    """Images per second and core of OURS, FAST and PLAIN over the pictures of `folder`.
 
-    Only one exists at a time: what workers fetch ahead must not be fetched on the other's time.
+    One value for each round of `images`; start-up is not timed. They take turns, and only one
+    exists at a time: what workers fetch ahead must not be fetched on another's time.
     """
     source, paths = open_folder(folder, flag="--data"), sorted(folder.rglob("*.jpg"))
-    loaders: tuple[Callable[[], Iterator[object]], ...] = (
-        partial(_our_batches, source, resolution, workers, batch_size),
-        partial(_plain_batches, paths, resolution, workers, batch_size),
-    )
+    ours = partial(_our_batches, source, resolution, workers, batch_size)
+    loaders = {
+        OURS: partial(ours, fast=False),
+        FAST: partial(ours, fast=True),
+        PLAIN: partial(_plain_batches, paths, resolution, workers, batch_size),
+    }
     batches, cores = max(1, images // batch_size), max(1, workers)
-    found: tuple[list[float], list[float]] = ([], [])
+    found: dict[str, list[float]] = {name: [] for name in loaders}
+    order = deque(loaders)
     for _ in range(rounds):
-        for speeds, make in zip(found, loaders, strict=True):
-            stream = make()
+        for name in order:
+            stream = loaders[name]()
             list(islice(stream, 1 + workers))
             started = time.perf_counter()
             for _ in islice(stream, batches):
                 pass
-            speeds.append(batches * batch_size / (time.perf_counter() - started) / cores)
+            found[name].append(batches * batch_size / (time.perf_counter() - started) / cores)
             del stream  # ends its workers
-    return LoaderSpeed(workers, *found)
+        order.rotate(-1)
+    return found
 
 
 def _our_batches(
-    source: ImageSource, resolution: int, workers: int, batch_size: int
+    source: ImageSource, resolution: int, workers: int, batch_size: int, fast: bool
 ) -> Iterator[object]:
-    images = TrainingImages(source, resolution, latent_shape=LATENT_SHAPE, seed=0)
+    images = TrainingImages(
+        source, resolution, latent_shape=LATENT_SHAPE, seed=0, fast_jpeg_decoding=fast
+    )
     return iter(training_loader(images, batch_size=batch_size, num_workers=workers))
 
 

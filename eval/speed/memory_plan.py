@@ -6,9 +6,8 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -16,21 +15,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from eval.rehearsal import (
-    BEFORE_GAN,
-    LATENTS,
-    TRAINING,
-    VALIDATION,
-    largest_batch,
-    moment_bytes,
-    moments,
-    rehearse_latents,
-    rehearse_training,
-    rehearse_validation,
-)
+import train_vae
+from eval.rehearsal import TRAINING, largest_batch, moment_bytes, moments, parts
 from eval.speed.fake_run import fake_run
-from eval.speed.random_lpips import with_random_lpips
-from eval.speed.script import Nobody
 from eval.speed.textbook_step import TextbookTrainer
 from modules.config.arguments import Arguments
 from modules.training.run import Run
@@ -69,6 +56,12 @@ class AllocationMeter(TorchDispatchMode):
 
     def _forget(self, key: int) -> None:
         self.now -= self.alive.pop(key)
+
+    def peak_of(self, act: Callable[[], object]) -> int:
+        """The most bytes that there are while `act` works, those before it included."""
+        self.peak = self.now
+        act()
+        return self.peak
 
 
 @dataclass(frozen=True)
@@ -131,23 +124,17 @@ def _bytes(tensors: Iterable[Tensor]) -> int:
 
 def plan(args: Arguments) -> tuple[dict[str, int], Peaks]:
     """The states of a run by `args`, and what each of its parts needs at its worst moment."""
-    meter, parts = AllocationMeter(), {}
-    with _fake_run(args, meter) as (script, run), moments(run):
-        train = partial(script.train, watch=Nobody())
-        parts[TRAINING] = partial(rehearse_training, run, train, run.step)
-        if run.schedule.adversarial_share(0) < run.schedule.adversarial_share(run.step):
-            parts[BEFORE_GAN] = partial(rehearse_training, run, train, 0)
-        parts[VALIDATION] = partial(rehearse_validation, run, args.validation_batch_size)
-        if not args.model.decoder_only:
-            parts[LATENTS] = partial(rehearse_latents, run, args.validation_batch_size)
-        found = {name: _peak(meter, part) for name, part in parts.items()}
+    meter = AllocationMeter()
+    with _described_run(args, meter) as run, moments(run):
+        to_try = parts(run, partial(train_vae.train, watch=None))
+        found = {name: meter.peak_of(part) for name, part in to_try.items()}
         return state_bytes(run), Peaks.of(args, args.precision.recomputed, found)
 
 
 def plan_textbook(args: Arguments) -> Peaks:
     """The peak of a plain step on the same networks."""
     meter = AllocationMeter()
-    with _fake_run(args, meter) as (_, run):
+    with _described_run(args, meter) as run:
         ours = meter.now
         with warnings.catch_warnings():  # its networks are copied, which looks at their memory
             warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")
@@ -156,20 +143,13 @@ def plan_textbook(args: Arguments) -> Peaks:
         trainer.step([batch])  # makes the optimizers' moments
         # More micro-batches than two need no more memory.
         count = min(2, args.optimization.gradient_accumulation_steps)
-        peak = _peak(meter, partial(trainer.step, [batch] * count))
+        peak = meter.peak_of(partial(trainer.step, [batch] * count))
         return Peaks.of(args, TEXTBOOK, {TRAINING: peak - ours})
 
 
 @contextmanager
-def _fake_run(args: Arguments, meter: AllocationMeter) -> Iterator[tuple[ModuleType, Run]]:
-    """Built without what works on real tensors alone; what it says of itself is in `args`."""
-    plain = replace(args, precision=replace(args.precision, use_8bit_adam=False, compile=False))
-    with with_random_lpips(plain) as plain, fake_run(plain, meter) as (script, run):
+def _described_run(args: Arguments, meter: AllocationMeter) -> Iterator[Run]:
+    """A fake run that says of itself what was asked for, such as 8-bit moments."""
+    with fake_run(args, meter) as run:
         run.args = args
-        yield script, run
-
-
-def _peak(meter: AllocationMeter, act: Callable[[], object]) -> int:
-    meter.peak = meter.now
-    act()
-    return meter.peak
+        yield run

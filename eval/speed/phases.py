@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
-
-from torch import nn
+from unittest.mock import patch
 
 from eval.speed.stopwatch import Stopwatch
 from modules.training.run import Run
@@ -37,17 +36,11 @@ class PhaseClock:
         """What happens from now on belongs to `phase`."""
         self.began.append((phase, self.stopwatch.mark()))
 
-    def begin_unless(self, present: str, phase: str) -> None:
-        """As `begin`, but for a `present` phase that goes on."""
-        if self.began[-1][0] != present:
-            self.begin(phase)
-
     def milliseconds(self) -> dict[str, float]:
         """Time in each phase until now."""
-        names = [phase for phase, _ in self.began]
         marks = [mark for _, mark in self.began] + [self.stopwatch.mark()]
         times = dict.fromkeys(PHASES, 0.0)
-        for name, time in zip(names, self.stopwatch.milliseconds(marks), strict=True):
+        for (name, _), time in zip(self.began, self.stopwatch.milliseconds(marks), strict=True):
             times[name] += time
         self.began.clear()
         return times
@@ -56,40 +49,33 @@ class PhaseClock:
 @contextmanager
 def watched(run: Run, clock: PhaseClock) -> Iterator[None]:
     """Within, `clock` is told what the script's step is doing; afterwards nothing is left of it."""
-    vae = run.raw_vae.vae
-    hooks = [
-        _before(vae.encoder, lambda: clock.begin(ENCODE)),
-        _before(vae.decoder, lambda: clock.begin(DECODE)),
-        vae.decoder.register_forward_hook(lambda *_: clock.begin(LOSSES)),
-        _before(run.raw_discriminator, lambda: clock.begin(_judge_or_learner(run))),
-    ]
-    # The discriminator's backward belongs to its own step.
-    backward = partial(clock.begin_unless, DISCRIMINATOR, BACKWARD)
+    vae, judge = run.raw_vae.vae, run.raw_discriminator
+
+    def judging(*_: Any) -> None:
+        frozen = not any(p.requires_grad for p in judge.parameters())
+        clock.begin(ADVERSARIAL if frozen else DISCRIMINATOR)
+
+    def backward() -> None:
+        if clock.began[-1][0] != DISCRIMINATOR:  # whose backward belongs to its own step
+            clock.begin(BACKWARD)
+
     announced = [(run.accelerator, "backward", backward),
                  (run, "update", partial(clock.begin, UPDATE))]  # fmt: skip
     if run.ema is not None:
         announced.append((run.ema, "update", partial(clock.begin, AVERAGE)))
-    for owner, name, announce in announced:
-        setattr(owner, name, _announced(getattr(owner, name), announce))
-    try:
-        yield
-    finally:
+    hooks = [
+        vae.encoder.register_forward_pre_hook(lambda *_: clock.begin(ENCODE)),
+        vae.decoder.register_forward_pre_hook(lambda *_: clock.begin(DECODE)),
+        vae.decoder.register_forward_hook(lambda *_: clock.begin(LOSSES)),
+        judge.register_forward_pre_hook(judging),
+    ]
+    with ExitStack() as stack:
         for hook in hooks:
-            hook.remove()
-        for owner, name, _ in announced:
-            delattr(owner, name)  # the class's own method is seen again
-
-
-def _judge_or_learner(run: Run) -> str:
-    frozen = not any(p.requires_grad for p in run.raw_discriminator.parameters())
-    return ADVERSARIAL if frozen else DISCRIMINATOR
-
-
-def _before(module: nn.Module, action: Callable[[], None]) -> Any:
-    def announce(*_: Any) -> None:
-        action()
-
-    return module.register_forward_pre_hook(announce)
+            stack.callback(hook.remove)
+        for owner, name, announce in announced:
+            function = _announced(getattr(owner, name), announce)
+            stack.enter_context(patch.object(owner, name, function))
+        yield
 
 
 def _announced(function: Callable, announce: Callable[[], None]) -> Callable:

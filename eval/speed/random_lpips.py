@@ -2,36 +2,28 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
-from pathlib import Path
+from unittest.mock import patch
 
+import lpips
 import torch
-import torchvision
-from safetensors.torch import save_file
 from torch import nn
 
-from modules.config.arguments import Arguments
-
-BACKBONES = {"vgg": "vgg16", "alex": "alexnet", "squeeze": "squeezenet1_1"}
+PRETRAINED = lpips.LPIPS
 
 
 @contextmanager
-def with_random_lpips(args: Arguments) -> Iterator[Arguments]:
-    """`args` with --lpips_weights naming random weights, which exist while the context does."""
-    backbone = BACKBONES[args.losses.lpips_backbone]
-    with torch.device("meta"):
-        features = getattr(torchvision.models, backbone)(weights=None).features
-    features.to_empty(device="cpu")
-    for parameter in features.parameters():
-        if parameter.dim() > 1:
-            nn.init.kaiming_normal_(parameter)
-        else:
-            nn.init.zeros_(parameter)
-    with tempfile.TemporaryDirectory(prefix="random-lpips-") as folder:
-        file = Path(folder) / f"{backbone}.safetensors"
-        tensors = {f"features.{name}": value for name, value in features.state_dict().items()}
-        save_file(tensors, file)
-        yield replace(args, losses=replace(args.losses, lpips_weights=str(file)))
+def random_lpips() -> Iterator[None]:
+    """Within, LPIPS is made without a download, of the same random weights every time.
+
+    A file given with --lpips_weights is read all the same.
+    """
+    with patch.object(lpips, "LPIPS", _random):
+        yield
+
+
+def _random(net: str, **options: bool) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return PRETRAINED(net=net, **options | {"pnet_rand": True})

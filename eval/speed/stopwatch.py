@@ -1,17 +1,15 @@
-"""Time and memory of a device, without making it wait for the host."""
+"""Times of a device's work, without making it wait for the host, and how far they spread."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-
-STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-RESET_PEAK = "5"  # written to clear_refs: see proc(5)
 
 
 class Stopwatch:
@@ -37,34 +35,25 @@ class Stopwatch:
         return [start.elapsed_time(end) for start, end in pairs]
 
 
-class MemoryGauge:
-    """Bytes in use: the CUDA allocator's, or this process's resident set (0 where it is unknown).
+@dataclass(frozen=True)
+class Spread:
+    """A measured quantity: its median, and the 10th and 90th percentile."""
 
-    On a CPU that is the whole process, Python and its libraries included.
-    """
+    median: float
+    p10: float
+    p90: float
 
-    def __init__(self, device: torch.device) -> None:
-        self.on_gpu = device.type == "cuda"
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        """The spread of at least one value."""
+        p10, median, p90 = np.percentile(values, [10, 50, 90])
+        return cls(float(median), float(p10), float(p90))
 
-    def now(self) -> int:
-        """Bytes in use."""
-        return torch.cuda.memory_allocated() if self.on_gpu else _resident("VmRSS")
+    @classmethod
+    def ratio(cls, ours: Sequence[float], theirs: Sequence[float]) -> Spread:
+        """How often `ours` goes into `theirs`, of values measured in pairs, one after the other."""
+        return cls.of([b / a for a, b in zip(ours, theirs, strict=True)])
 
-    def reset(self) -> None:
-        """Forgets the peak."""
-        if self.on_gpu:
-            torch.cuda.synchronize()
-            torch.cuda.reset_peak_memory_stats()
-        elif CLEAR_REFS.exists():
-            CLEAR_REFS.write_text(RESET_PEAK)
-
-    def peak(self) -> int:
-        """The most bytes in use since the last reset."""
-        return torch.cuda.max_memory_allocated() if self.on_gpu else _resident("VmHWM")
-
-
-def _resident(name: str) -> int:
-    if not STATUS.exists():
-        return 0
-    lines = dict(line.split(":", 1) for line in STATUS.read_text().splitlines() if ":" in line)
-    return 1024 * int(lines[name].split()[0])
+    def text(self, digits: int) -> str:
+        """Such as "5.30 (5.21 to 5.64)"."""
+        return f"{self.median:.{digits}f} ({self.p10:.{digits}f} to {self.p90:.{digits}f})"

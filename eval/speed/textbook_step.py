@@ -19,7 +19,6 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 
 from modules.data.images.images import normalize
-from modules.models.lean_blocks import make_lean
 from modules.training.losses import discriminator_loss
 from modules.training.run import Run
 
@@ -31,25 +30,20 @@ class TextbookTrainer:
     """Trains copies of a run's networks, by the same flags.
 
     repeat_forward: run the VAE forward anew for the discriminator's turn, as latent-diffusion's
-    Lightning module does. tuned: with the trainer's own memory layout, blocks and optimizer, so
-    that only the gradients' way is the textbook's.
+    Lightning module does.
     """
 
-    def __init__(self, run: Run, repeat_forward: bool = False, tuned: bool = False) -> None:
+    def __init__(self, run: Run, repeat_forward: bool = False) -> None:
         self.args, self.device = run.args, run.accelerator.device
         self.repeat_forward = repeat_forward
-        self.layout = run.layout if tuned else torch.contiguous_format
         raw = run.raw_vae.vae
         with self.device:
             self.vae = AutoencoderKL.from_config(raw.config).train()
         self.vae.load_state_dict(raw.state_dict())
-        if tuned:
-            self.vae.to(memory_format=self.layout)
-            make_lean(self.vae, recompute_cheap=self.args.precision.recomputed == "norm")
         for ours, theirs in zip(self.vae.parameters(), raw.parameters(), strict=True):
             ours.requires_grad_(theirs.requires_grad)
         self.discriminator = deepcopy(run.raw_discriminator)
-        self.discriminator.to(memory_format=self.layout)
+        self.discriminator.to(memory_format=torch.contiguous_format)
         self.discriminator.__dict__.pop("forward", None)  # accelerate's autocast; ours is below
         self.perceptual = None  # a copy is not compiled, whatever the original is
         if run.perceptual is not None:
@@ -57,7 +51,7 @@ class TextbookTrainer:
         self.averages = [p.detach().clone() for p in self._trained()] if run.ema else []
         opt = self.args.optimization
         options = {"betas": (opt.adam_beta1, opt.adam_beta2), "eps": opt.adam_epsilon,
-                   "weight_decay": opt.adam_weight_decay, "fused": tuned or None}  # fmt: skip
+                   "weight_decay": opt.adam_weight_decay}  # fmt: skip
         self.optimizer_vae = torch.optim.AdamW(self._trained(), lr=opt.learning_rate, **options)
         self.optimizer_disc = torch.optim.AdamW(
             self.discriminator.parameters(), lr=opt.disc_learning_rate, **options
@@ -77,7 +71,7 @@ class TextbookTrainer:
 
     def backward(self, batch: dict[str, Any], share: float = 1.0) -> None:
         """Gradients of both networks for one micro-batch, times `share`."""
-        images = normalize(batch["images"].to(self.device)).contiguous(memory_format=self.layout)
+        images = normalize(batch["images"].to(self.device))
         noise = batch["noise"].to(self.device)
         dtype = DTYPES[self.args.precision.mixed_precision]
         with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import shutil
+import time
+from dataclasses import fields
+from datetime import timedelta
 from pathlib import Path
 
 from accelerate import Accelerator
 from diffusers import AutoencoderKL
 
-from modules.config.arguments import Arguments
+from modules.config.arguments import GROUPS, Arguments
 from modules.config.objective import DiscriminatorArguments
 from modules.distributed.device import device_name
 from modules.models.autoencoder import describe, latent_shape
+from modules.tracking.journal import Journal
 from modules.tracking.metrics_log import best_psnr, whole_validations
 from modules.training.run import Run
 
@@ -76,6 +80,28 @@ def _output(args: Arguments, vae: AutoencoderKL) -> str:
 
 def _size(count: int) -> str:
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
+
+
+def facts(run: Run, journal: Journal) -> dict[str, str]:
+    """What a report says of the run beside its numbers; secrets are no part of `as_dict`."""
+    defaults = {f.name: f.default for group in GROUPS.values() for f in fields(group)}
+    values = run.args.as_dict().items()
+    changed = [_typed(name, value) for name, value in values if value != defaults[name]]
+    accelerator, took = run.accelerator, timedelta(seconds=round(time.monotonic() - journal.began))
+    since = f" since step {journal.first_step:,}" if journal.first_step else ""
+    return {
+        "Hardware": f"{accelerator.num_processes} x {device_name(accelerator.device)}",
+        "Precision": accelerator.mixed_precision.replace("no", "fp32"),
+        "Time": f"{took}{since}, for {run.step:,} of {run.max_train_steps:,} steps",
+        "Flags that differ from the defaults": "  ".join(changed),
+    }
+
+
+def _typed(name: str, value: object) -> str:
+    """A flag as one types it."""
+    if isinstance(value, bool):
+        return f"--{name}" if value else f"--no_{name}"
+    return f"--{name} {' '.join(map(str, value)) if isinstance(value, tuple) else value}"
 
 
 def summary(vae: AutoencoderKL, output_dir: Path, rows: list[dict[str, float]]) -> str:

@@ -100,7 +100,8 @@ class Arguments:
             lpips = (name, LPIPS[losses.lpips_backbone], "drop LPIPS: --perceptual_scale 0")
             training.append(lpips)
             validation.append(lpips)
-        if disc.enabled:
+        steps = self.optimization.max_train_steps
+        if disc.enabled and (steps is None or disc.disc_start < steps):
             name = f"a discriminator with --disc_num_layers={disc.disc_num_layers}"
             training.append((name, discriminator_side(disc.disc_num_layers), "lower that"))
         smallest = min(self.data.training_resolutions)

@@ -110,7 +110,7 @@ class _Parser(argparse.ArgumentParser):
         if unknown != message:
             name = unknown.split()[0].split("=")[0]
             raise ArgumentError(f"{name} is not a flag{_suggestion(name.lstrip('-'), '--')}")
-        raise ArgumentError(message.removeprefix("argument "))
+        raise ArgumentError(shown(message.removeprefix("argument "), 400))
 
 
 class _Switch(argparse.Action):

@@ -88,7 +88,7 @@ def from_yaml(file: Path, f: Field, kind: type, is_list: bool, value: Any) -> An
         parts = tuple(_READ[kind](part) for part in parts)
     except (ValueError, OverflowError):
         wanted = f"a list of {kind.__name__}" if is_list else kind.__name__
-        hint = '; put it in quotes, as "no"' if kind is str and isinstance(value, bool) else ""
+        hint = "; put it in quotes" if kind is str else ""
         raise ArgumentError(f"{shown(file)}: {f.name}: {text} must be {wanted}{hint}") from None
     choices = f.metadata["choices"]
     if choices and any(part not in choices for part in parts):

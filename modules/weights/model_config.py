@@ -1,12 +1,14 @@
-"""Whether a configuration describes an AutoencoderKL that can be built and run here."""
+"""What a config.json says, and whether it is an AutoencoderKL that can be built and run here."""
 
 from __future__ import annotations
 
 import inspect
+import json
 import logging
 import math
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,8 +16,11 @@ from diffusers import AutoencoderKL
 from torch import nn
 
 from modules.errors import blaming
+from modules.weights.sources import UnusableModel
 
 logger = logging.getLogger(__name__)
+
+Config = dict[str, Any]
 
 LARGEST = {"latent_channels": 4096, "layers_per_block": 32, "norm_num_groups": 16384}
 WIDEST, MOST_LEVELS = 16384, 12
@@ -23,6 +28,7 @@ BLOCKS = {
     "down_block_types": ("DownEncoderBlock2D", "AttnDownEncoderBlock2D"),
     "up_block_types": ("UpDecoderBlock2D", "AttnUpDecoderBlock2D"),
 }
+SWITCHES = ("force_upcast", "use_quant_conv", "use_post_quant_conv", "mid_block_add_attention")
 DEFAULTS = {
     name: parameter.default
     for name, parameter in inspect.signature(AutoencoderKL.__init__).parameters.items()
@@ -30,8 +36,30 @@ DEFAULTS = {
 PROBE = 4  # side of the latents that are tried out
 
 
-class UnusableConfig(ValueError):
-    """A configuration that describes no AutoencoderKL; names the entry."""
+def parse_config(text: str, name: str) -> Config:
+    """The JSON object in `text`, which messages call `name`. Raises UnusableModel."""
+    try:
+        config = json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise UnusableModel(f"{name} is damaged: {error}") from error
+    if not isinstance(config, dict):
+        raise UnusableModel(f"{name} is not a JSON object")
+    return config
+
+
+def read_config(file: Path, name: str) -> Config:
+    """The JSON object in `file`, which messages call `name`. Raises UnusableModel."""
+    try:
+        return parse_config(file.read_text(encoding="utf-8"), name)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UnusableModel(f"{name} cannot be read: {error}") from error
+
+
+def is_autoencoder_kl(config: Config) -> bool:
+    """Whether a config.json describes one: by its class, or in files without it, by its entries."""
+    if "_class_name" in config:
+        return config["_class_name"] == "AutoencoderKL"
+    return "latent_channels" in config and "block_out_channels" in config
 
 
 def network_of(config: Mapping[str, Any], what: str) -> AutoencoderKL:
@@ -54,17 +82,17 @@ def network_of(config: Mapping[str, Any], what: str) -> AutoencoderKL:
 
 
 def require_room(network: nn.Module) -> None:
-    """Raises UnusableConfig where a network's weights alone exceed this machine's memory."""
+    """Raises UnusableModel where a network's weights alone exceed this machine's memory."""
     needed = 4 * sum(parameter.numel() for parameter in network.parameters())
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > memory:
-        raise UnusableConfig(
+        raise UnusableModel(
             f"its weights take {needed / 1e9:,.0f} GB, and this machine has {memory / 1e9:,.0f} GB"
         )
 
 
 def check_config(config: Mapping[str, Any]) -> None:
-    """Raises UnusableConfig naming the first entry that is of a wrong type or without sense."""
+    """Raises UnusableModel naming the first entry that is of a wrong type or without sense."""
     config = DEFAULTS | dict(config)
     for name, largest in LARGEST.items():
         _require(_is_count(config[name], largest), config, name, f"an integer from 1 to {largest}")
@@ -83,6 +111,11 @@ def check_config(config: Mapping[str, Any]) -> None:
         _require(right, config, name, f"a list of {len(widths)} names, as block_out_channels has")
         known = all(block in BLOCKS[name] for block in config[name])
         _require(known, config, name, f"of {' and '.join(BLOCKS[name])}")
+    for name in SWITCHES:
+        _require(config[name] in (True, False, None), config, name, "true or false")
+    side = config["sample_size"]
+    _require(_is_number(side) or _is_list(side), config, "sample_size", "a number")
+    _require(isinstance(config["act_fn"], str), config, "act_fn", "the name of an activation")
     for name in ("in_channels", "out_channels"):
         _require(config[name] == 3, config, name, "3: only RGB is supported")
     factor, shift = config["scaling_factor"], config["shift_factor"]
@@ -101,7 +134,7 @@ def check_config(config: Mapping[str, Any]) -> None:
 
 def _require(right: bool, config: Mapping[str, Any], name: str, wanted: str) -> None:
     if not right:
-        raise UnusableConfig(f"{name} is {str(config[name])[:80]} and must be {wanted}")
+        raise UnusableModel(f"{name} is {str(config[name])[:80]} and must be {wanted}")
 
 
 def _is_list(value: object) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,13 @@ from modules.weights.ldm_layout import (
     to_ldm,
     unlike_stable_diffusion,
 )
-from modules.weights.model_config import network_of
+from modules.weights.model_config import (
+    Config,
+    is_autoencoder_kl,
+    network_of,
+    parse_config,
+    read_config,
+)
 from modules.weights.sources import Folder, HubRepository, Source, UnusableModel
 from modules.weights.tensor_files import (
     PICKLES,
@@ -32,12 +39,6 @@ from modules.weights.tensor_files import (
     UnreadableTensors,
     read_tensors,
     write_safetensors,
-)
-from modules.weights.vae_config import (
-    Config,
-    is_autoencoder_kl,
-    parse_config,
-    read_config,
 )
 from modules.weights.vae_folder import WEIGHTS, find_config, find_weights
 from modules.weights.vae_selection import StateDict, UnknownLayout, describe_names, select_vae
@@ -48,6 +49,7 @@ FLAG = "--pretrained_model_name_or_path"
 FP16_WEIGHTS = f"{WEIGHTS}.fp16.safetensors"
 LDM_FILE = "vae_ldm.safetensors"
 CONFIG_KEY = "autoencoder_config"
+SHARD = re.compile(r"-\d{5}-of-(\d{5})\.")
 
 
 class Float16Overflow(ValueError):
@@ -137,6 +139,9 @@ def _read_single_file(path: Path, weights: str) -> tuple[Config, StateDict]:
     The configuration is the one `save_ldm` left in the header, else that of the folder whose
     weights this file is, else inferred; then the guess about the latents' scale is logged.
     """
+    if part := SHARD.search(path.name):
+        raise UnusableModel(f"this is one of {int(part[1])} files that hold the weights together; "
+                            "give the folder that they lie in")  # fmt: skip
     tensors, metadata = read_tensors(path)
     state_dict = rename_to_diffusers(select_vae(tensors, weights))
     if CONFIG_KEY in metadata:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from modules.weights.model_config import Config, is_autoencoder_kl, read_config
 from modules.weights.sources import Source, UnusableModel, join
-from modules.weights.vae_config import Config, is_autoencoder_kl, read_config
 from modules.weights.vae_selection import describe_names
 
 WEIGHTS = "diffusion_pytorch_model"

@@ -131,9 +131,10 @@ BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
         ("#" * LARGEST_FILE + "\n", "a configuration at most"),
         ("seed: !!python/object/apply:os.system [true]", "cannot be read as YAML"),
         ("seed: \x00", "cannot be read as YAML"),
-        ("mixed_precision: no", 'put it in quotes, as "no"'),
+        ("mixed_precision: no", "put it in quotes"),
+        ("output_dir: 2024-01-01", "put it in quotes"),
     ],
-    ids=("bomb", "deep", "twice", "large", "tag", "nul", "bool"),
+    ids=("bomb", "deep", "twice", "large", "tag", "nul", "bool", "date"),
 )
 def test_a_hostile_configuration_is_refused(tmp_path, content, message):
     file = tmp_path / "mine.yaml"
@@ -194,3 +195,9 @@ def test_a_secret_is_not_shown(tmp_path):
 )  # fmt: skip
 def test_images_too_small_for_what_looks_at_them_are_refused_with_numbers(argv, message):
     assert message in answer(argv.split())
+
+
+def test_a_discriminator_that_never_starts_looks_at_no_image():
+    argv = ["--resolution=16", "--max_train_steps=9", "--disc_start"]
+    assert resolve_arguments([*argv, "9"]).data.resolution == 16
+    assert "a discriminator with --disc_num_layers=3 needs 24" in answer([*argv, "8"])

@@ -248,6 +248,30 @@ def interlace(picture: Image.Image) -> bytes:
 INTERLACED = interlace(PICTURE)
 
 
+@pytest.mark.parametrize("whole", [True, False], ids=["profile whole", "profile cut"])
+@pytest.mark.parametrize("mode", ["RGB", "CMYK"])
+@pytest.mark.parametrize(
+    "beside",
+    [(0xE0, b"JFIF"), (0xE0, b""), (0xEE, b"Adobe"), (0xE2, b"ICC_PROFILE\0"), (0xFE, b"note")],
+    ids=lambda segment: f"{segment[0]:x} {len(segment[1])}",
+)
+def test_a_segment_cut_short_beside_the_pixels_of_a_jpeg_spoils_nothing(beside, mode, whole):
+    """Its orientation and what its colours are count all the same."""
+    marker, content = beside
+    file = encode(PICTURE.convert(mode), "JPEG", exif=b"Exif\0\0" + exif_of(6))
+    expected = decode_rgb(file)
+
+    segments = [(marker, content), (0xE2, b"ICC_PROFILE\0\1\1" + bytes(9) if whole else b"ICC")]
+    added = b"".join(
+        bytes([0xFF, kind]) + (len(inside) + 2).to_bytes(2, "big") + inside
+        for kind, inside in segments
+    )
+    file = file[:2] + added + file[2:]
+
+    assert decode_rgb(file).tobytes() == expected.tobytes()
+    assert upright_shape(file) == expected.size[::-1] == PICTURE.size
+
+
 @pytest.mark.parametrize("image_format", ["PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "AVIF"])
 def test_a_file_far_larger_than_its_picture_is_not_read_whole(image_format, tmp_path):
     (tmp_path / "picture").write_bytes(encode(PICTURE, image_format))

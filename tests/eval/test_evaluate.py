@@ -29,12 +29,12 @@ from eval.metrics.image import mean_squared_error, psnr
 from eval.metrics.networks import backbone_of, open_networks
 from eval.metrics.precise import full_precision
 from eval.protocol.codecs import VAECodec, distinct_labels, open_codec, quantize
+from eval.protocol.comparison import reconstruct_selected, worst_positions
 from eval.protocol.evaluate import evaluate_reconstruction
 from eval.protocol.intervals import bootstrap, intervals, paired_differences
 from eval.protocol.loading import OwnBatches
 from eval.protocol.precision import PrecisionResult, measure_precision, should_force_upcast
 from eval.protocol.protocol import Protocol, ProtocolImages
-from eval.protocol.selected import reconstruct_selected, worst_positions
 from modules.data.images.images import normalize, to_uint8
 from modules.data.images.synthetic import SyntheticImages
 
@@ -165,9 +165,9 @@ def test_half_precision_weights_are_refused():
         evaluate(VAECodec(tiny_vae().bfloat16()), photographs(1))
 
 
-def test_nan_images_are_counted_and_never_averaged_in(tmp_path):
+def test_nan_images_are_counted_and_never_averaged_in():
     vae, images = tiny_vae(), photographs(6)
-    options = {"inception": tiny_inception(), "fid_cache": tmp_path, "latents": True}
+    options = {"inception": tiny_inception(), "latents": True}
     metrics = [*METRICS, "rfid", "lpips_vgg"]
     networks = {"vgg": PixelDistance()}
     found = evaluate(BrokenAt(vae, [1, 4]), images, metrics, lpips=networks, **options)["model"]
@@ -319,8 +319,8 @@ def test_truncation_darkens_and_rounding_does_not():
 def test_kept_samples_and_worst_images_are_those_that_were_measured():
     vae, images = tiny_vae(), TensorImages(photographs(7))
     found = evaluate(VAECodec(vae), images, batch_size=3, num_samples=2)["model"]
-    assert [position for position, _, _ in found.samples] == [0, 1]
-    for position, original, output in found.samples:
+    assert [position for position, *_ in found.samples] == [0, 1]
+    for position, original, output, _ in found.samples:
         assert torch.equal(original, images[position])
         mse = mean_squared_error(original[None], output[None]).item()
         assert mse == found.per_image["mse"][position]

@@ -1,4 +1,4 @@
-"""The streamed Fréchet distance is torch-fidelity's, and its cache is never believed blindly."""
+"""The streamed Fréchet distance is torch-fidelity's."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch_fidelity import calculate_metrics
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 from torch_fidelity.registry import register_feature_extractor
 
-from eval.metrics.digests import image_digest, network_digest
+from eval.metrics.digests import image_digest
 from eval.metrics.fid import FeatureStatistics, build_inception, frechet_distance
 from eval.protocol.codecs import PixelCodec, open_codec
 from eval.protocol.evaluate import evaluate_reconstruction
@@ -20,20 +20,18 @@ from eval.protocol.evaluate import evaluate_reconstruction
 register_feature_extractor("tiny-features", TinyFeatures)
 
 
-def evaluate(images, tmp_path, inception=None, model="downsample:4"):
-    data = images if isinstance(images, TensorImages) else TensorImages(images)
+def evaluate(images, model="downsample:4"):
     return evaluate_reconstruction(
         {"model": open_codec(model) if isinstance(model, str) else model},
-        data,
+        TensorImages(images),
         ["rfid"],
-        inception=inception or tiny_inception(),
-        fid_cache=tmp_path,
+        inception=tiny_inception(),
         batch_size=5,
         progress=False,
     )["model"]
 
 
-def test_rfid_is_torch_fidelitys_on_the_same_images(tmp_path):
+def test_rfid_is_torch_fidelitys_on_the_same_images():
     images = photographs(24)
     outputs = []
     codec = open_codec("downsample:4")
@@ -42,7 +40,7 @@ def test_rfid_is_torch_fidelitys_on_the_same_images(tmp_path):
         outputs.append(codec.transform(picture))
         return outputs[-1]
 
-    ours = evaluate(images, tmp_path, model=PixelCodec(remember)).rfid
+    ours = evaluate(images, model=PixelCodec(remember)).rfid
     seen = [torch.from_numpy(np.array(picture)).permute(2, 0, 1) for picture in outputs]
     # The last batch is filled up by repeating its last image.
     reconstructions = torch.stack(seen[: len(images)])
@@ -62,77 +60,32 @@ def test_rfid_is_torch_fidelitys_on_the_same_images(tmp_path):
 
 def test_streaming_in_any_batches_equals_numpys_covariance():
     features = torch.randn(50, 6, generator=torch.Generator().manual_seed(0)) * 3 + 100
-    statistics = FeatureStatistics()
+    statistics = FeatureStatistics(6)
     for part in features.split(7):
         statistics.update(part)
-    result = statistics.result(6)
+    result = statistics.result()
     assert result["mu"] == pytest.approx(features.double().numpy().mean(axis=0), rel=1e-12)
     expected = np.cov(features.double().numpy(), rowvar=False)
     assert result["sigma"] == pytest.approx(expected, rel=1e-8)
 
 
-def test_equal_images_have_distance_zero_and_noise_moves_it_away(tmp_path):
+def test_equal_images_have_distance_zero_and_noise_moves_it_away():
     images = photographs(16)
-    assert evaluate(images, tmp_path, model="identity").rfid == pytest.approx(0.0, abs=1e-6)
+    assert evaluate(images, model="identity").rfid == pytest.approx(0.0, abs=1e-6)
     distances = []
     for levels in (5.0, 60.0):
-        other = FeatureStatistics()
+        other = FeatureStatistics(12)
         other.update(tiny_inception()(noisy(images, levels))[0])
-        same = FeatureStatistics()
+        same = FeatureStatistics(12)
         same.update(tiny_inception()(images)[0])
-        distances.append(frechet_distance(same.result(12), other.result(12)))
+        distances.append(frechet_distance(same.result(), other.result()))
     assert 0 < distances[0] < distances[1]
 
 
-def test_the_second_run_takes_the_originals_from_the_cache(tmp_path):
-    images, first, second = photographs(20), tiny_inception(), tiny_inception()
-    expected = evaluate(images, tmp_path, first).rfid
-    assert len(list(tmp_path.iterdir())) == 1
-    again = evaluate(images, tmp_path, second).rfid
-    assert again == expected
-    # 4 batches of originals and 4 of reconstructions, and one call for the width of a feature.
-    assert (first.calls, second.calls) == (9, 4)
-
-
-def test_images_that_changed_under_the_same_names_are_noticed_in_the_end(tmp_path):
-    images = photographs(20)
-    evaluate(images, tmp_path)
-    changed = TensorImages(255 - images, fingerprint=TensorImages(images).fingerprint())
-    outdated = evaluate(changed, tmp_path)
-    assert outdated.rfid is None
-    assert "have changed" in outdated.missing["rfid"]
-    assert evaluate(changed, tmp_path).rfid == evaluate(changed, tmp_path / "fresh").rfid
-
-
-def test_images_without_a_fingerprint_are_not_remembered(tmp_path):
-    assert evaluate(TensorImages(photographs(8), fingerprint=""), tmp_path).rfid is not None
-    assert not list(tmp_path.iterdir())
-
-
-def test_other_weights_do_not_share_a_cache_entry(tmp_path):
-    images, other = photographs(20), tiny_inception()
-    other.projection.data *= 2
-    assert network_digest(other) != network_digest(tiny_inception())
-    evaluate(images, tmp_path)
-    assert evaluate(images, tmp_path, other).rfid == evaluate(images, tmp_path / "b", other).rfid
-    assert len(list(tmp_path.glob("*.npz"))) == 2
-
-
-def test_a_damaged_cache_file_is_replaced(tmp_path):
-    images = photographs(20)
-    expected = evaluate(images, tmp_path).rfid
-    (file,) = tmp_path.glob("*.npz")
-    file.write_bytes(file.read_bytes()[:100])
-    assert evaluate(images, tmp_path).rfid == expected
-    with np.load(file, allow_pickle=False) as stored:
-        assert stored["sigma"].shape == (12, 12)
-
-
-def test_one_image_has_no_covariance_and_rfid_says_so(tmp_path):
-    found = evaluate(photographs(1), tmp_path)
+def test_one_image_has_no_covariance_and_rfid_says_so():
+    found = evaluate(photographs(1))
     assert found.rfid is None
     assert found.missing["rfid"] == "needs at least 2 images"
-    assert not list(tmp_path.glob("*.npz"))
 
 
 def test_digests_depend_on_pixels_and_shape():

@@ -34,7 +34,7 @@ def test_the_latents_shown_are_those_of_the_pictures_shown():
     vae, images = tiny_vae(), validation(5, 2)
     result = images.run(vae)
     assert result.grid_latents.shape == (3, 4, 2, 2)
-    originals = torch.stack([original for _, original, _ in result.evaluation.samples])
+    originals = torch.stack([kept.original for kept in result.evaluation.samples])
     with torch.no_grad():
         expected = VAECodec(vae).encode(originals).mean
     assert torch.allclose(result.grid_latents, expected, atol=1e-5)

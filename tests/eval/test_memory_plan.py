@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import lpips
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import batch, tiny_run
+from tiny import batch, tiny_run, train
 
+import train_vae
 from eval.__main__ import main
-from eval.rehearsal import BEFORE_GAN, LATENTS, TRAINING, VALIDATION
+from eval.rehearsal import BEFORE_GAN, LATENTS, TRAINING, VALIDATION, random_batch
+from eval.speed import script
 from eval.speed.fake_run import cuda_autocast, fake_run
 from eval.speed.memory_plan import (
     BLOCK,
@@ -22,7 +25,7 @@ from eval.speed.memory_plan import (
     plan_textbook,
     state_bytes,
 )
-from eval.speed.script import Nobody, measured_arguments, training_script
+from modules.builders import run as builder
 from modules.config.arguments import Arguments
 
 FLAGS = (
@@ -33,7 +36,7 @@ FLAGS = (
 
 
 def arguments(flags: str = "") -> Arguments:
-    return measured_arguments([*FLAGS.split(), *flags.split()])
+    return script.measured_arguments([*FLAGS.split(), *flags.split()])
 
 
 def peaks(flags: str = "") -> Peaks:
@@ -52,16 +55,15 @@ def bytes_of(*tensors: torch.Tensor) -> int:
 def test_states_are_those_of_real_tensors_to_the_byte() -> None:
     flags = "--use_ema --mixed_precision no"
     run = tiny_run(flags)
-    script, clear, left = training_script(), run.update, {}
-    script.after_step = lambda run, watch: True
+    clear, left = run.update, {}
 
     def update(vae_turn: bool, disc_turn: bool) -> None:
         left["VAE"] = bytes_of(*(p.grad for p in run.raw_vae.parameters()))
         left["discriminator"] = bytes_of(*(p.grad for p in run.raw_discriminator.parameters()))
         clear(vae_turn, disc_turn)
 
-    run.update, run.loader = update, [batch()]
-    script.train(run, Nobody())
+    run.update = update
+    train(run, [batch()])
     measured = {}
     for name, network, optimizer in (
         ("VAE", run.raw_vae, run.optimizer_vae),
@@ -168,12 +170,19 @@ def test_meter_counts_storages_once_and_forgets_them() -> None:
     assert meter.peak == 16 * BLOCK
 
 
-def test_fake_run_is_the_scripts_own_step_and_allocates_nothing_real() -> None:
-    with fake_run(arguments("--use_ema")) as (_, run):
-        parameter = next(run.raw_vae.parameters())
-        assert type(parameter.data).__name__ == "FakeTensor"
+def test_fake_run_is_the_scripts_own_and_leaves_nothing_of_its_stand_ins() -> None:
+    def replaced() -> list[object]:
+        return [builder.make_accelerator, builder.make_discriminator, builder.make_perceptual,
+                builder.convolution_layout, lpips.LPIPS, torch.nn.Module.to, F.group_norm,
+                F.interpolate, train_vae.after_step]  # fmt: skip
+
+    before = replaced()
+    with fake_run(arguments("--use_ema")) as run:
+        script.train_on(run, [random_batch(run, 1, 64)])
+        assert type(next(run.raw_vae.parameters()).data).__name__ == "FakeTensor"
         assert run.schedule.adversarial_share(run.step) == 1.0
-        assert run.schedule.trains_vae(run.step)
+        assert not any(ours is theirs for ours, theirs in zip(before, replaced()[:4], strict=False))
+    assert replaced() == before
 
 
 def test_card_must_hold_more_than_the_tensors() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,10 @@ from tiny import batch, tiny_arguments, tiny_run, train
 from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
+import train_vae
 from eval import rehearsal
 from eval.rehearsal import LATENTS, TRAINING, VALIDATION, levers, rehearse
 from eval.speed.memory_plan import BLOCK, AllocationMeter
-from eval.speed.script import Nobody, training_script
 from modules.errors import RunStopped
 from modules.training.run import Run
 
@@ -29,8 +30,7 @@ def on_this_device_too(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def rehearsed(run: Run, num_validation_images: int = 2) -> Run:
-    script = training_script()
-    rehearse(run, lambda run: script.train(run, Nobody()), num_validation_images)
+    rehearse(run, partial(train_vae.train, watch=None), num_validation_images)
     return run
 
 

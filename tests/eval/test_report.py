@@ -6,7 +6,9 @@ import base64
 import io
 import math
 import re
+import time
 from html.parser import HTMLParser
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import numpy as np
@@ -19,11 +21,17 @@ from PIL import Image
 
 from eval.protocol.codecs import VAECodec, open_codec
 from eval.protocol.evaluate import evaluate_reconstruction
-from eval.report.charts import Series, bar_chart_svg, heatmap_svg, line_chart_svg, tick_text, ticks
+from eval.protocol.protocol import Protocol
+from eval.report.charts import line_chart, tick_text, ticks
 from eval.report.grid import comparison_grid, error_image
-from eval.report.latents import latent_section
-from eval.report.page import Cell, Picture, data_uri, image_grid, metrics_table, page
-from eval.report.tables import best_models, markdown_table, notes, terminal_table, without_nan
+from eval.report.latents import SCALE, latent_values
+from eval.report.outputs import without_nan
+from eval.report.page import Cell, Picture, data_uri, render
+from eval.report.tables import best_models, markdown_table, notes, rows
+from eval.report.terminal import table_text
+from eval.report.training import write_training_report
+from modules.builders.banner import facts
+from modules.config.command_line import resolve_arguments
 
 HARMFUL = "<script>alert(\"x\")</script> & 'quoted'"
 
@@ -66,21 +74,30 @@ def check(html):
     return checker
 
 
+def training_page(**values):
+    """training.html with nothing on it but `values`."""
+    nothing = {"validation": {}, "charts": [], "pictures": [], "latents": {}, "facts": {}}
+    return render("training.html", **{"title": "t", "lead": "", "stamp": [], **nothing, **values})
+
+
 def test_a_page_is_closed_self_contained_and_escapes_every_text():
     image = photographs(1)[0]
-    rows = {HARMFUL: [Cell(HARMFUL, HARMFUL, True)]}
-    sections = [
-        (HARMFUL, metrics_table([HARMFUL, HARMFUL], rows)),
-        ("pictures", image_grid([(HARMFUL, [Picture(image, HARMFUL, HARMFUL, image)])])),
-        ("chart", line_chart_svg([Series(HARMFUL, [1], [2])] * 2, title=HARMFUL, x_label=HARMFUL)),
-        ("bars", bar_chart_svg([HARMFUL], [1.0], title=HARMFUL)),
-        ("empty", ""),
-    ]
-    html = page(HARMFUL, sections, lead=HARMFUL, stamp=[HARMFUL])
+    html = training_page(
+        title=HARMFUL,
+        lead=HARMFUL,
+        stamp=[HARMFUL],
+        validation_header=[HARMFUL, HARMFUL],
+        explained="",
+        validation={HARMFUL: [Cell(HARMFUL, HARMFUL, True)]},
+        charts=[line_chart(HARMFUL, HARMFUL, {HARMFUL: [(1, 2)], HARMFUL + "2": [(1, 2)]})],
+        pictures=[(HARMFUL, [Picture(image, HARMFUL, HARMFUL, image)])],
+        facts={HARMFUL: HARMFUL},
+    )
     checker = check(html)
     assert "script" not in checker.tags
     assert html.count("&lt;script&gt;") >= 14
-    assert ">empty<" not in html
+    assert "<h2>Latents" not in html
+    assert "error ×8" in html
     sources = [value for name, value in checker.attributes if name in ("src", "href")]
     assert sources
     assert all(value.startswith("data:image/webp;base64,") for value in sources)
@@ -104,27 +121,27 @@ def test_embedded_pictures_are_lossless():
     st.booleans(),
 )
 def test_line_charts_draw_any_numbers_inside_their_frame(values, log):
-    svg = line_chart_svg([Series("a", range(len(values)), values)], title="t", log_y=log)
-    root = ElementTree.fromstring(svg)
-    for path in root.iter("path"):
-        for x, y in re.findall(r"[ML](\S+) ([^MLH]+)", path.attrib["d"]):
-            assert -0.1 <= float(x) <= 480.1
-            assert -0.1 <= float(y) <= 280.1
+    chart = line_chart("t", "x", {"a": list(enumerate(values))}, log_y=log)
+    ElementTree.fromstring(re.search("<svg.*</svg>", training_page(charts=[chart]), re.S)[0])
+    for line in chart.lines:
+        for x, y in re.findall(r"[ML](\S+) ([^ML]+)", line.path):
+            assert chart.left <= float(x) <= chart.right
+            assert chart.top <= float(y) <= chart.bottom
 
 
 def test_gaps_interrupt_a_line_and_a_lone_point_is_a_dot():
-    svg = line_chart_svg([Series("a", range(6), [1, 2, math.nan, 3, None, 4])], title="t")
-    (line,) = re.findall(r'class="line l0" d="([^"]*)"', svg)
-    assert line.count("M") == 3
-    assert svg.count("<circle") == 2
-    assert "no values" in line_chart_svg([Series("a", [1], [math.nan])], title="t")
+    points = list(enumerate([1, 2, math.nan, 3, None, 4]))
+    (line,) = line_chart("t", "x", {"a": points}).lines
+    assert line.path.count("M") == 3
+    assert len(line.dots) == 2
+    assert "no values" in training_page(charts=[line_chart("t", "x", {"a": [(1, math.nan)]})])
 
 
 def test_a_long_line_is_thinned_and_keeps_its_end():
-    svg = line_chart_svg([Series("a", range(10_000), [float(i) for i in range(10_000)])], title="t")
-    (line,) = re.findall(r'class="line l0" d="([^"]*)"', svg)
-    assert line.count("L") < 700
-    assert float(line.rsplit("L", 1)[1].split()[0]) == pytest.approx(480 - 14)
+    chart = line_chart("t", "x", {"a": [(i, float(i)) for i in range(10_000)]})
+    path = chart.lines[0].path
+    assert path.count("L") < 700
+    assert float(path.rsplit("L", 1)[1].split()[0]) == pytest.approx(chart.right)
 
 
 @given(st.floats(-1e6, 1e6), st.floats(1e-4, 1e6))
@@ -140,42 +157,40 @@ def test_tick_texts_are_short():
     assert [tick_text(value) for value in values] == ["0", "1.5M", "20k", "950", "0.05", "2e-6"]
 
 
-def test_bars_below_zero_hang_from_zero():
-    root = ElementTree.fromstring(bar_chart_svg(["a", "b"], [2.0, -1.0], title="t"))
-    up, down = root.iter("rect")
-    zero = float(up.attrib["y"]) + float(up.attrib["height"])
-    assert float(down.attrib["y"]) == pytest.approx(zero, abs=0.11)
-    assert float(up.attrib["height"]) == pytest.approx(2 * float(down.attrib["height"]), abs=0.2)
-
-
-def test_heatmaps_of_many_channels_have_no_numbers_on_them():
-    small = heatmap_svg(torch.eye(4).tolist(), title="t")
-    large = heatmap_svg(torch.eye(16).tolist(), title="t")
-    assert "1.00</text>" in small
-    assert "</text>" not in large
-    assert len(re.findall("<title>", large)) == 256
-
-
 def test_latents_of_several_models_are_drawn():
     vae = VAECodec(tiny_vae())
     models = {label: e.latents for label, e in found(one=vae, other=vae).items()}
-    html = latent_section(models)
+    html = training_page(
+        latents=latent_values(models, SCALE, dict.fromkeys(models, 0.18215)), latent_grid=None
+    )
     check(html)
-    assert html.count("<svg") == 9
-    assert "scaling_factor should be" in html
-    assert latent_section({}) == ""
+    assert html.count("<svg") == 1
+    assert html.count(f">{models['one'].channel_mean[3]:+.4f}<") == 2
+    assert html.count(">0.18215<") == 2
+    assert latent_values({}, SCALE, {}) == {}
 
 
 def test_the_terminal_table_is_aligned_and_marks_the_best():
     evaluations = found()
-    lines = terminal_table(evaluations).splitlines()
-    assert lines[0].split()[:3] == ["model", "PSNR", "↑"]
-    first, second = lines[2], lines[3]
+    header, _, first, second = table_text(rows(evaluations)).splitlines()
+    assert header.split()[:3] == ["model", "PSNR", "↑"]
     assert first.startswith("jpeg:10")
     assert "*" in second
     assert first.index(".") == second.index(".")
     assert best_models(evaluations, "psnr") == {"jpeg:80"}
     assert best_models(evaluations, "kl") == set()
+
+
+@pytest.mark.parametrize("width", [20, 60, 160])
+def test_no_number_is_lost_in_a_table_however_narrow(width):
+    cells = [["model", *(f"metric {i}" for i in range(12))],
+             *([f"[red]{name}", *(f"{i}.2345" for i in range(12))] for name in "ab")]  # fmt: skip
+    text = table_text(cells, width)
+    assert all(cell in text for row in cells for cell in row)
+    assert "…" not in text
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= max(width, 40)
+    assert len(lines) == (14 if width < 160 else 4)
 
 
 def test_the_identity_does_not_compete():
@@ -211,7 +226,7 @@ def test_notes_name_what_is_missing_broken_or_unreadable():
     assert "broken: 3 of 3 images NaN, left out of its means" in lines
     assert "rFID is missing: its network was not given" in lines
     assert "mine does not beat downsample:8: as an autoencoder it is not working (yet)" in lines
-    assert "–" in terminal_table(evaluations)
+    assert "–" in table_text(rows(evaluations))
 
 
 def test_json_has_no_nan():
@@ -229,7 +244,7 @@ def test_the_grid_shows_originals_reconstructions_and_errors_pixel_by_pixel():
         progress=False,
     )
     canvas = np.array(comparison_grid(evaluations))
-    _, original, output = evaluations["jpeg:10"].samples[1]
+    _, original, output, _ = evaluations["jpeg:10"].samples[1]
     error = error_image(original, output)
     assert error.float().mean() > 8
     for image in (original, output, error):
@@ -251,3 +266,48 @@ def test_errors_are_eight_fold_and_clipped():
     original = torch.full((3, 1, 2), 100, dtype=torch.uint8)
     output = torch.tensor([103, 10], dtype=torch.uint8).expand(3, 1, 2)
     assert error_image(original, output)[0, 0].tolist() == [24, 255]
+
+
+def training_report(tmp_path, *training):
+    evaluation = found(("psnr", "kl"), vae=VAECodec(tiny_vae()))["vae"]
+    validation = {f"val/{name}": value for name, value in evaluation.summary().items()}
+    history = [{"step": 0, **validation}, *training, {"step": 9, **validation}]
+    facts = {"Hardware": "1 x Abacus", "Flags": "--kl_scale 0.1  --no_use_ema"}
+    write_training_report(tmp_path / "r.html", "mine", history, evaluation, Protocol(), None, facts)
+    html = (tmp_path / "r.html").read_text()
+    check(html)
+    return html
+
+
+def test_nothing_of_a_discriminator_is_drawn_before_it_is_trained(tmp_path):
+    row = {"step": 5, "train/lr": 1e-4, "train/disc_lr": 1e-4, "train/grad_norm_vae": 1.0,
+           "train/grad_norm_disc": 0.0}  # fmt: skip
+    off = training_report(tmp_path, row)
+    assert "Learning rates" in off
+    assert "discriminator" not in off
+    assert "discriminator" in training_report(tmp_path, row | {"train/d_loss": 2.0})
+
+
+def test_the_report_of_a_run_says_what_ran_where_and_names_no_second_scaling_factor(tmp_path):
+    html = training_report(tmp_path)
+    for text in ("1 x Abacus", "--kl_scale 0.1", "latest, step 9", "KL, nats per image"):
+        assert text in html
+    assert "scaling_factor should be" not in html
+    assert "measured when the run ends" in html
+
+
+def test_a_run_tells_its_flags_as_they_are_typed_and_keeps_its_secrets():
+    argv = ["--kl_scale", "0.5", "--no_random_flip", "--use_ema", "--hub_token", "hf_secret"]
+    device = torch.device("cpu")
+    run = SimpleNamespace(
+        args=resolve_arguments(argv),
+        accelerator=SimpleNamespace(num_processes=2, device=device, mixed_precision="bf16"),
+        step=5,
+        max_train_steps=10,
+    )
+    told = facts(run, SimpleNamespace(began=time.monotonic() - 65, first_step=3))
+    flags = told["Flags that differ from the defaults"].split("  ")
+    assert {"--kl_scale 0.5", "--no_random_flip", "--use_ema"} <= set(flags)
+    assert "secret" not in str(told)
+    assert told["Hardware"].startswith("2 x CPU")
+    assert told["Time"] == "0:01:05 since step 3, for 5 of 10 steps"

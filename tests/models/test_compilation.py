@@ -10,12 +10,12 @@ import torch
 from tiny import batch, largest_difference, tiny_run, train, weights
 from torch._dynamo.utils import counters
 
+import train_vae
 from eval import rehearsal
 from eval.metrics.precise import full_precision
 from eval.protocol.codecs import VAECodec
 from eval.protocol.protocol import Protocol
-from eval.speed.random_lpips import with_random_lpips
-from eval.speed.script import Nobody, measured_arguments, training_script
+from eval.speed.random_lpips import random_lpips
 
 
 @pytest.fixture
@@ -37,11 +37,8 @@ def graphs() -> int:
 
 @pytest.mark.usefixtures("quick_compiler")
 def test_compiled_networks_train_as_uncompiled_ones() -> None:
-    backbone = "--lpips_backbone squeeze"
-    flags = f"{backbone} --perceptual_scale 1"
-    torch.manual_seed(0)  # of LPIPS
-    with with_random_lpips(measured_arguments(backbone.split())) as args:
-        flags += f" --lpips_weights {args.losses.lpips_weights}"
+    flags = "--lpips_backbone squeeze --perceptual_scale 1"
+    with random_lpips():
         plain, compiled = tiny_run(flags), tiny_run(f"{flags} --compile")
         trained = {}
         for name, run in (("plain", plain), ("compiled", compiled)):
@@ -80,9 +77,8 @@ def test_five_levels_are_compiled_and_their_validation_is_not(
     assert torch.equal(*reconstructions)
     assert graphs() == 0
 
-    script = training_script()
     monkeypatch.setattr(rehearsal, "WITHOUT_LIMIT", ())
-    rehearsal.rehearse(run, lambda run: script.train(run, Nobody()), 2)
+    rehearsal.rehearse(run, partial(train_vae.train, watch=None), 2)
     needed = graphs()
     assert needed > 20  # 12 blocks, with gradients and in the discriminator's turn without
     train(run, [batch(seed=seed, shape=(4, 2, 2)) for seed in range(2)])

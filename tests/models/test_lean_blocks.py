@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tiny import batch, tiny_run
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from eval.speed.levers import undo_lean_blocks, undo_lean_upsampling
+from eval.speed.levers import UNDO
 from eval.speed.memory_plan import AllocationMeter
 from modules.models.lean_blocks import LeanResnetBlock, LeanUpsample, make_lean, upsampling_kernel
 
@@ -73,8 +73,8 @@ def test_training_never_makes_the_larger_picture_that_upsampling_convolves() -> 
 
 def test_blocks_that_do_more_than_a_vae_needs_are_left_alone() -> None:
     run = tiny_run()
-    undo_lean_blocks(run)
-    undo_lean_upsampling(run)
+    for lever in ("no-lean-blocks", "no-lean-upsampling"):
+        UNDO[lever](run)
     vae = run.raw_vae.vae
     vae.decoder.mid_block.resnets[0].dropout.p = 0.1
     vae.decoder.up_blocks[0].upsamplers[0].interpolate = False

@@ -89,6 +89,16 @@ def test_a_configuration_with_nonsense_in_it_is_one_line_or_works(entry):
             assert entry in ANY or value is None
 
 
+@pytest.mark.parametrize(
+    ("entry", "value"),
+    [("act_fn", None), ("sample_size", None), ("use_quant_conv", "no"), ("force_upcast", "false")],
+)
+def test_an_entry_that_would_be_taken_for_another_is_named(entry, value):
+    right = json.loads(tiny_vae().to_json_string())
+    with pytest.raises(ArgumentError, match=f"--model=x: {entry} is {value} and must be "):
+        network_of(right | {entry: value}, "--model=x")
+
+
 def test_networks_beyond_the_machines_memory_are_refused_before_they_are_built():
     small = ["--perceptual_scale=0", "--resolution=64"]
     with pytest.raises(ArgumentError, match=r"--block_out_channels=16384.* GB"):

@@ -9,7 +9,6 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 
-from eval.metrics.digests import combined_digest
 from eval.protocol.protocol import Protocol, ProtocolImages
 from modules.data.images.images import UnreadableImage
 from modules.data.images.synthetic import SyntheticImages
@@ -21,15 +20,8 @@ RESOLUTION = 32
 class TensorImages(torch.utils.data.Dataset):
     """uint8 images by position; those at `damaged` raise UnreadableImage."""
 
-    def __init__(
-        self, images: Tensor, damaged: Sequence[int] = (), fingerprint: str | None = None
-    ) -> None:
+    def __init__(self, images: Tensor, damaged: Sequence[int] = ()) -> None:
         self.images, self.damaged = images, damaged
-        self.known_as = combined_digest(images.tolist()) if fingerprint is None else fingerprint
-
-    def fingerprint(self) -> str:
-        """Given, or of the pixels."""
-        return self.known_as
 
     def __len__(self) -> int:
         return len(self.images)

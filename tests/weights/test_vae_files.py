@@ -252,6 +252,8 @@ def test_diffusers_own_shards_and_their_variant_load(vae, folder):
     vae.save_pretrained(folder, max_shard_size="200KB")
     assert len(list(folder.glob("*-of-*"))) > 1
     assert_same_weights(load_vae(folder), vae)
+    with pytest.raises(ValueError, match=r"one of \d+ files that hold .*; give the folder"):
+        load_vae(next(folder.glob("*-00001-of-*.safetensors")))
     half = tiny_vae().half()
     half.save_pretrained(folder, max_shard_size="200KB", variant="fp16")
     assert_same_weights(load_vae(folder, variant="fp16"), half)

@@ -19,7 +19,7 @@ from PIL import ExifTags, Image
 from torch import Tensor
 
 from modules.data.images.image_kinds import formats, unread_format
-from modules.data.images.png_chunks import SIGNATURE, pixel_chunks
+from modules.data.images.pixel_parts import JPEG, PNG, pixel_chunks, pixel_segments
 
 # 134 million. Decoding takes 8 bytes a pixel, 12 of AVIF and floating point, so never more than 1.6
 # GB: JPEG2000 and WebP, which take 20 and 17, stop at half as many. A JPEG may have twice as many:
@@ -127,7 +127,8 @@ def _identify(stream: BinaryIO) -> Image.Image:
     if size == 0:
         raise UnreadableImage("the file is empty")
     stream.seek(0)
-    if stream.read(len(SIGNATURE)) == SIGNATURE:
+    start = stream.read(16)
+    if start.startswith(PNG):
         try:
             return Image.open(pixel_chunks(stream), formats=("PNG",))
         except DECODE_ERRORS:  # for the EXIF data perhaps, which is not the picture
@@ -139,8 +140,9 @@ def _identify(stream: BinaryIO) -> Image.Image:
     try:
         return Image.open(stream, formats=allowed)
     except Image.UnidentifiedImageError as error:
-        stream.seek(0)
-        fix = unread_format(stream.read(16)) or "or of a kind of them that Pillow does not read"
+        if start.startswith(JPEG):  # for what lies beside its pixels perhaps
+            return Image.open(pixel_segments(stream), formats=("JPEG",))
+        fix = unread_format(start) or "or of a kind of them that Pillow does not read"
         reason = f"not one of the formats {', '.join(allowed)}{beyond}; {fix}"
         raise UnreadableImage(reason) from error
 

@@ -1,4 +1,4 @@
-"""A PNG without what lies beside its pixels, which must not spoil them."""
+"""A PNG or JPEG without what lies beside its pixels, which must not spoil them."""
 
 from __future__ import annotations
 
@@ -8,10 +8,15 @@ from bisect import bisect_right
 from itertools import accumulate
 from typing import BinaryIO
 
-SIGNATURE = b"\x89PNG\r\n\x1a\n"
+PNG = b"\x89PNG\r\n\x1a\n"
+JPEG = b"\xff\xd8\xff"
 PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
 EXIF_BY_TEXT = (b"Raw profile type exif\0", b"XML:com.adobe.xmp\0")  # in text chunks of programs
 MAX_EXIF = 2**16  # bytes of a chunk, the most that a JPEG can hold of it
+# Of a JPEG's segments of applications, those that turn its picture or say what its colours are: how
+# they begin, and how much of them is needed for that.
+KEPT = ((0xE0, b"JFIF\0", 14), (0xE1, b"Exif\0\0", 14), (0xEE, b"Adobe", 12))
+COMMENT, START_OF_SCAN = 0xFE, 0xDA
 
 
 def pixel_chunks(file: BinaryIO, with_exif: bool = True) -> BinaryIO:
@@ -21,8 +26,8 @@ def pixel_chunks(file: BinaryIO, with_exif: bool = True) -> BinaryIO:
     or damaged. What is whole of its EXIF data, wherever it stands, comes before the pixels, unless
     with_exif is False. Nothing is decompressed.
     """
-    header, exif, pixels = [(0, len(SIGNATURE))], [], []
-    start = len(SIGNATURE)
+    header, exif, pixels = [(0, len(PNG))], [], []
+    start = len(PNG)
     while True:
         file.seek(start)
         head = file.read(8)
@@ -37,6 +42,30 @@ def pixel_chunks(file: BinaryIO, with_exif: bool = True) -> BinaryIO:
         if kind == b"IEND":
             break
     return io.BufferedReader(_Parts(file, _joined(header + exif + pixels)), 2**16)
+
+
+def pixel_segments(file: BinaryIO) -> BinaryIO:
+    """The segments of a JPEG that make its picture, as a file; for one that is refused with all.
+
+    Colour profiles, thumbnails, comments and what is cut short beside the pixels are passed over.
+    """
+    parts, start = [(0, 2)], 2
+    while True:
+        file.seek(start)
+        head = file.read(4)
+        kind, length = head[1:2], int.from_bytes(head[2:], "big") + 2
+        if len(head) < 4 or head[:1] != b"\xff" or kind[0] == START_OF_SCAN:
+            break  # from here on pixels, or nothing that is known
+        content = file.read(min(length - 4, 14))
+        beside = kind[0] in (*range(0xE0, 0xF0), COMMENT)
+        if not beside or any(
+            kind[0] == marker and content.startswith(name) and len(content) >= size
+            for marker, name, size in KEPT
+        ):
+            parts.append((start, length))
+        start += length
+    parts.append((start, file.seek(0, io.SEEK_END) - start))
+    return io.BufferedReader(_Parts(file, _joined(parts)), 2**16)
 
 
 def _is_whole_exif(kind: bytes, content: bytes) -> bool:

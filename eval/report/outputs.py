@@ -1,0 +1,101 @@
+"""Everything that is said and written of a comparison: table, JSON, Markdown, page, picture."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from eval.protocol.comparison import Result, worst_positions
+from eval.protocol.results import Evaluation
+from eval.report.grid import comparison_grid
+from eval.report.page import write_page
+from eval.report.reconstruction import reconstruction_values
+from eval.report.tables import difference_lines, markdown_table, notes, rows
+from eval.report.terminal import print_table
+
+COMPARED = ("psnr", "ssim", "lpips_alex", "lpips_vgg")  # the differences that are printed
+NUM_WORST = 8  # images that are named in the JSON
+
+
+def write_comparison(
+    result: Result,
+    *,
+    json: str | None = None,
+    markdown: str | None = None,
+    report: str | None = None,
+    grid: str | None = None,
+) -> None:
+    """Prints the table with its notes, and writes the files that are wanted."""
+    evaluations = result.evaluations
+    messages = notes(evaluations, result.images.label)
+    print_table(rows(evaluations))
+    print("", *messages, *result.stamp, result.run_line, sep="\n")
+    if compared := difference_lines(result.differences, COMPARED):
+        print("", "Paired differences, 95 % bootstrap interval:", *compared, sep="\n")
+    write_json(json, comparison_data(result))
+    if markdown:
+        text = "\n\n".join([markdown_table(evaluations), *messages, *result.stamp]) + "\n"
+        Path(markdown).write_text(text, encoding="utf-8", errors="backslashreplace")
+    if report:
+        write_page(Path(report), "reconstruction.html", **reconstruction_values(result))
+    if grid:
+        comparison_grid(evaluations).save(grid)
+
+
+def write_json(file: str | None, data: Any) -> None:
+    """Writes `data`, with null for NaN and infinity, which JSON does not have; nothing for None."""
+    if file:
+        Path(file).write_text(json.dumps(without_nan(data), indent=1, allow_nan=False) + "\n")
+
+
+def without_nan(value: Any) -> Any:
+    """The same data with None for NaN and infinity."""
+    if isinstance(value, Mapping):
+        return {key: without_nan(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def comparison_data(result: Result) -> dict[str, Any]:
+    """The JSON file: models, differences, protocol, data, run."""
+    first, images = next(iter(result.evaluations.values())), result.images
+    return {
+        "models": {label: _model(result, label, e) for label, e in result.evaluations.items()},
+        "differences": [
+            {"metric": d.metric, "first": d.first, "second": d.second, "better": d.better,
+             **vars(d.interval)}
+            for d in result.differences
+        ],
+        "protocol": result.protocol.stamp(),
+        "data": {
+            "source": images.source.name,
+            "num_images": len(images),
+            "of": len(images.source),
+            "unreadable": {images.label(p): why for p, why in first.unreadable.items()},
+            "content": first.content,
+        },
+        "run": result.run,
+    }  # fmt: skip
+
+
+def _model(result: Result, label: str, evaluation: Evaluation) -> dict[str, Any]:
+    """One model's part, with the names and exact squared errors of its worst images."""
+    return {
+        "model": result.names[label],
+        "summary": evaluation.summary(),
+        "intervals": {key: asdict(found) for key, found in result.intervals[label].items()},
+        "nan_images": evaluation.nan_images,
+        "missing": evaluation.missing,
+        "worst": [
+            {"position": position, "image": result.images.label(position),
+             "mse": float(evaluation.per_image["mse"][position])}
+            for position in worst_positions(evaluation, NUM_WORST)
+        ],
+        "latents": evaluation.latents.to_dict() if evaluation.latents else None,
+        "seconds": evaluation.seconds,
+    }  # fmt: skip
