@@ -52,13 +52,13 @@ from pathlib import Path
 
 import torch
 
+from eval.export import latent_config, planned_push
 from eval.protocol.latents import measure_latents
 from eval.protocol.protocol import Protocol, ProtocolImages
 from eval.rehearsal import explained, rehearse
 from eval.watch import Watch, begin
 from modules.builders.banner import banner
 from modules.builders.data import open_data
-from modules.builders.export import latent_config, planned_push
 from modules.builders.loader import check_shared_memory, make_loader
 from modules.builders.networks import make_vae
 from modules.builders.output_dir import (

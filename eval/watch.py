@@ -6,11 +6,11 @@ import sys
 from dataclasses import dataclass
 from functools import partial
 
+from eval.export import describe_training, latent_config, make_publisher
 from eval.report.training import write_training_report
 from eval.validation import Validation, ValidationResult, make_validation
 from modules.builders.banner import banner, facts, summary
 from modules.builders.data import TrainingData
-from modules.builders.export import describe_training, latent_config, make_publisher
 from modules.builders.output_dir import clear_output_dir, owned_files
 from modules.data.bad_images import BadImages
 from modules.distributed.reduce import gather_from_processes

@@ -21,7 +21,7 @@ from hub_stand_in import TOKEN, StandIn, stand_in, take_it_for_the_hub, without_
 from huggingface_hub import ModelCard
 from launching import ROOT, TINY, Launched, launch
 
-from modules.builders.export import describe_training
+from eval.export import describe_training
 from modules.builders.output_dir import check_output_dir
 from modules.config.command_line import resolve_arguments
 from modules.config.outputs import LoggingArguments
