@@ -14,12 +14,11 @@ from copy import deepcopy
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import Tensor
 
 from modules.data.images.images import normalize
-from modules.training.losses import discriminator_loss
+from modules.training.losses import PIXEL_LOSSES, discriminator_loss
 from modules.training.run import Run
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "no": torch.float32}
@@ -97,7 +96,7 @@ class TextbookTrainer:
 
     def _generator_loss(self, images: Tensor, reconstructions: Tensor, posterior: Any) -> Tensor:
         losses, disc = self.args.losses, self.args.discriminator
-        pixels = F.l1_loss if losses.rec_loss == "l1" else F.mse_loss
+        pixels = PIXEL_LOSSES[losses.rec_loss]
         nll = pixels(reconstructions, images, reduction="none")
         if self.perceptual is not None:
             nll = nll + losses.perceptual_scale * self.perceptual(images, reconstructions)

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+PIXEL_LOSSES = {"l1": F.l1_loss, "l2": F.mse_loss}  # the choices of --rec_loss
 WEIGHT_EPSILON = 1e-4  # latent-diffusion's guard against a vanishing adversarial gradient
 
 
@@ -19,7 +20,7 @@ def rec_loss(kind: str, images: Tensor, reconstructions: Tensor) -> Tensor:
 
     images, reconstructions: [B, 3, H, W] in [-1, 1]. Mean over all elements; scalar.
     """
-    return (F.l1_loss if kind == "l1" else F.mse_loss)(reconstructions, images)
+    return PIXEL_LOSSES[kind](reconstructions, images)
 
 
 def kl_loss(kl_per_image: Tensor, elements_per_image: int) -> Tensor:
