@@ -30,7 +30,7 @@ def check_places(args: Arguments) -> None:
     for name, value in named:
         if value and _is_a_path(value) and not os.path.exists(value):
             raise ArgumentError(
-                f"--{name}={value} does not exist; check the path, or give a hub id"
+                f"--{name}={value}: no such file or folder; check the path, or give a hub id"
             )
 
 
