@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import multiprocessing.queues
 import os
+import resource
 import sys
 from pathlib import Path
 
 from modules.errors import ArgumentError, one_line
 
 SHARED = Path("/dev/shm")  # where Linux keeps it; Docker gives 64 MB
+ENOUGH_FILES = 65536  # many systems allow 1024 unless a program asks
 IN_USE = 2  # batches that the training process still holds
 
 
@@ -18,8 +20,11 @@ def require_shared_memory(flag: str, num_workers: int, waiting: int, batch_bytes
     """Raises ArgumentError where the batches of all workers do not fit into free shared memory.
 
     flag: the one that sets num_workers. waiting: batches that each worker has ready at most. The
-    other processes of a run on this machine need as much.
+    other processes of a run on this machine need as much. Each batch that waits is an open file as
+    well: their number is raised to what the system allows.
     """
+    if num_workers > 0:
+        _raise_limit_of_open_files()
     if num_workers == 0 or not SHARED.is_dir():
         return
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
@@ -35,6 +40,13 @@ def require_shared_memory(flag: str, num_workers: int, waiting: int, batch_bytes
         f"shared memory, and {SHARED} has {free / 1e6:.0f} MB free; give more (in a container: "
         f"docker run --shm-size={math.ceil(2 * needed / 2**30)}g, or --ipc=host), or {flag} {fewer}"
     )
+
+
+def _raise_limit_of_open_files() -> None:
+    limit, allowed = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = ENOUGH_FILES if allowed == resource.RLIM_INFINITY else min(allowed, ENOUGH_FILES)
+    if limit != resource.RLIM_INFINITY and limit < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, allowed))
 
 
 def end_rather_than_drop(worker: int = 0) -> None:
