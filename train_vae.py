@@ -46,18 +46,18 @@ if __name__ == "__main__":  # before the slow imports: some mistakes are answere
 
 import logging
 import math
-import sys
 from contextlib import closing, nullcontext
 from functools import partial
 from pathlib import Path
 
 import torch
 
+from eval.export import latent_config, planned_push
 from eval.protocol.latents import measure_latents
 from eval.protocol.protocol import Protocol, ProtocolImages
 from eval.rehearsal import explained, rehearse
 from eval.watch import Watch, begin
-from modules.builders.banner import banner, summary
+from modules.builders.banner import banner
 from modules.builders.data import open_data
 from modules.builders.loader import check_shared_memory, make_loader
 from modules.builders.networks import make_vae
@@ -72,10 +72,8 @@ from modules.config.arguments import Arguments
 from modules.data.bad_images import warn_of_upscaling
 from modules.distributed.launch_environment import check_environment
 from modules.errors import ArgumentError, dispensable
-from modules.export.hub import planned_push
-from modules.export.vae import export_everything, export_vae, latent_config
+from modules.export.vae import export_vae
 from modules.models.autoencoder import TrainableVAE, latent_shape
-from modules.output.run_files import AT_THE_END
 from modules.tracking.trackers import end_trackers, start_trackers
 from modules.training.checkpoint import save_checkpoint
 from modules.training.losses import batch_psnr, discriminator_loss, kl_loss, rec_loss
@@ -229,12 +227,7 @@ def export(run: Run, watch: Watch) -> bool:
             if latents is None:
                 return False
         if run.accelerator.is_main_process:
-            watch.journal.close()
-            owned, rows = owned_files(args), watch.rows(run)
-            owned.claim(AT_THE_END)
-            vae = export_everything(run, latents, rows, watch.provenance())
-            owned.sign("README.md")  # people write on in it
-            print(summary(vae, run.output_dir, rows), file=sys.stderr)
+            watch.write_result(run, latents)
     run.accelerator.wait_for_everyone()
     return True
 
@@ -283,7 +276,7 @@ def main(args: Arguments, lock: FolderLock | None) -> None:
         run.meter.restart_clock()  # the loader may have looked at the sizes of all images
         if not run.validation_due and train(run, watch) and export(run, watch):
             if watch.publisher is not None:
-                watch.publisher.finish(run.step)
+                watch.publisher.finish(run.step, lambda: watch.stop.received is not None)
         else:
             logger.info(
                 "stopped at step %d of %d by a signal; the same command with "

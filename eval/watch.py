@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from functools import partial
 
+from eval.export import describe_training, latent_config, make_publisher
 from eval.report.training import write_training_report
 from eval.validation import Validation, ValidationResult, make_validation
-from modules.builders.banner import banner, facts
+from modules.builders.banner import banner, facts, summary
 from modules.builders.data import TrainingData
-from modules.builders.output_dir import clear_output_dir
+from modules.builders.output_dir import clear_output_dir, owned_files
 from modules.data.bad_images import BadImages
 from modules.distributed.reduce import gather_from_processes
 from modules.distributed.signals import StopRequest
 from modules.errors import dispensable
-from modules.export.model_card import Provenance
+from modules.export.model_card import Training, write_model_card
 from modules.export.publisher import Publisher
+from modules.export.vae import export_everything
+from modules.models.autoencoder import describe
+from modules.models.latents import LatentStatistics
+from modules.output.run_files import AT_THE_END
 from modules.tracking.journal import Journal
 from modules.tracking.metrics_log import comparable
 from modules.training.run import Run
@@ -32,13 +38,17 @@ class Watch:
     stop: StopRequest
     publisher: Publisher | None  # of the main process, with --push_to_hub
 
-    def provenance(self) -> Provenance:
-        """What the model card says of where its numbers come from and where it lies."""
-        repository = self.publisher.repository if self.publisher else None
-        if self.validation is None:
-            return Provenance(repository=repository)
-        protocol = self.validation.protocol
-        return Provenance(protocol.describe(), protocol.stamp(), repository)
+    def training(self, run: Run) -> Training:
+        """What the model card says of how the weights came about."""
+        protocol = self.validation.protocol if self.validation else None
+        return describe_training(
+            run.args,
+            describe(run.raw_vae.vae),
+            history=run.history,
+            repository=self.publisher.repository if self.publisher else None,
+            protocol=protocol.describe() if protocol else "",
+            stamp=protocol.stamp() if protocol else {},
+        )
 
     def rows(self, run: Run) -> list[dict[str, float]]:
         """Those of metrics.jsonl, with validations of the images that are validated on now."""
@@ -66,7 +76,31 @@ class Watch:
         """Sends the best weights so far to the Hub; training does not wait for it."""
         self.publisher.report()
         if self.publisher.is_due(run.step):
-            self.publisher.push(run, self.rows(run), self.provenance())
+            rows = [row for row in self.rows(run) if row["step"] <= run.best.get("step", 0)]
+            write_card = partial(write_model_card, training=self.training(run), steps=run.step,
+                                 rows=rows, subfolder="best")  # fmt: skip
+            self.publisher.push(run.step, write_card)
+
+    def write_result(self, run: Run, latents: LatentStatistics | None) -> None:
+        """Writes the VAE's present weights, the card and what else was asked for; says so.
+
+        For the main process. latents: None where the encoder was frozen.
+        """
+        args = run.args
+        self.journal.close()
+        owned, rows = owned_files(args), self.rows(run)
+        owned.claim(AT_THE_END)
+        vae = export_everything(
+            run.raw_vae.vae,
+            run.output_dir,
+            discriminator=run.raw_discriminator if args.discriminator.enabled else None,
+            ldm=args.checkpoints.export_ldm,
+            fp16=args.checkpoints.export_fp16,
+            **latent_config(args, latents),
+        )
+        write_model_card(run.output_dir, self.training(run), run.step, rows, latents)
+        owned.sign("README.md")  # people write on in it
+        print(summary(vae, run.output_dir, rows), file=sys.stderr)
 
 
 def begin(run: Run, data: TrainingData) -> Watch:
@@ -77,7 +111,7 @@ def begin(run: Run, data: TrainingData) -> Watch:
     args, accelerator, publisher = run.args, run.accelerator, None
     if accelerator.is_main_process:
         if args.logging.push_to_hub:
-            publisher = Publisher(args)
+            publisher = make_publisher(args)
         clear_output_dir(args)
         print(banner(args, run.raw_vae.vae, data.describe(args), run), file=sys.stderr)
     accelerator.wait_for_everyone()

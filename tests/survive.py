@@ -51,7 +51,7 @@ PLACES = (
     ("eval.report.training:write_training_report", (1, 2, 3)),
     ("eval.protocol.latents:measure_latents", (1,)),
     ("modules.export.vae:export_discriminator", (1,)),
-    ("modules.export.vae:write_model_card", (1,)),
+    ("modules.export.model_card:write_model_card", (1,)),
 )
 
 

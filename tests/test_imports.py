@@ -46,7 +46,8 @@ MAY_IMPORT = {
     "eval.protocol": {"modules", "eval.metrics"},
     "eval.report": {"modules", "eval.metrics", "eval.protocol"},
     "eval.validation": {"modules", "eval.metrics", "eval.protocol", "eval.report"},
-    "eval.watch": {"modules", "eval.metrics", "eval.protocol", "eval.report", "eval.validation"},
+    "eval.export": {"modules"},
+    "eval.watch": {"modules", "eval.protocol", "eval.report", "eval.validation", "eval.export"},
     "eval.rehearsal": {"modules", "eval.metrics", "eval.protocol", "eval.validation"},
 }
 # They turn flags into a run, and compare a checkpoint's flags with the present ones.

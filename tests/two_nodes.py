@@ -1,4 +1,4 @@
-"""Two nodes on this machine, by hand: torchrun, accelerate and the README's Slurm script.
+"""Two nodes on this machine, by hand: torchrun, accelerate and modules/README.md's Slurm script.
 
     python tests/two_nodes.py                   # all of it, some minutes on the CPU
     python tests/two_nodes.py --only torchrun
@@ -105,8 +105,8 @@ def accelerate(folder: Path) -> list[subprocess.Popen]:
 
 
 def slurm_block() -> str:
-    """The script for Slurm, as the README has it."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    """The script for Slurm, as modules/README.md has it."""
+    text = (ROOT / "modules" / "README.md").read_text(encoding="utf-8")
     (block,) = [b for b in re.findall(r"```bash\n(.*?)```", text, flags=re.S) if "srun" in b]
     return block.rstrip()
 

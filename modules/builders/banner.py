@@ -83,10 +83,16 @@ def _size(count: int) -> str:
 
 
 def facts(run: Run, journal: Journal) -> dict[str, str]:
-    """What a report says of the run beside its numbers; secrets are no part of `as_dict`."""
-    defaults = {f.name: f.default for group in GROUPS.values() for f in fields(group)}
-    values = run.args.as_dict().items()
-    changed = [_typed(name, value) for name, value in values if value != defaults[name]]
+    """What a report says of the run beside its numbers; secrets are no part of `as_dict`.
+
+    Nor are paths part of it: the report goes to the Hub with the run.
+    """
+    known = {f.name: f for group in GROUPS.values() for f in fields(group)}
+    changed = [
+        _typed(name, value)
+        for name, value in run.args.as_dict().items()
+        if value != known[name].default and not known[name].metadata["limits"].path
+    ]
     accelerator, took = run.accelerator, timedelta(seconds=round(time.monotonic() - journal.began))
     since = f" since step {journal.first_step:,}" if journal.first_step else ""
     return {

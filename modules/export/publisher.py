@@ -1,30 +1,26 @@
-"""Pushes a run to its repository on the Hub: copies of it on the way, and all of it at the end.
+"""Pushes a run to its repository on the Hub: a copy of its best on the way, all of it at the end.
 
-Uploads are processes of their own, see `modules.export.upload`.
+Each push is a process of its own, see `modules.export.upload`.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import os
 import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
+from typing import BinaryIO
 
-import torch
-from diffusers import AutoencoderKL
-
-from modules.config.arguments import Arguments
 from modules.errors import RunStopped
-from modules.export.hub import make_repository
-from modules.export.model_card import Provenance, write_model_card
 from modules.output.run_files import COMPLETE_MIDWAY, SNAPSHOT, find
-from modules.tracking.metrics_log import whole_validations
-from modules.training.run import Run
 
 logger = logging.getLogger(__name__)
 
@@ -33,52 +29,51 @@ PATIENCE = 600.0  # seconds that the last push on the way may still take when tr
 GRACE = 10.0  # seconds it may take when the run has to stop: launchers kill after 30
 
 
+@dataclass
 class Publisher:
     """The repository that a run is pushed to, by at most one process at a time.
 
-    For the main process, and with --push_to_hub alone. Leaving it as a context ends what is still
-    being pushed, after GRACE seconds.
+    For the main process. Leaving it as a context ends what is still being pushed.
     """
 
-    def __init__(self, args: Arguments) -> None:
-        """Creates the repository. Raises ArgumentError as `make_repository` does."""
-        self.output_dir = Path(args.checkpoints.output_dir)
-        self.snapshot = self.output_dir / SNAPSHOT
-        self.every = (args.logging.push_every or 0) * args.checkpoints.checkpointing_steps
-        self.token = args.logging.hub_token
-        self.repository = make_repository(args)
-        self.process: subprocess.Popen[bytes] | None = None
-        self.errors = tempfile.TemporaryFile()  # noqa: SIM115
-        self.step = 0  # of the push under way
-        self.said_busy = False
+    repository: str
+    output_dir: Path
+    every: int = 0  # steps between pushes on the way; 0 for none
+    token: str | None = field(default=None, repr=False)
+    process: subprocess.Popen[bytes] | None = field(default=None, init=False)
+    errors: BinaryIO = field(default_factory=tempfile.TemporaryFile, init=False)  # the process'
+    step: int = field(default=0, init=False)  # of the push under way
+    said_busy: bool = field(default=False, init=False)
+
+    @property
+    def snapshot(self) -> Path:
+        """Where what is pushed on the way is copied to."""
+        return self.output_dir / SNAPSHOT
 
     def is_due(self, step: int) -> bool:
         """Whether the present state is to be pushed after this step."""
         return self.every > 0 and step % self.every == 0
 
-    def push(self, run: Run, rows: list[dict[str, float]], provenance: Provenance) -> None:
-        """Starts to push a copy of what is complete now; a full disk is told and ends nothing.
+    def push(self, step: int, write_card: Callable[[Path], None]) -> None:
+        """Starts to push a copy of what is complete now, to which `write_card` adds README.md.
 
-        rows: those of metrics.jsonl. While an earlier push is under way, this one is left out.
+        While an earlier push is under way, this one is left out. What goes wrong with files, as on
+        a full disk, is told and ends nothing.
         """
         if self.process is not None:
             if not self.said_busy:
-                logger.warning(
-                    "the push of step %d is still under way, so that of step %d is left out, and "
-                    "so will be others, without a word: every push carries everything",
-                    self.step, run.step,
-                )  # fmt: skip
+                logger.warning("the push of step %d is still under way, so that of step %d is left "
+                               "out, and so will be others, without a word: every push carries "
+                               "everything", self.step, step)  # fmt: skip
             self.said_busy = True
             return
         try:
-            _take_snapshot(self.output_dir, self.snapshot)
-            _write_card(self.snapshot, run, rows, provenance)
-            self._start(self.snapshot, f"Step {run.step}")
+            _copy(self.output_dir, self.snapshot)
+            write_card(self.snapshot)
+            self._start(self.snapshot, step, f"Step {step}")
         except OSError as error:
             shutil.rmtree(self.snapshot, ignore_errors=True)
-            logger.warning("step %d could not be pushed (%s); training goes on", run.step, error)
-            return
-        self.step = run.step
+            logger.warning("step %d could not be pushed (%s); training goes on", step, error)
 
     def report(self) -> None:
         """Says how the push on the way went, once it has ended; costs nothing before that."""
@@ -87,23 +82,22 @@ class Publisher:
         if self.process.returncode == 0:
             logger.info("pushed step %d to %s", self.step, self.repository)
         else:
-            logger.warning(
-                "the push of step %d to %s failed (%s); training goes on, and the next push "
-                "carries everything", self.step, self.repository, self._reason(),
-            )  # fmt: skip
+            logger.warning("the push of step %d to %s failed (%s); the next one carries everything",
+                           self.step, self.repository, self._reason())  # fmt: skip
         self.process = None
         shutil.rmtree(self.snapshot, ignore_errors=True)
 
-    def finish(self, step: int) -> None:
-        """Uploads the finished run, after the last push on the way.
+    def finish(self, step: int, stop: Callable[[], bool]) -> None:
+        """Uploads the finished run, after the last push on the way; `stop` leaves it GRACE seconds.
 
-        Raises RunStopped, saying how to repeat it; the files stay on disk.
+        Raises RunStopped, saying how to repeat it, where it fails; the files stay on disk.
         """
-        self._await(PATIENCE)
+        self._wait(PATIENCE, stop)
+        self.report()
         logger.info("uploading %s to %s", self.output_dir, self.repository)
-        self.step = step
-        self._start(self.output_dir, f"End of training, step {step}")
-        failed, self.process = self.process.wait() != 0, None
+        self._start(self.output_dir, step, f"End of training, step {step}")
+        self._wait(math.inf, stop)
+        failed, self.process = self.process.returncode != 0, None
         if failed:
             again = ["python", "-m", "modules.export.upload", self.repository, str(self.output_dir)]
             raise RunStopped(
@@ -114,80 +108,49 @@ class Publisher:
     def __enter__(self) -> Publisher:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._await(GRACE)
+    def __exit__(self, *error: object) -> None:
+        self._wait(GRACE)
+        self.report()
         self.errors.close()
 
-    def _start(self, folder: Path, message: str) -> None:
+    def _start(self, folder: Path, step: int, message: str) -> None:
         """The token goes through the environment, which other users cannot read."""
-        environment = {**os.environ, "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-        if self.token is not None:
-            environment["HF_TOKEN"] = self.token
+        token = {} if self.token is None else {"HF_TOKEN": self.token}
         self.errors.seek(0)
         self.errors.truncate()
         upload = ["-m", "modules.export.upload", self.repository, str(folder.resolve()), message]
         self.process = subprocess.Popen(
             [sys.executable, *upload],
             cwd=ROOT,
-            env=environment,
+            env={**os.environ, "HF_HUB_DISABLE_PROGRESS_BARS": "1", **token},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=self.errors,
         )
+        self.step = step
+
+    def _wait(self, seconds: float, stop: Callable[[], bool] = lambda: False) -> None:
+        """Waits for the push under way, and ends it when it takes longer."""
+        deadline = time.monotonic() + seconds
+        while self.process is not None and self.process.poll() is None:
+            if stop():
+                deadline = min(deadline, time.monotonic() + GRACE)
+            if time.monotonic() > deadline:
+                self.process.kill()
+                self.process.wait()
+                self.errors.write(b"\nit took too long and was ended")
+            time.sleep(0.05)
 
     def _reason(self) -> str:
         self.errors.seek(0)
         lines = self.errors.read().decode(errors="replace").strip().splitlines()
         return lines[-1] if lines else "the process was ended from outside"
 
-    def _await(self, seconds: float) -> None:
-        """Waits for the push under way, and ends it when it takes longer."""
-        if self.process is None:
-            return
-        try:
-            self.process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-            self.errors.write(b"\nit took too long and was ended")
-        self.report()
 
-
-def _take_snapshot(output_dir: Path, snapshot: Path) -> None:
-    """Copies what is complete midway, so that training may go on changing the originals.
-
-    Weights and pictures are replaced whole and never changed, so a link is a copy of them.
-    """
+def _copy(output_dir: Path, snapshot: Path) -> None:
+    """Copies what is complete midway: training goes on, and changes the originals."""
     shutil.rmtree(snapshot, ignore_errors=True)
-    snapshot.mkdir()
     for source in filter(Path.is_file, find(output_dir, COMPLETE_MIDWAY)):
         target = snapshot / source.relative_to(output_dir)
-        target.parent.mkdir(exist_ok=True)
-        whole = source.suffix in (".png", ".safetensors")
-        (_link if whole else shutil.copyfile)(source, target)
-
-
-def _write_card(
-    snapshot: Path, run: Run, rows: list[dict[str, float]], provenance: Provenance
-) -> None:
-    """Writes the card of the best weights so far, if there are any."""
-    vae, best = run.raw_vae.vae, None
-    if (snapshot / "best" / "config.json").exists():
-        best = "best"
-        with torch.device("meta"):  # the card tells of the configuration alone
-            vae = AutoencoderKL.from_config(AutoencoderKL.load_config(snapshot / best))
-    seen = [row for row in whole_validations(rows) if row["step"] <= run.best.get("step", 0)]
-    write_model_card(snapshot, run.args, vae, steps=run.step, latents=None, validations=seen,
-                     provenance=provenance, history=run.history, subfolder=best)  # fmt: skip
-
-
-def _link(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # some file systems know no links, or no permissions and times to copy
+        target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, target)

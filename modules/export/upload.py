@@ -4,22 +4,23 @@
 
 The trainer starts this as a process of its own: an upload takes neither time nor memory of training
 then, nothing that happens to it can end the run, and it can be ended although the Hub never answers
-(huggingface_hub waits without limit).
+(huggingface_hub waits without limit). `hf upload` would send checkpoints, logs and whatever else
+lies there.
 """
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
-from types import TracebackType
 
 from huggingface_hub import HfApi
 
+from modules.errors import one_line
 from modules.output.run_files import uploaded_files
 
 
 def upload(repository: str, folder: str | Path, message: str = "Upload of a finished run") -> None:
-    """Commits what a run wrote into `folder`, all of it at once; the token is the cached one.
+    """Commits what a run wrote into `folder`; the token is HF_TOKEN's or the cached one.
 
     Other files there are the user's, and stay where they are.
     """
@@ -31,15 +32,10 @@ def upload(repository: str, folder: str | Path, message: str = "Upload of a fini
     )
 
 
-def _tell_in_one_line(
-    kind: type[BaseException], error: BaseException, traceback: TracebackType | None
-) -> None:
-    del traceback
-    print(f"{kind.__name__}: {' '.join(str(error).split())}", file=sys.stderr)
-
-
 if __name__ == "__main__":
-    sys.excepthook = _tell_in_one_line
     if len(sys.argv) not in (3, 4):
         sys.exit(__doc__)
-    upload(*sys.argv[1:])
+    try:
+        upload(*sys.argv[1:])
+    except Exception as error:
+        sys.exit(f"{type(error).__name__}: {one_line(error)}")

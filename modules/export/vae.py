@@ -12,13 +12,8 @@ from typing import Any
 from diffusers import AutoencoderKL
 from torch import nn
 
-from modules.config.arguments import Arguments
-from modules.export.model_card import Provenance, write_model_card
 from modules.models.autoencoder import downsample_factor
-from modules.models.latents import LatentStatistics
 from modules.output.durable import let_others_read
-from modules.tracking.metrics_log import whole_validations
-from modules.training.run import Run
 from modules.weights.tensor_files import write_safetensors
 from modules.weights.vae_files import (
     FP16_WEIGHTS,
@@ -68,41 +63,26 @@ def export_discriminator(discriminator: nn.Module, folder: Path) -> None:
     write_safetensors(discriminator.state_dict(), folder / "discriminator.safetensors")
 
 
-def latent_config(args: Arguments, latents: LatentStatistics | None) -> dict[str, Any]:
-    """The configuration entries that normalise the latents; none where the encoder was frozen."""
-    if latents is None or args.model.decoder_only:
-        return {}
-    return latents.normalization(args.checkpoints.latent_normalization)
-
-
 def export_everything(
-    run: Run,
-    latents: LatentStatistics | None,
-    rows: list[dict[str, float]],
-    provenance: Provenance,
+    vae: AutoencoderKL,
+    folder: Path,
+    *,
+    discriminator: nn.Module | None = None,
+    ldm: bool = False,
+    fp16: bool = False,
+    **config: Any,
 ) -> AutoencoderKL:
-    """Writes the VAE, the discriminator, the model card and what else was asked for.
+    """Writes the VAE as `export_vae` does, the discriminator, and the forms asked for.
 
-    The VAE's present weights are exported: call it inside `run.averaged_weights()`. `rows` are
-    those of metrics.jsonl. One process only. Returns the VAE as exported.
-    """
-    args, folder = run.args, run.output_dir
-    vae = export_vae(run.raw_vae.vae, folder, **latent_config(args, latents))
-    export_discriminator(run.raw_discriminator, folder / "discriminator")
-    _export_other_forms(vae, folder, args.checkpoints.export_ldm, args.checkpoints.export_fp16)
-    write_model_card(folder, args, vae, steps=run.step, latents=latents, history=run.history,
-                     validations=whole_validations(rows), provenance=provenance)  # fmt: skip
-    return vae
-
-
-def _export_other_forms(vae: AutoencoderKL, folder: Path, ldm: bool, fp16: bool) -> None:
-    """The weights just exported in the forms asked for; an earlier export's are not left beside.
-
+    What an earlier export left in another form is deleted: it would be taken for these weights.
     Weights beyond float16 are logged as an error: the run is complete all the same, other processes
-    wait for it to end, and what was exported may have to be uploaded.
+    wait for it to end, and what was exported may have to be uploaded. Returns the exported VAE.
     """
-    for name in (LDM_FILE, FP16_WEIGHTS):
-        (folder / name).unlink(missing_ok=True)  # it would be taken for these weights
+    for name in (LDM_FILE, FP16_WEIGHTS, "discriminator/discriminator.safetensors"):
+        (folder / name).unlink(missing_ok=True)
+    vae = export_vae(vae, folder, **config)
+    if discriminator is not None:
+        export_discriminator(discriminator, folder / "discriminator")
     if ldm:
         save_ldm(vae, folder / LDM_FILE)
     if fp16:
@@ -111,3 +91,4 @@ def _export_other_forms(vae: AutoencoderKL, folder: Path, ldm: bool, fp16: bool)
         except Float16Overflow as error:
             logger.error("--export_fp16: no float16 weights were written, because of %s; "
                          "the float32 weights in %s are complete", error, folder)  # fmt: skip
+    return vae

@@ -13,15 +13,15 @@ from launching import TINY, succeed
 from safetensors.torch import load_file
 
 from eval.__main__ import main
-from modules.config.command_line import resolve_arguments
-from modules.export.model_card import Provenance, write_model_card
-from modules.export.vae import export_vae
+from modules.export.model_card import Training, write_model_card
+from modules.export.vae import export_everything, export_vae
 from modules.models.autoencoder import build_autoencoder
 from modules.weights.vae_files import load_vae
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 FP16_WEIGHTS = "diffusion_pytorch_model.fp16.safetensors"
 LDM_FILE = "vae_ldm.safetensors"
+DISCRIMINATOR = "discriminator/discriminator.safetensors"
 
 
 def flags(output_dir: Path, *more: object) -> list[str]:
@@ -95,10 +95,19 @@ def test_no_form_of_earlier_weights_is_left_beside_later_ones(trained, tmp_path)
     run = tmp_path / "run"
     shutil.copytree(trained, run)
     succeed(flags(run, "--resume_from_checkpoint", "latest", "--max_train_steps", "3",
-                  "--no_export_ldm", "--no_export_fp16"))  # fmt: skip
+                  "--no_export_ldm", "--no_export_fp16", "--disc_factor", "0"))  # fmt: skip
+    assert (trained / DISCRIMINATOR).exists()
     assert (run / WEIGHTS).read_bytes() != (trained / WEIGHTS).read_bytes()
     assert not (run / FP16_WEIGHTS).exists()
     assert not (run / LDM_FILE).exists()
+    assert not (run / DISCRIMINATOR).exists()
+
+
+def test_without_a_gan_there_is_no_discriminator(vae, tmp_path):
+    export_everything(vae, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", WEIGHTS]
+    export_everything(vae, tmp_path, discriminator=torch.nn.Linear(1, 1))
+    assert load_file(tmp_path / DISCRIMINATOR).keys() == {"weight", "bias"}
 
 
 @pytest.mark.parametrize("use_ema", ["--use_ema", "--no_use_ema"])
@@ -204,8 +213,8 @@ def test_a_metric_that_was_not_measured_from_the_start_does_not_cost_the_card(va
     counts = {"val/num_images": 4, "val/nan_images": 0}
     first = {"step": 0, "val/psnr": 10.0, **counts}
     last = {"step": 9, "val/psnr": 20.0, "val/lpips_vgg": 0.5, **counts}
-    write_model_card(tmp_path, resolve_arguments([]), vae, steps=9, latents=None,
-                     validations=[first, last], provenance=Provenance())  # fmt: skip
+    vae.save_config(tmp_path)
+    write_model_card(tmp_path, Training("x", "", ""), steps=9, rows=[first, last])
     assert "| lpips_vgg | not measured | 0.5 |" in (tmp_path / "README.md").read_text()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import shutil
 import signal
@@ -10,6 +11,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,11 +21,13 @@ from hub_stand_in import TOKEN, StandIn, stand_in, take_it_for_the_hub, without_
 from huggingface_hub import ModelCard
 from launching import ROOT, TINY, Launched, launch
 
+from eval.export import describe_training
 from modules.builders.output_dir import check_output_dir
 from modules.config.command_line import resolve_arguments
 from modules.config.outputs import LoggingArguments
 from modules.errors import ArgumentError
-from modules.export.model_card import Provenance, write_model_card
+from modules.export.model_card import write_model_card
+from modules.export.vae import export_vae
 from modules.models.autoencoder import build_autoencoder
 from modules.output.run_files import (
     AT_THE_END,
@@ -219,6 +223,18 @@ def test_a_signal_is_obeyed_though_a_push_never_ends(hub, tmp_path):
     assert list((folder / "checkpoints").glob("step-*"))
 
 
+def test_a_signal_ends_the_last_upload_too_and_it_can_be_repeated(hub, tmp_path):
+    hub.open.clear()
+    process = start(hub, flags(tmp_path / "run"), hurry=True)
+    process.wait_until(lambda: hub.commit_attempts == 1)
+    process.signal(signal.SIGTERM)
+    code, output = process.wait(30)
+    assert code == 1, output
+    assert "the upload to someone/run failed (it took too long and was ended)" in output
+    assert "repeat it with `python -m modules.export.upload someone/run" in output
+    AutoencoderKL.from_pretrained(tmp_path / "run")
+
+
 def test_of_several_processes_one_speaks_to_the_hub(hub, tmp_path):
     folder = tmp_path / "run"
     argv = [*flags(folder, "--push_every", 1, "--max_train_steps", 3), "--hub_token", TOKEN]
@@ -296,9 +312,12 @@ def card(folder: Path, vae: AutoencoderKL, *argv: object, **values: float) -> Mo
     """The card of weights that were validated at steps 0 and 9, read back without a network."""
     rows = [{"step": step, "val/psnr": 20.0 + step, **COUNTS} for step in (0, 9)]
     rows[-1] |= {f"val/{name}": value for name, value in values.items()}
-    provenance = Provenance(PROTOCOL, {"resolution": 16, "crop": "adm"}, "someone/mine")
-    write_model_card(folder, resolve_arguments([str(word) for word in argv]), vae, steps=9,
-                     latents=None, validations=rows, provenance=provenance)  # fmt: skip
+    training = describe_training(
+        resolve_arguments([str(word) for word in argv]), repository="someone/mine",
+        protocol=PROTOCOL, stamp={"resolution": 16, "crop": "adm"},
+    )  # fmt: skip
+    vae.save_config(folder)
+    write_model_card(folder, training, steps=9, rows=rows)
     return ModelCard.load(folder / "README.md")
 
 
@@ -367,13 +386,13 @@ def test_no_path_of_this_machine_gets_into_the_card(vae, tmp_path, argv, monkeyp
 
 def test_names_cannot_break_out_of_the_card(vae, tmp_path):
     name = 'a": b --- # <script>alert(1)</script>'
-    write_model_card(tmp_path, resolve_arguments(["--hub_model_id", name, "--hub_license", name]),
-                     vae, steps=1, latents=None, validations=[],
-                     provenance=Provenance())  # fmt: skip
-    (tmp_path / "config.json").touch()
-    found = ModelCard.load(tmp_path / "README.md")
-    assert found.data.license == name
-    assert "<script>" not in found.text
+    vae.save_config(tmp_path)
+    training = describe_training(resolve_arguments(["--hub_model_id", name, "--hub_license", name]))
+    for repository in (None, name):
+        write_model_card(tmp_path, replace(training, repository=repository), steps=1, rows=[])
+        found = ModelCard.load(tmp_path / "README.md")
+        assert found.data.license == name
+        assert "<script>" not in found.text
 
 
 @pytest.mark.parametrize(
@@ -406,8 +425,33 @@ def test_the_code_in_the_card_runs_and_undoes_its_own_normalisation(vae, tmp_pat
     assert torch.allclose(names["latents"], expected, atol=1e-5)
 
 
+def test_without_a_repository_the_code_in_the_card_runs_in_its_folder(vae, tmp_path, monkeypatch):
+    vae.save_pretrained(tmp_path)
+    for name in ("mine", "a/b/c"):  # neither can be found on the Hub
+        training = describe_training(resolve_arguments(["--hub_model_id", name]))
+        write_model_card(tmp_path, training, steps=9, rows=[])
+        code = (tmp_path / "README.md").read_text().split("```python\n")[1].split("```")[0]
+        monkeypatch.chdir(tmp_path)
+        names = {"images": torch.zeros(1, 3, 16, 16)}
+        exec(code, names)
+        assert names["images"].shape == (1, 3, 16, 16)
+
+
+def test_a_repository_that_is_uploaded_to_later_is_named_already(vae, tmp_path):
+    vae.save_config(tmp_path)
+    training = describe_training(resolve_arguments(["--hub_model_id", "me/my-vae"]))
+    write_model_card(tmp_path, training, steps=9, rows=[])
+    assert 'from_pretrained("me/my-vae")' in (tmp_path / "README.md").read_text()
+
+
+def test_the_scale_that_the_card_tells_is_the_exported_one(vae, tmp_path):
+    export_vae(vae, tmp_path, scaling_factor=0.3125)
+    write_model_card(tmp_path, describe_training(resolve_arguments([])), steps=9, rows=[])
+    text = (tmp_path / "README.md").read_text()
+    assert re.findall(r"`scaling_factor` is ([\d.]+\d)", text) == ["0.3125"]
+
+
 def test_other_forms_of_the_weights_are_named_where_they_are(vae, tmp_path):
-    (tmp_path / "config.json").write_text("{}")
     assert "fp16" not in card(tmp_path, vae).text
     (tmp_path / "diffusion_pytorch_model.fp16.safetensors").touch()
     (tmp_path / "vae_ldm.safetensors").touch()

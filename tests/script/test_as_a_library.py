@@ -40,7 +40,7 @@ def execute(start: Path, monkeypatch: pytest.MonkeyPatch, names: dict[str, Any])
     torch.manual_seed(1)
     image = torch.nn.functional.interpolate(torch.rand(2, 3, 4, 4) * 2 - 1, size=32)
     names["batches"] = [image] * STEPS
-    exec(compile(example("README.md"), "README.md", "exec"), names)
+    exec(compile(example("modules/README.md"), "modules/README.md", "exec"), names)
 
 
 def test_the_example_trains_both_networks(start, monkeypatch):
@@ -84,6 +84,6 @@ def test_the_example_learns(start, monkeypatch):
 
 
 def test_the_example_is_short():
-    lines = [line for line in example("README.md").splitlines() if line.strip()]
+    lines = [line for line in example("modules/README.md").splitlines() if line.strip()]
     assert len(lines) <= 36
     assert all(len(line) <= 100 for line in lines)

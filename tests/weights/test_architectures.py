@@ -17,7 +17,7 @@ from eval.__main__ import main
 from eval.speed.memory_plan import plan
 from modules.builders.networks import make_vae
 from modules.errors import ArgumentError
-from modules.export.loading_code import loading_code
+from modules.export.model_card import Training, write_model_card
 from modules.models.resampler_init import start_as_resampler
 from modules.training.resume import flags_in_force
 from modules.weights.ldm_layout import infer_config
@@ -100,9 +100,10 @@ def test_export_ldm_says_at_the_start_who_cannot_read_it(folder, tmp_path, caplo
     make_vae(tiny_arguments(f"--pretrained_model_name_or_path {folder} --export_ldm"))
     (record,) = [r for r in caplog.records if "ComfyUI" in r.getMessage()]
     assert "norm_num_groups 4 and attention inside the levels" in record.getMessage()
-    for name in ("config.json", LDM_FILE):
-        (tmp_path / name).write_text("{}")
-    card = loading_code(tmp_path, "x", None, load_vae(folder).config)
+    load_vae(folder).save_config(tmp_path)
+    (tmp_path / LDM_FILE).touch()
+    write_model_card(tmp_path, Training("x", "", ""), steps=0, rows=[])
+    card = (tmp_path / "README.md").read_text()
     assert "ComfyUI and A1111 cannot build it: norm_num_groups 4, attention inside" in card
     caplog.clear()
     make_vae(tiny_arguments(f"--pretrained_model_name_or_path {folder}"))
