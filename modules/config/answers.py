@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,6 +33,8 @@ def exit_on_mistakes(program: str = "train_vae.py") -> Iterator[None]:
         answer = answer_to(error)
         if answer is None:
             raise
+        if _is_about_loading(error):  # the other loaders end as well, which PyTorch raises anywhere
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         print(f"{program}: error: {answer.message}", file=sys.stderr)
         raise SystemExit(answer.code) from None
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import multiprocessing.queues
 import os
 import resource
 import sys
 from pathlib import Path
+from types import TracebackType
 
 from modules.errors import ArgumentError, one_line
 
@@ -54,13 +56,23 @@ def end_rather_than_drop(worker: int = 0) -> None:
 
     Batches leave a worker in a thread of their queue, which prints what goes wrong there (no shared
     memory, no more open files) and drops the batch: the training process would wait for ever.
-    When the worker ends instead, PyTorch raises an error there.
+    When the worker ends instead, PyTorch raises an error there. So it does where it cannot be asked
+    for a batch: multiprocessing would print a traceback over and over.
     """
     del worker
+    sys.excepthook = _end_without_files
     multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_end)
 
 
-def _end(error: Exception, batch: object) -> None:
+def _end(error: BaseException, batch: object) -> None:
     del batch
     print(f"a loaded batch cannot be handed over: {one_line(error)}", file=sys.stderr, flush=True)
     os._exit(1)
+
+
+def _end_without_files(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        _end(error, None)
+    sys.__excepthook__(kind, error, trace)

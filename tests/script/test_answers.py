@@ -7,6 +7,8 @@ import json
 import os
 import re
 import resource
+import signal
+import sys
 import tarfile
 
 import datasets
@@ -185,7 +187,7 @@ def test_loaders_may_open_as_many_files_as_the_system_lets_them():
 
 
 @pytest.mark.parametrize("found", ["InvalidCxxCompiler: No working C++ compiler found in cpp.cxx",
-                                   "RuntimeError: Failed to find C compiler. Specify CC"])  # fmt: skip
+                                   "RuntimeError: Failed to find C compiler."])  # fmt: skip
 def test_a_machine_without_a_compiler_is_no_bug_and_other_errors_of_compilers_are(found):
     code, message = answer_to(RuntimeError(f"{found}\n\nSet TORCHDYNAMO_VERBOSE=1"))
     assert code == 2
@@ -193,6 +195,36 @@ def test_a_machine_without_a_compiler_is_no_bug_and_other_errors_of_compilers_ar
     assert message.startswith("--compile finds no compiler")
     assert message.endswith("or drop --compile")
     assert answer_to(RuntimeError("LoweringException: assertion failed")) is None
+
+
+def test_a_worker_that_may_open_no_more_files_ends_with_one_line(monkeypatch, capfd):
+    """multiprocessing's thread asks the hook about each error, and tries again at once."""
+
+    def leave(code):
+        raise SystemExit(code)
+
+    queue = shared_memory.multiprocessing.queues.Queue
+    monkeypatch.setattr(queue, "_on_queue_feeder_error", queue._on_queue_feeder_error)
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    monkeypatch.setattr(os, "_exit", leave)
+    end_rather_than_drop()
+    with pytest.raises(SystemExit, match="1"):
+        sys.excepthook(OSError, OSError(errno.EMFILE, "Too many open files"), None)
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith("a loaded batch cannot be handed over")
+    sys.excepthook(ValueError, ValueError("a bug"), None)
+    assert "ValueError: a bug" in capfd.readouterr().err
+
+
+def test_the_end_of_other_workers_does_not_disturb_the_answer(capfd):
+    before = signal.signal(signal.SIGCHLD, lambda *_: pytest.fail("raised while it ends"))
+    try:
+        with pytest.raises(SystemExit), exit_on_mistakes():
+            raise RuntimeError("DataLoader worker (pid 7) exited unexpectedly")
+        os.kill(os.getpid(), signal.SIGCHLD)
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+    assert "--dataloader_num_workers" in capfd.readouterr().err
 
 
 class Unsendable:
