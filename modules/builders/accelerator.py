@@ -19,7 +19,7 @@ from accelerate.utils import (
 
 from modules.config.arguments import Arguments
 from modules.distributed.determinism import make_deterministic
-from modules.distributed.device import multiplies_bfloat16
+from modules.distributed.device import check_device, multiplies_bfloat16
 from modules.distributed.launch_environment import chosen_precision
 from modules.errors import ArgumentError
 
@@ -30,8 +30,10 @@ def make_accelerator(args: Arguments) -> Accelerator:
     """The accelerator: devices and processes, precision, accumulation, trackers.
 
     Raises ArgumentError when a launcher started several processes that do not know of each other,
-    when the precision does not suit the device, or when a tracker's package is missing.
+    when the device is not there or does not suit the precision, or when a tracker's package is
+    missing.
     """
+    check_device(os.environ)
     output_dir = Path(args.checkpoints.output_dir)
     if args.precision.deterministic:
         make_deterministic()

@@ -113,7 +113,8 @@ def _check_collisions(args: Arguments, owned: OwnedFiles) -> None:
     """
     kept = owned.changed & {CONFIG}
     foreign = owned.foreign(name for name in _names(args) if name not in kept)
-    for folder in (owned.folder / name for name in FOLDERS):
+    logs = () if args.logging.report_to == "none" else (args.logging.logging_dir,)
+    for folder in (owned.folder / name for name in (*FOLDERS, *logs)):
         if os.path.lexists(folder) and not folder.is_dir():
             foreign.append(folder)
     if foreign:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,6 +33,8 @@ def exit_on_mistakes(program: str = "train_vae.py") -> Iterator[None]:
         answer = answer_to(error)
         if answer is None:
             raise
+        if _is_about_loading(error):  # the other loaders end as well, which PyTorch raises anywhere
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         print(f"{program}: error: {answer.message}", file=sys.stderr)
         raise SystemExit(answer.code) from None
 
@@ -57,6 +60,12 @@ def answer_to(error: Exception, then: str = CONTINUE) -> Answer | None:
             "--gradient_accumulation_steps), --validation_batch_size, --resolution, or an "
             "evaluation's --batch_size, or train with --recompute norm or full; `python -m eval "
             f"memory` predicts a run's peak. Then {then}",
+        )
+    if _is_about_compilers(error):
+        return Answer(
+            2,
+            f"--compile finds no compiler on this machine ({one_line(error, 120)}); install one "
+            "(for a CPU g++, for a GPU gcc and triton; CC and CXX name others), or drop --compile",
         )
     if _is_about_loading(error):
         return Answer(
@@ -92,6 +101,13 @@ def _is_about_memory(error: Exception) -> bool:
         or type(error).__name__ == "OutOfMemoryError"
         or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
     )
+
+
+def _is_about_compilers(error: Exception) -> bool:
+    """Whether what torch.compile writes cannot be built here; its other errors are bugs."""
+    signs = ("No working C++ compiler found", "Failed to find C compiler",
+             "Cannot find a working triton installation")  # fmt: skip
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
 
 
 def _is_about_loading(error: Exception) -> bool:

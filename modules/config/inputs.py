@@ -230,7 +230,13 @@ class DataArguments:
                 ("dataset_config_name", self.dataset_config_name),
                 ("data_files", " ".join(self.data_files or ())),
             ):
-                require(not value, option, value, "needs the --dataset_name that it belongs to")
+                require(
+                    not value,
+                    option,
+                    value,
+                    "needs the --dataset_name that it "
+                    "belongs to (for files alone parquet, or webdataset)",
+                )
             require(not (names and self.train_data_dir), "train_data_dir", self.train_data_dir,
                     "is not read with --dataset_name=synthetic; drop one of the two")  # fmt: skip
         for option in ("dataset_config_name", "data_files", "train_data_dir"):

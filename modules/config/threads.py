@@ -15,6 +15,6 @@ def undo_launchers_limit(environment: MutableMapping[str, str]) -> None:
     the launcher wherever it is not 1: the launcher passes both on under the same name.
     """
     launched = "ACCELERATE_MIXED_PRECISION" in environment
-    alone = int(environment.get("WORLD_SIZE", "1")) == 1
+    alone = environment.get("WORLD_SIZE", "1") == "1"
     if launched and alone and environment.get(THREADS) == "1":
         del environment[THREADS]

@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 
+from modules.errors import blaming
+
+DEVICE = "ACCELERATE_TORCH_DEVICE"  # by which accelerate is told to use one
 WIDE = 64  # channels at full resolution; 16 and 32 were measured on one side, 128 on the other
+
+
+def check_device(environment: Mapping[str, str]) -> None:
+    """Raises ArgumentError where the device that the environment asks for is not there."""
+    if name := environment.get(DEVICE):
+        with blaming(f"{DEVICE}={name} in the environment", "unset it"):
+            torch.zeros(1, device=name)
 
 
 def device_name(device: torch.device) -> str:

@@ -19,6 +19,7 @@ UNSUPPORTED = {
     "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism_config",
     "ACCELERATE_USE_SAGEMAKER": "SageMaker",
 }
+NUMBERS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_PORT")
 FIX = "launch with distributed_type MULTI_GPU (`accelerate launch --multi_gpu`), or with torchrun"
 
 
@@ -38,6 +39,12 @@ def check_environment(environment: Mapping[str, str], accumulation: int, compile
 
     accumulation, compiled: --gradient_accumulation_steps and --compile.
     """
+    for variable in NUMBERS:
+        if not environment.get(variable, "0").isdecimal():
+            raise ArgumentError(
+                f"{variable}={environment[variable]!r} in the environment is no number; unset it, "
+                "or let `accelerate launch` or torchrun set it"
+            )
     for variable, name in UNSUPPORTED.items():
         if environment.get(variable, "").lower() in ("1", "true", "yes", "on"):
             raise ArgumentError(

@@ -20,6 +20,7 @@ from modules.output.run_files import (
     UNFINISHED,
     WHILE_TRAINING,
     find,
+    is_folders,
     tracker_files,
 )
 
@@ -32,9 +33,9 @@ class OwnedFiles:
     """The names in a folder that are ours, as the hidden file RECORD there lists them.
 
     A name is recorded before its first file is written, and only where nothing bore it: whatever
-    bears it later is ours, whenever a run is killed. A signed file is ours as long as it is not
-    `changed`. A folder without a record, of an earlier version or copied without hidden files, is
-    judged by what is unmistakable in it.
+    bears it later is ours, whenever a run is killed, but no folder where we write a file. A signed
+    file is ours as long as it is not `changed`. A folder without a record, of an earlier version or
+    copied without hidden files, is judged by what is unmistakable in it.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -45,11 +46,16 @@ class OwnedFiles:
 
     def existing(self) -> Iterator[Path]:
         """The files and folders that are ours."""
-        return find(self.folder, self.names)
+        return (path for name in self.names for path in find(self.folder, [name])
+                if self._is_ours(name, path))  # fmt: skip
 
     def foreign(self, names: Iterable[str]) -> list[Path]:
         """What bears one of `names` and is not ours."""
-        return list(find(self.folder, [name for name in names if name not in self.names]))
+        return [path for name in names for path in find(self.folder, [name])
+                if not self._is_ours(name, path)]  # fmt: skip
+
+    def _is_ours(self, name: str, path: Path) -> bool:
+        return name in self.names and (is_folders(name) or not path.is_dir())
 
     def claim(self, names: Iterable[str]) -> None:
         """Records `names` as ours; what others have put there is set aside first, and named."""

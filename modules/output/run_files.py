@@ -31,6 +31,7 @@ UNFINISHED = (
     f"checkpoints/.partial-step-{STEP}", f"checkpoints/.deleted-step-{STEP}", ".export",
     "best/.export", SNAPSHOT,
 )  # fmt: skip
+WANDB_RUNS = ("run-*", "offline-run-*", "latest-run")
 WHILE_TRAINING = (
     *CHECKPOINTS,
     METRICS,
@@ -65,9 +66,13 @@ def tracker_files(logging_dir: str, project: str) -> tuple[str, ...]:
     return (
         f"{board}/**/events.out.tfevents.*", f"{board}/**/hparams.yml",
         (PurePosixPath(logs) / "wandb_run_id.txt").as_posix(),
-        *((wandb / name).as_posix() for name in ("run-*", "offline-run-*", "latest-run",
-                                                 "debug*.log")),
+        *((wandb / name).as_posix() for name in (*WANDB_RUNS, "debug*.log")),
     )  # fmt: skip
+
+
+def is_folders(name: str) -> bool:
+    """Whether a run makes a folder of this name; all others are files."""
+    return name in UNFINISHED or PurePosixPath(name).name in WANDB_RUNS
 
 
 def find(folder: Path, patterns: Iterable[str]) -> Iterator[Path]:

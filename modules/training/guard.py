@@ -69,7 +69,9 @@ class FiniteGuard:
                 f"{most:.0f} updates in a row were skipped because {', '.join(names)} was not "
                 f"finite (--max_skipped_steps={self.max_skipped_steps}); lower --learning_rate or "
                 "--disc_scale, use --mixed_precision bf16 or no, or look for broken images. The "
-                "last checkpoint holds only finite weights"
+                "last checkpoint holds only finite weights; if the run ends so again right after "
+                "--resume_from_checkpoint latest, they are too large: continue from an earlier "
+                "one, or start anew"
             )
         return {"skipped_steps": skipped} if skipped else {}
 

@@ -6,7 +6,13 @@ import pytest
 from accelerate.utils import DynamoBackend
 from tiny import batch, tiny_run, train
 
-from modules.distributed.launch_environment import UNSUPPORTED, check_environment, chosen_precision
+from modules.config.threads import undo_launchers_limit
+from modules.distributed.launch_environment import (
+    NUMBERS,
+    UNSUPPORTED,
+    check_environment,
+    chosen_precision,
+)
 from modules.errors import ArgumentError
 
 
@@ -59,3 +65,17 @@ def test_the_precision_is_the_flags_then_the_launchers_and_never_an_unknown_one(
     assert run_under(
         "--mixed_precision no", MIXED_PRECISION="bf16"
     ).accelerator.mixed_precision == ("no")
+
+
+@pytest.mark.parametrize("value", ["", "two", "-1"])
+@pytest.mark.parametrize("variable", NUMBERS)
+def test_a_launchers_number_that_is_none_is_named(variable, value):
+    undo_launchers_limit({variable: value, "ACCELERATE_MIXED_PRECISION": "no"})
+    with pytest.raises(ArgumentError, match=f"{variable}={value!r} .* unset it"):
+        check_environment({variable: value}, 1, compiled=False)
+
+
+@pytest.mark.parametrize("device", ["cuda:7", "bogus", "cpu:x"])
+def test_a_device_that_is_not_there_is_named(device, run_under):
+    with pytest.raises(ArgumentError, match=f"ACCELERATE_TORCH_DEVICE={device} .*; unset it"):
+        run_under(TORCH_DEVICE=device)

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import tempfile
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -105,6 +106,28 @@ def test_what_a_user_puts_there_between_two_launches_is_kept(tmp_path, name):
     with pytest.raises(ArgumentError, match=name):
         begin(tmp_path, "--resume_from_checkpoint", "latest")
     assert (tmp_path / name).read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "report.html", "config.json", "README.md",
+                                  "vae_ldm.safetensors", "samples/step-000000.png"])  # fmt: skip
+@pytest.mark.parametrize("more", ["--overwrite_output_dir", *RESUME])
+def test_a_folder_in_place_of_a_file_is_the_users(tmp_path, name, more):
+    run_in(tmp_path)
+    (tmp_path / name).unlink(missing_ok=True)
+    write(tmp_path, f"{name}/mine.txt")
+    before = contents(tmp_path)
+    with pytest.raises(ArgumentError, match=f"holds {name}, which no run"):
+        begin(tmp_path, *more.split())
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("tracker", ["tensorboard", "none"])
+def test_a_file_in_place_of_the_logs_matters_to_trackers_alone(tmp_path, tracker):
+    write(tmp_path, "logs")
+    refused = pytest.raises(ArgumentError, match="holds logs, which") if tracker != "none" else None
+    with refused or nullcontext():
+        begin(tmp_path, "--report_to", tracker)
+    assert (tmp_path / "logs").read_text() == "logs"
 
 
 def test_what_a_user_puts_there_during_training_is_set_aside(tmp_path):

@@ -6,6 +6,9 @@ import errno
 import json
 import os
 import re
+import resource
+import signal
+import sys
 import tarfile
 
 import datasets
@@ -19,7 +22,7 @@ from torch.utils.data import DataLoader
 from eval.__main__ import main
 from eval.metrics.networks import backbone_of
 from modules.builders.networks import make_discriminator, make_vae
-from modules.config.answers import exit_on_mistakes
+from modules.config.answers import answer_to, exit_on_mistakes
 from modules.config.command_line import resolve_arguments
 from modules.data import shared_memory
 from modules.data.shared_memory import end_rather_than_drop, require_shared_memory
@@ -169,6 +172,59 @@ def test_a_data_set_that_its_library_cannot_read_is_one_line(pictures, tmp_path)
     for content in ("", "{", "[]", "{}", state.replace("data-", "nowhere-")):
         (saved / "state.json").write_text(content)
         refused(saved)
+
+
+def test_loaders_may_open_as_many_files_as_the_system_lets_them():
+    limit, allowed = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(limit, 512), allowed))
+    try:
+        require_shared_memory("--workers", 0, 2, 1)
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == min(limit, 512)
+        require_shared_memory("--workers", 1, 2, 1)
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] >= min(allowed, 65536)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, allowed))
+
+
+@pytest.mark.parametrize("found", ["InvalidCxxCompiler: No working C++ compiler found in cpp.cxx",
+                                   "RuntimeError: Failed to find C compiler."])  # fmt: skip
+def test_a_machine_without_a_compiler_is_no_bug_and_other_errors_of_compilers_are(found):
+    code, message = answer_to(RuntimeError(f"{found}\n\nSet TORCHDYNAMO_VERBOSE=1"))
+    assert code == 2
+    assert "\n" not in message
+    assert message.startswith("--compile finds no compiler")
+    assert message.endswith("or drop --compile")
+    assert answer_to(RuntimeError("LoweringException: assertion failed")) is None
+
+
+def test_a_worker_that_may_open_no_more_files_ends_with_one_line(monkeypatch, capfd):
+    """multiprocessing's thread asks the hook about each error, and tries again at once."""
+
+    def leave(code):
+        raise SystemExit(code)
+
+    queue = shared_memory.multiprocessing.queues.Queue
+    monkeypatch.setattr(queue, "_on_queue_feeder_error", queue._on_queue_feeder_error)
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    monkeypatch.setattr(os, "_exit", leave)
+    end_rather_than_drop()
+    with pytest.raises(SystemExit, match="1"):
+        sys.excepthook(OSError, OSError(errno.EMFILE, "Too many open files"), None)
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith("a loaded batch cannot be handed over")
+    sys.excepthook(ValueError, ValueError("a bug"), None)
+    assert "ValueError: a bug" in capfd.readouterr().err
+
+
+def test_the_end_of_other_workers_does_not_disturb_the_answer(capfd):
+    before = signal.signal(signal.SIGCHLD, lambda *_: pytest.fail("raised while it ends"))
+    try:
+        with pytest.raises(SystemExit), exit_on_mistakes():
+            raise RuntimeError("DataLoader worker (pid 7) exited unexpectedly")
+        os.kill(os.getpid(), signal.SIGCHLD)
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+    assert "--dataloader_num_workers" in capfd.readouterr().err
 
 
 class Unsendable:

@@ -27,7 +27,8 @@ from modules.training.run import Run
 RESUME = ("--resume_from_checkpoint", "latest")
 CLOCK = "train/images_per_s"
 # Files whose content belongs to the launch, and generators that nobody seeds or uses.
-NOT_COMPARED = ("train_config.yaml", "report.html", "trainer_state.json", "manifest.json")
+NOT_COMPARED = ("train_config.yaml", ".train_vae.json", "report.html", "trainer_state.json",
+                "manifest.json")  # fmt: skip
 
 
 @dataclass(frozen=True)

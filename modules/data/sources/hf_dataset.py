@@ -34,7 +34,10 @@ from modules.errors import ArgumentError, blaming
 
 logger = logging.getLogger(__name__)
 
-FIX = "pass a Hub id, or a whole folder of parquet, webdataset shards or images"
+FIX = (
+    "pass a Hub id, or a whole folder of parquet, webdataset shards or images; files alone are "
+    "--dataset_name parquet (or webdataset) --data_files FILE"
+)
 NUM_SAVED_SHARDS = 64  # what `save_to_disk` wrote is streamed as this many
 
 
