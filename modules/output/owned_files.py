@@ -141,6 +141,8 @@ def _digest(file: Path) -> str:
 
 
 def _begins(file: Path, start: str) -> bool:
+    if not file.is_file():  # a pipe would be waited for
+        return False
     try:
         with file.open("rb") as stream:
             return stream.read(len(start)) == start.encode()

@@ -121,6 +121,12 @@ def test_a_folder_in_place_of_a_file_is_the_users(tmp_path, name, more):
     assert contents(tmp_path) == before
 
 
+def test_a_pipe_is_named_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "metrics.jsonl")
+    with pytest.raises(ArgumentError, match=r"holds metrics.jsonl, which no run"):
+        begin(tmp_path)
+
+
 @pytest.mark.parametrize("tracker", ["tensorboard", "none"])
 def test_a_file_in_place_of_the_logs_matters_to_trackers_alone(tmp_path, tracker):
     write(tmp_path, "logs")
