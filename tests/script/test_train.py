@@ -281,7 +281,8 @@ def test_the_documented_launch_works_in_a_process_of_its_own(tmp_path):
     del command[at : at + 2]
     found = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
     assert found.returncode == 0, found.stderr
-    assert f"1 x CPU, {threads_without_launcher()} threads, precision bf16" in found.stderr
+    assert f"1 x CPU, {threads_without_launcher()} thread" in found.stderr
+    assert "precision bf16" in found.stderr
     assert rows(tmp_path)[-1]["step"] == 1
 
 
