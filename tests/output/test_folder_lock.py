@@ -125,3 +125,16 @@ def test_a_launchers_variable_that_holds_a_word_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("RANK", "first")
     with pytest.raises(ArgumentError, match="RANK=first is no number"):
         FolderLock(tmp_path)
+
+
+@pytest.mark.parametrize("written", [False, True])
+def test_a_folder_that_was_made_for_nothing_is_taken_away_again(tmp_path, written):
+    folder = tmp_path / "run"
+    with FolderLock(folder):
+        if written:
+            (folder / "config.json").touch()
+    assert folder.exists() == written
+    (tmp_path / "users").mkdir()
+    with FolderLock(tmp_path / "users"):
+        pass
+    assert (tmp_path / "users").exists()
