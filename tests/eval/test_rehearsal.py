@@ -171,4 +171,4 @@ def test_run_that_will_not_fit_ends_with_one_line_before_it_has_done_anything(
     assert "Traceback" not in output
     assert output.splitlines()[-1].startswith("train_vae.py: error: the device's memory")
     assert "--validation_batch_size 1" in output
-    assert not list(folder.iterdir())
+    assert not folder.exists()

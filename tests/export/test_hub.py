@@ -154,7 +154,7 @@ def test_what_the_hub_would_refuse_later_is_refused_at_once(hub, tmp_path, more,
     assert code == 2, output
     assert message in output
     assert "Traceback" not in output
-    assert not list((tmp_path / "run").iterdir())
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_hub_that_is_gone_costs_the_upload_and_not_the_run(hub, tmp_path):
