@@ -23,6 +23,7 @@ from eval.protocol.codecs import VAECodec
 from eval.protocol.protocol import Protocol
 from eval.protocol.tally import measure_batch
 from eval.validation import metrics
+from modules.config.answers import is_about_memory
 from modules.config.arguments import Arguments
 from modules.errors import RunStopped
 from modules.models.autoencoder import latent_shape
@@ -202,7 +203,7 @@ def explained(args: Arguments, part: str = "this run") -> Iterator[None]:
             "now on; drop --compile, or train on fewer shapes"
         ) from error
     except RuntimeError as error:
-        if isinstance(error, RunStopped) or not _is_about_memory(error):
+        if isinstance(error, RunStopped) or not is_about_memory(error):
             raise
         reason = str(error).strip().splitlines()[0].split(" Of the allocated memory")[0]
         raise RunStopped(
@@ -210,9 +211,3 @@ def explained(args: Arguments, part: str = "this run") -> Iterator[None]:
             f"order to try them: {', '.join(levers(args, part))}. `python -m eval memory` with the "
             f"run's flags predicts the need of each of its parts ({reason})"
         ) from error
-
-
-def _is_about_memory(error: RuntimeError) -> bool:
-    """Also where a library was refused, which has no class of its own."""
-    words = ("out of memory", "ALLOC_FAILED", "can't allocate memory")
-    return isinstance(error, torch.OutOfMemoryError) or any(w in str(error) for w in words)

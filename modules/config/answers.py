@@ -53,7 +53,7 @@ def answer_to(error: Exception, then: str = CONTINUE) -> Answer | None:
         return Answer(1, f"{error}. {whole} {then}")
     if isinstance(error, OSError) and error.filename is not None:
         return Answer(1, f"{one_line(error)}. Mend that, then {then}")
-    if _is_about_memory(error):
+    if is_about_memory(error):
         return Answer(
             1,
             f"out of memory ({one_line(error, 120)}). Lower --train_batch_size (and raise "
@@ -94,12 +94,16 @@ def _is_about_space(error: Exception) -> bool:
     )
 
 
-def _is_about_memory(error: Exception) -> bool:
-    """Whether the GPU or the machine has no more; torch's types are not imported here."""
+def is_about_memory(error: Exception) -> bool:
+    """Whether the GPU or the machine has no more; torch's types are not imported here.
+
+    Also where a library was refused, which has no class of its own for that.
+    """
+    words = ("out of memory", "ALLOC_FAILED", "can't allocate memory")
     return (
         isinstance(error, MemoryError)
         or type(error).__name__ == "OutOfMemoryError"
-        or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
+        or (isinstance(error, RuntimeError) and any(word in str(error) for word in words))
     )
 
 
