@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from modules.builders.places import require_permission
 from modules.config.limits import shown, wrong_text
 from modules.errors import ArgumentError
 
@@ -54,7 +55,7 @@ def prepare_outputs(args: argparse.Namespace) -> None:
     folders = {name: Path(chosen[name]) for name in FOLDERS if chosen.get(name)}
     for name, path in [*files.items(), *folders.items()]:
         try:
-            _prepare_file(path) if name in files else _check_folder(path)
+            _prepare_file(path) if name in files else require_permission(path)
         except OSError as error:
             raise ArgumentError(f"--{name}={path} cannot be written to ({error})") from error
     real = [path.resolve() for path in files.values() if path.is_file() or not path.exists()]
@@ -75,16 +76,6 @@ def _prepare_file(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=path.parent):
         pass
-
-
-def _check_folder(path: Path) -> None:
-    """Its writer makes it, once there is something to write."""
-    absolute = path.resolve()
-    nearest = next(parent for parent in (absolute, *absolute.parents) if parent.exists())
-    if not nearest.is_dir():
-        raise NotADirectoryError(f"{nearest} is a file; give a folder")
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        raise PermissionError(f"no permission to write to {nearest}")
 
 
 def _require_picture_suffix(path: Path) -> None:

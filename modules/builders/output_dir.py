@@ -8,6 +8,7 @@ from itertools import product
 from pathlib import Path
 
 from modules.builders.overlap import lies_in, searched_by_datasets, would_match
+from modules.builders.places import require_permission
 from modules.config.arguments import Arguments
 from modules.config.outputs import CheckpointArguments
 from modules.distributed.reduce import gather_from_processes
@@ -71,7 +72,7 @@ def check_output_dir(args: Arguments, create: bool = True) -> None:
                 (folder / "file").write_bytes(b"0")
                 os.replace(folder, Path(probe, "complete"))  # as checkpoints are; FUSE may not
         else:
-            _check_permission(output_dir)
+            require_permission(output_dir)
     except OSError as error:
         raise ArgumentError(
             f"--output_dir={output_dir} cannot be written to ({error}); choose another folder"
@@ -166,18 +167,6 @@ def refuse_together(lock: FolderLock) -> None:
     refusals = [text for text in gather_from_processes([lock.refusal]) if text is not None]
     if refusals:
         raise ArgumentError(refusals[0])
-
-
-def _check_permission(folder: Path) -> None:
-    """Raises OSError where the folder, or the one it would be made in, refuses new files."""
-    if folder.is_symlink() and not folder.exists():
-        raise FileNotFoundError("it is a link that leads nowhere")
-    absolute = folder.resolve()
-    nearest = next(path for path in (absolute, *absolute.parents) if path.exists())
-    if not nearest.is_dir():
-        raise NotADirectoryError(f"{nearest} is not a folder")
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        raise PermissionError(f"no permission to write to {nearest}")
 
 
 def clear_output_dir(args: Arguments) -> None:

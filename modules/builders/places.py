@@ -38,3 +38,15 @@ def _is_a_path(value: str) -> bool:
     """Whether this can be no id on the Hub, which is "name" or "owner/name"."""
     path = Path(value)
     return path.is_absolute() or value.startswith(".") or len(path.parts) > 2
+
+
+def require_permission(folder: Path) -> None:
+    """Raises OSError where the folder, or the one it would be made in, refuses new files."""
+    if folder.is_symlink() and not folder.exists():
+        raise FileNotFoundError("it is a link that leads nowhere")
+    absolute = folder.resolve()
+    nearest = next(path for path in (absolute, *absolute.parents) if path.exists())
+    if not nearest.is_dir():
+        raise NotADirectoryError(f"{nearest} is not a folder: it is a file; give a folder")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise PermissionError(f"no permission to write to {nearest}")
