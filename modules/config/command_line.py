@@ -26,7 +26,7 @@ import yaml
 from modules.config.answers import exit_on_mistakes
 from modules.config.arguments import GROUPS, Arguments
 from modules.config.config_file import from_yaml, read_config
-from modules.config.limits import expanded, require, shown
+from modules.config.limits import expanded, number, require, shown
 from modules.config.precedence import overlay
 from modules.errors import ArgumentError
 
@@ -173,11 +173,12 @@ class _ToTuple(argparse.Action):
 
 @cache
 def _field_type(group: type, name: str) -> type:
-    """The field's type without `| None`."""
+    """The field's type without `| None`; `number` for `int | float`."""
     hint = typing.get_type_hints(group)[name]
-    if isinstance(hint, types.UnionType):
-        (hint,) = (part for part in typing.get_args(hint) if part is not types.NoneType)
-    return hint
+    if not isinstance(hint, types.UnionType):
+        return hint
+    kinds = [part for part in typing.get_args(hint) if part is not types.NoneType]
+    return number if kinds == [int, float] else kinds[0]
 
 
 def _element_type(kind: type) -> type:

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from modules.config.limits import shown
+from modules.config.limits import number, shown
 from modules.errors import ArgumentError, one_line
 
 LARGEST_FILE = 1_000_000  # bytes
@@ -109,4 +109,5 @@ def _only(*types: type) -> Callable[[Any], Any]:
 
 
 # YAML reads 1e-6 as a string and 1 as an integer: both are fine where a number is wanted.
-_READ = {bool: _only(bool), int: _only(int), str: _only(str), float: _only(str, int, float)}
+_READ = {bool: _only(bool), int: _only(int), str: _only(str), float: _only(str, int, float),
+         number: _only(str, int, float, number)}  # fmt: skip

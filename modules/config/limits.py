@@ -19,6 +19,7 @@ LONGEST_NAME = 255  # bytes of one name in a path
 class Limits:
     """Of a number: `minimum` and `maximum` are allowed, `above` and `below` are not.
 
+    steps: it counts steps, or is a share of the run where it lies between 0 and 1 (`steps_of`).
     path: the text names a file or folder (or what is none, such as a hub id): "~" is expanded.
     secret: the value is never shown.
     """
@@ -27,11 +28,14 @@ class Limits:
     maximum: float = LARGEST
     above: float | None = None
     below: float | None = None
+    steps: bool = False
     path: bool = False
     secret: bool = False
 
     def rule(self) -> str:
         """Such as "at least 0 and below 1"."""
+        if self.steps:
+            return f"a whole number of steps up to {self.maximum:,}, or a share of the run below 1"
         most = self.maximum if self.below is None else None
         named = (("at least", self.minimum), ("above", self.above), ("below", self.below),
                  ("at most", most))  # fmt: skip
@@ -48,7 +52,21 @@ class Limits:
             and (self.minimum is None or number >= self.minimum)
             and (self.above is None or number > self.above)
             and (self.below is None or number < self.below)
+            and (not self.steps or 0 <= number < 1 or number == int(number) > 0)
         )
+
+
+def number(text: str | float) -> int | float:
+    """The type of flags that take a whole number or a share. Raises ValueError for other texts."""
+    try:
+        return int(text) if isinstance(text, str) else text
+    except ValueError:
+        return float(text)
+
+
+def steps_of(value: int | float, total: int) -> int:
+    """The steps that a flag means: as many as it says, or below 1 that share of `total`."""
+    return round(value * total) if value < 1 else int(value)
 
 
 def check_limits(group: Any) -> None:
