@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from modules.config.arguments import Arguments
 from modules.config.inputs import ModelArguments
+from modules.config.limits import steps_of
 from modules.config.optimization import OptimizationArguments
 from modules.data.samplers.buckets import bucket_shapes
 from modules.errors import ArgumentError, blaming
@@ -59,8 +60,8 @@ def make_vae(args: Arguments) -> AutoencoderKL:
     """
     torch.manual_seed(args.optimization.seed)
     vae = _load_or_build(args.model, args.data.resolution)
-    if args.model.vae_init == "resampler":
-        start_as_resampler(vae)
+    if args.model.from_scratch:
+        _start(vae, args.model.vae_init)
     factor = downsample_factor(vae)
     args.data.require_divisible(factor, f"{factor}, the downsampling factor of the model")
     if args.data.aspect_ratio_bucketing:
@@ -81,6 +82,21 @@ def make_vae(args: Arguments) -> AutoencoderKL:
         _use_xformers(vae)
     # A pretrained one comes in eval mode, in which nothing would be recomputed.
     return vae.train()
+
+
+def _start(vae: AutoencoderKL, vae_init: str | None) -> None:
+    """The weights that --vae_init asks for; by default a resampler wherever the network allows."""
+    start = vae_init or "resampler"
+    if start == "resampler":
+        try:
+            start_as_resampler(vae)
+        except ArgumentError as error:
+            if vae_init is not None:
+                raise
+            logger.info("a VAE from scratch starts from random weights: %s", error)
+            return
+    what = {"random": "from random weights", "resampler": "as a linear down- and upsampler"}[start]
+    logger.info("a VAE from scratch starts %s (--vae_init=%s)", what, start)
 
 
 def _load_or_build(args: ModelArguments, resolution: int) -> AutoencoderKL:
@@ -198,7 +214,7 @@ def make_optimizers(
     )
     use_8bit = args.precision.use_8bit_adam
     return (
-        _adamw(opt, vae, opt.learning_rate * scale, betas_vae, use_8bit),
+        _adamw(opt, vae, args.learning_rate * scale, betas_vae, use_8bit),
         _adamw(opt, discriminator, opt.disc_learning_rate * scale, betas_disc, use_8bit),
     )
 
@@ -242,7 +258,7 @@ def make_schedulers(
         return get_scheduler(
             name,
             optimizer,
-            num_warmup_steps=opt.lr_warmup_steps,
+            num_warmup_steps=steps_of(opt.lr_warmup_steps, updates),
             num_training_steps=updates,
             num_cycles=opt.lr_num_cycles,
             power=opt.lr_power,

@@ -42,9 +42,9 @@ def make_run(
     prepared = accelerator.prepare(vae, discriminator, *optimizers, *schedulers)
     for optimizer in prepared[2:4]:
         optimizer.scaler = None  # float16's loss scale is handled in `Run.update`, for both at once
-    ema = None
-    if args.optimization.use_ema:
-        ema = ExponentialMovingAverage(vae.vae, args.optimization.ema_decay)
+    ema, opt = None, args.optimization
+    if opt.use_ema:
+        ema = ExponentialMovingAverage(vae.vae, opt.ema_half_life, opt.ema_decay)
     return Run(
         args,
         accelerator,
@@ -55,7 +55,7 @@ def make_run(
         max_train_steps=steps,
         layout=layout,
         meter=Meter(accelerator),
-        guard=FiniteGuard(accelerator, args.optimization.max_skipped_steps),
+        guard=FiniteGuard(accelerator, opt.max_skipped_steps),
         gan_guard=GanGuard(
             args.discriminator.gan_guard,
             args.discriminator.disc_weight_max if args.discriminator.disc_adaptive_weight else 0.0,

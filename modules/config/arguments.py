@@ -20,6 +20,9 @@ from modules.errors import ArgumentError
 # Never written to train_config.yaml: secrets, and what describes this launch rather than the run.
 LAUNCH_ONLY = ("hub_token", "resume_from_checkpoint", "overwrite_output_dir", "dry_run")
 
+# Learning rates of the VAE: latent-diffusion's base, for fine-tuning; and what trains from scratch.
+BASE, FROM_SCRATCH = 4.5e-6, 2e-4
+
 
 @dataclass(frozen=True)
 class Arguments:
@@ -111,6 +114,13 @@ class Arguments:
         if self.validation.num_validation_images != 0:
             resolution = self.data.resolution
             require_side(resolution, f"--resolution={resolution}", validation)
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the VAE at its peak, before --scale_lr."""
+        if self.optimization.learning_rate is not None:
+            return self.optimization.learning_rate
+        return FROM_SCRATCH if self.model.from_scratch and not self.optimization.scale_lr else BASE
 
     @property
     def validation_batch_size(self) -> int:

@@ -16,8 +16,8 @@ TABLE = (
         disc_adaptive_weight disc_weight_max gan_guard
         num_train_epochs max_train_steps learning_rate disc_learning_rate scale_lr lr_scheduler
         disc_lr_scheduler lr_warmup_steps lr_num_cycles lr_power adam_beta1 adam_beta2
-        disc_adam_beta1 disc_adam_beta2 adam_weight_decay adam_epsilon max_grad_norm ema_decay
-        max_skipped_steps
+        disc_adam_beta1 disc_adam_beta2 adam_weight_decay adam_epsilon max_grad_norm
+        ema_half_life ema_decay max_skipped_steps
         mixed_precision allow_tf32 gradient_checkpointing recompute compile perceptual_slice_size
         deterministic ddp_timeout memory_limit_gb set_grads_to_none
         enable_xformers_memory_efficient_attention
