@@ -43,6 +43,7 @@ def banner(
         f"{opt.gradient_accumulation_steps} accumulated on each device",
         "Objective": losses.rec_loss + (perceptual if losses.perceptual_scale else "")
         + f" + {losses.kl_scale:g} KL",
+        "Optimizer": _optimizer(args, run),
         "GAN": _gan(args.discriminator, max_train_steps) if args.discriminator.enabled else "off",
         "Device": _situation(run.accelerator) if run else "not looked for in a dry run",
         "Output": _output(args, vae),
@@ -54,6 +55,13 @@ def banner(
 def _situation(accelerator: Accelerator) -> str:
     device = device_name(accelerator.device)
     return f"{accelerator.num_processes} x {device}, precision {accelerator.mixed_precision}"
+
+
+def _optimizer(args: Arguments, run: Run | None) -> str:
+    opt = args.optimization
+    rate = run.scheduler_vae.scheduler.base_lrs[0] if run else args.learning_rate
+    average = f", averaged with a half-life of {opt.ema_half_life:.0%} of the updates"
+    return f"AdamW at {rate:g}, {opt.lr_scheduler}" + (average if opt.use_ema else "")
 
 
 def _gan(disc: DiscriminatorArguments, max_train_steps: int | None) -> str:

@@ -35,7 +35,7 @@ class Limits:
     def rule(self) -> str:
         """Such as "at least 0 and below 1"."""
         if self.steps:
-            return f"a whole number of steps up to {self.maximum:,}, or a share of the run below 1"
+            return "a whole number of steps, or a share below 1 of all"
         most = self.maximum if self.below is None else None
         named = (("at least", self.minimum), ("above", self.above), ("below", self.below),
                  ("at most", most))  # fmt: skip
@@ -52,7 +52,7 @@ class Limits:
             and (self.minimum is None or number >= self.minimum)
             and (self.above is None or number > self.above)
             and (self.below is None or number < self.below)
-            and (not self.steps or 0 <= number < 1 or number == int(number) > 0)
+            and (not self.steps or number < 1 or number == int(number))
         )
 
 

@@ -50,6 +50,7 @@ class OptimizationArguments:
         0.05,
         "updates over which each learning rate rises from 0, or below 1 their share of the updates "
         "that its network gets; the schedule constant has none",
+        minimum=0,
         steps=True,
     )
     lr_num_cycles: int = flag(1, "restarts of cosine_with_restarts", minimum=1, maximum=10**6)

@@ -80,7 +80,8 @@ def test_all_promised_recipes_are_shipped():
 def test_kl_f8_is_latent_diffusions_as_published():
     """configs/autoencoder/autoencoder_kl_32x32x4.yaml there, and what its code adds to that."""
     published = {
-        "downsample_factor": 8, "latent_channels": None, "resolution": 256, "train_batch_size": 12,
+        "downsample_factor": 8, "latent_channels": None, "vae_init": "random", "resolution": 256,
+        "train_batch_size": 12,
         "gradient_accumulation_steps": 2, "learning_rate": 4.5e-6 * 12 * 2, "lr_scheduler":
         "constant", "disc_lr_scheduler": "constant", "adam_beta1": 0.5, "adam_beta2": 0.9,
         "disc_adam_beta1": None, "disc_adam_beta2": None, "adam_weight_decay": 0.0,

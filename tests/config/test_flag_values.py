@@ -12,8 +12,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from modules.config.arguments import GROUPS
-from modules.config.command_line import _element_type, _field_type, resolve_arguments
+from modules.config.command_line import (
+    _element_type,
+    _field_type,
+    resolve_arguments,
+    to_yaml,
+)
 from modules.config.config_file import LARGEST_FILE
+from modules.config.limits import number, steps_of
 from modules.errors import ArgumentError
 
 FLAGS = {f.name: (f, _element_type(_field_type(group, f.name)))
@@ -25,7 +31,7 @@ BAD_TEXTS = ["", " ", "\t", "a\0b", "a\nb", "\x7f", "\u2028", os.fsdecode(b"na\x
 YAML_KINDS = ["[]", "[[1]]", "{a: 1}", "2020-01-01", "2020-99-99", "010", "1:30", "!!binary aGk=",
               "!!set {a}", "~", ".nan", "-.inf", "1" * 5000, "!!python/name:os.system ''",
               '"a\\0b"', "''", "'a\n\n b'", "*a", "&a [*a]", "no", "-1.5"]  # fmt: skip
-NUMBERS = [name for name, (_, kind) in FLAGS.items() if kind in (int, float)]
+NUMBERS = [name for name, (_, kind) in FLAGS.items() if kind in (int, float, number)]
 TEXTS = [name for name, (f, kind) in FLAGS.items() if kind is str and not f.metadata["choices"]]
 
 
@@ -49,6 +55,7 @@ def beyond(name: str) -> list[str]:
     ends = [(limits.minimum, -1), (limits.maximum, 1)]
     found = [str(kind(end + side * step * max(1, abs(end)))) for end, side in ends
              if end is not None]  # fmt: skip
+    found += ["1.5"] if limits.steps else []
     return found + [str(end) for end in (limits.above, limits.below) if end is not None]
 
 
@@ -57,6 +64,13 @@ def test_every_number_has_a_lower_limit_beside_the_common_upper_one():
         f, _ = FLAGS[name]
         limits = f.metadata["limits"]
         assert f.metadata["choices"] or limits.minimum is not None or limits.above is not None, name
+
+
+def test_steps_are_a_number_or_a_share_of_all():
+    for text, steps in (("500", 500), ("1", 1), ("0", 0), ("0.25", 50), ("0.999", 200)):
+        args = resolve_arguments([f"--lr_warmup_steps={text}"])
+        assert steps_of(args.optimization.lr_warmup_steps, 200) == steps
+        assert f"lr_warmup_steps: {text}\n" in to_yaml(args)  # and no 500.0
 
 
 def test_no_number_outside_of_its_limits_is_taken(tmp_path):

@@ -92,7 +92,7 @@ def test_groups_too_few_for_all_colours_carry_their_mean() -> None:
 
 @pytest.mark.parametrize(("widths", "groups"), [((16, 16), 8), ((2, 64), 2), ((64, 2), 1)])
 def test_groups_that_cannot_carry_an_image_are_refused(widths, groups) -> None:
-    with pytest.raises(ArgumentError, match="at least 3 channels.*--norm_num_groups"):
+    with pytest.raises(ArgumentError, match=r"at least 3 channels.*--norm_num_groups"):
         start_as_resampler(network(widths, groups))
 
 
