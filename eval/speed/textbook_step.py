@@ -51,9 +51,7 @@ class TextbookTrainer:
         opt, rate = self.args.optimization, self.args.learning_rate
         options = {"betas": (opt.adam_beta1, opt.adam_beta2), "eps": opt.adam_epsilon,
                    "weight_decay": opt.adam_weight_decay}  # fmt: skip
-        self.optimizer_vae = torch.optim.AdamW(
-            self._trained(), lr=rate, **options
-        )
+        self.optimizer_vae = torch.optim.AdamW(self._trained(), lr=rate, **options)
         self.optimizer_disc = torch.optim.AdamW(
             self.discriminator.parameters(), lr=opt.disc_learning_rate, **options
         )
