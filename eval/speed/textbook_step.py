@@ -53,7 +53,7 @@ class TextbookTrainer:
                    "weight_decay": opt.adam_weight_decay}  # fmt: skip
         self.optimizer_vae = torch.optim.AdamW(self._trained(), lr=opt.learning_rate, **options)
         self.optimizer_disc = torch.optim.AdamW(
-            self.discriminator.parameters(), lr=opt.disc_learning_rate, **options
+            self.discriminator.parameters(), lr=opt.disc_peak_rate, **options
         )
 
     def step(self, batches: Sequence[dict[str, Any]]) -> None:

@@ -165,14 +165,18 @@ def make_discriminator(args: Arguments, accelerator: Accelerator) -> nn.Module:
     return network
 
 
-def make_gan_schedule(args: Arguments, reached: Reached) -> GanSchedule:
-    """When the discriminator trains and when the VAE feels it; says where that is not as asked."""
+def make_gan_schedule(args: Arguments, max_train_steps: int, reached: Reached) -> GanSchedule:
+    """When the discriminator trains and when the VAE feels it; says where that is not as asked.
+
+    A share of a run that has become longer or shorter since the GAN began stays what it was.
+    """
     disc = args.discriminator
+    start, warmup, ramp = (disc.lengths(max_train_steps) | reached.lengths).values()
     asked = GanSchedule(
         enabled=disc.enabled,
-        start=disc.disc_start,
-        warmup_steps=disc.disc_warmup_steps,
-        ramp_steps=disc.disc_ramp_steps,
+        start=start,
+        warmup_steps=warmup,
+        ramp_steps=ramp,
         in_turns=args.optimization.alternation == "every_other_step",
     )
     schedule = asked.continued(reached)
@@ -199,7 +203,7 @@ def make_optimizers(
     use_8bit = args.precision.use_8bit_adam
     return (
         _adamw(opt, vae, opt.learning_rate * scale, betas_vae, use_8bit),
-        _adamw(opt, discriminator, opt.disc_learning_rate * scale, betas_disc, use_8bit),
+        _adamw(opt, discriminator, opt.disc_peak_rate * scale, betas_disc, use_8bit),
     )
 
 

@@ -101,7 +101,7 @@ class Arguments:
             training.append(lpips)
             validation.append(lpips)
         steps = self.optimization.max_train_steps
-        if disc.enabled and (steps is None or disc.disc_start < steps):
+        if disc.enabled and (steps is None or disc.lengths(steps)["disc_start"] < steps):
             name = f"a discriminator with --disc_num_layers={disc.disc_num_layers}"
             training.append((name, discriminator_side(disc.disc_num_layers), "lower that"))
         smallest = min(self.data.training_resolutions)

@@ -22,8 +22,11 @@ class OptimizationArguments:
     )
     max_train_steps: int | None = flag(None, "optimizer steps in all", minimum=0)
     learning_rate: float = flag(4.5e-6, "peak learning rate of the VAE", minimum=0, maximum=10**6)
-    disc_learning_rate: float = flag(
-        4.5e-6, "peak learning rate of the discriminator", minimum=0, maximum=10**6
+    disc_learning_rate: float | None = flag(
+        None,
+        "peak learning rate of the discriminator; by default the VAE's",
+        minimum=0,
+        maximum=10**6,
     )
     scale_lr: bool = flag(
         False, "multiply both learning rates by accumulation x processes x batch size"
@@ -77,6 +80,12 @@ class OptimizationArguments:
 
     def __post_init__(self) -> None:
         check_limits(self)
+
+    @property
+    def disc_peak_rate(self) -> float:
+        """The discriminator's, which is the VAE's unless it is given."""
+        rate = self.disc_learning_rate
+        return self.learning_rate if rate is None else rate
 
     def images_per_step(self, num_processes: int) -> int:
         """Images of one optimizer step over all processes: the total batch size."""
