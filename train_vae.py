@@ -93,7 +93,6 @@ def train(run: Run, watch: Watch) -> bool:
         disc_turn = run.schedule.trains_discriminator(run.step)
         images, noise = run.to_device(batch)
         elements, terms = images[0].numel(), {}
-        share = run.adversarial_share(elements)
 
         with accelerator.accumulate(run.vae, run.discriminator):
             # Generator: reconstruct through the prepared module, and let the frozen discriminator
@@ -108,10 +107,10 @@ def train(run: Run, watch: Watch) -> bool:
                     nll = nll + losses.perceptual_scale * p_loss
                 kl = terms["kl_loss"] = kl_loss(posterior.kl(), elements)
                 loss = nll + losses.kl_scale * kl
-                if share:
+                if run.schedule.adversarial_share(run.step):
                     g_loss = terms["g_loss"] = run.judge(reconstructions)
-                    d_weight = terms["d_weight"] = run.d_weight(nll, g_loss, elements)
-                    loss = loss + share * d_weight * g_loss
+                    weight, health = run.adversarial_weight(nll, g_loss, elements)
+                    loss, terms = loss + weight * g_loss, terms | health
                 accelerator.backward(loss)
                 terms["psnr"] = batch_psnr(images, fakes)
 
@@ -120,8 +119,7 @@ def train(run: Run, watch: Watch) -> bool:
                 logits_real, logits_fake = run.discriminator(images, fakes)
                 d_loss = discriminator_loss(disc.disc_loss, logits_real, logits_fake)
                 accelerator.backward(d_loss)
-                terms |= {"d_loss": d_loss, "logits_real": logits_real.mean(),
-                          "logits_fake": logits_fake.mean()}  # fmt: skip
+                terms |= {"d_loss": d_loss, **run.adversary.watch(logits_real, logits_fake)}
             run.record(**terms)
 
         # One optimizer step is complete: update the VAE, then the discriminator; then look around.
@@ -154,7 +152,7 @@ def log(run: Run, watch: Watch) -> None:
     """Writes the means since the last row; the only place of the loop where the host waits."""
     watch.name_bad_images(run)
     means = run.meter.flush() | run.guard.check() | run.learning_rates()
-    means |= run.gan_guard.judge(means)
+    means |= run.adversary.judge(means)
     if means["upscaled"]:
         warn_of_upscaling(max(run.args.data.training_resolutions))
     watch.journal.write(run.step, "train", means)

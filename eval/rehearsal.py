@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -83,7 +84,8 @@ def rehearse_training(run: Run, train: Callable[[Run], object], *steps: int) -> 
         for step in steps:
             accelerator.step = 0
             train(replace(run, step=step, loader=batches, rejected=[], meter=Meter(accelerator),
-                          guard=FiniteGuard(accelerator, 1)))  # fmt: skip
+                          guard=FiniteGuard(accelerator, 1),
+                          adversary=deepcopy(run.adversary)))  # fmt: skip
             for network in networks:
                 network.zero_grad(set_to_none=True)
     for buffer, before in buffers:  # spectral norm's, which every forward moves

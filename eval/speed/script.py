@@ -44,8 +44,7 @@ def run_at_full_gan(args: Arguments, vae: AutoencoderKL) -> Run:
     run = make_run(
         args, TrainableVAE(vae, args.model.decoder_only), args.optimization.images_per_step(1)
     )
-    disc = args.discriminator
-    run.step = disc.disc_start + disc.disc_warmup_steps + disc.disc_ramp_steps
+    run.step = sum(run.schedule.lengths)
     run.step += run.step % 2  # the VAE's turn, if they take turns
     run.max_train_steps = 10**12
     return run

@@ -6,13 +6,14 @@ import shutil
 import time
 from dataclasses import fields
 from datetime import timedelta
+from itertools import accumulate
 from pathlib import Path
 
 from accelerate import Accelerator
 from diffusers import AutoencoderKL
 
 from modules.config.arguments import GROUPS, Arguments
-from modules.config.objective import DiscriminatorArguments
+from modules.config.objective import GAN_LENGTHS, DiscriminatorArguments
 from modules.distributed.device import device_name
 from modules.models.autoencoder import describe, latent_shape
 from modules.tracking.journal import Journal
@@ -44,7 +45,7 @@ def banner(
         "Objective": losses.rec_loss + (perceptual if losses.perceptual_scale else "")
         + f" + {losses.kl_scale:g} KL",
         "Optimizer": _optimizer(args, run),
-        "GAN": _gan(args.discriminator, max_train_steps) if args.discriminator.enabled else "off",
+        "GAN": _gan(args.discriminator, max_train_steps, run),
         "Device": _situation(run.accelerator) if run else "not looked for in a dry run",
         "Output": _output(args, vae),
     }  # fmt: skip
@@ -59,19 +60,21 @@ def _situation(accelerator: Accelerator) -> str:
 
 def _optimizer(args: Arguments, run: Run | None) -> str:
     opt = args.optimization
-    rate = run.scheduler_vae.scheduler.base_lrs[0] if run else args.learning_rate
+    rate = run.scheduler_vae.scheduler.base_lrs[0] if run else args.peak_rates[0]
     average = f", averaged with a half-life of {opt.ema_half_life:.0%} of the updates"
     return f"AdamW at {rate:g}, {opt.lr_scheduler}" + (average if opt.use_ema else "")
 
 
-def _gan(disc: DiscriminatorArguments, max_train_steps: int | None) -> str:
-    if max_train_steps is not None and disc.disc_start >= max_train_steps:
+def _gan(disc: DiscriminatorArguments, max_train_steps: int | None, run: Run | None) -> str:
+    if not disc.enabled:
+        return "off"
+    if max_train_steps is None:  # and what is a share of it
+        return " ".join(f"--{name} {getattr(disc, name)}" for name in GAN_LENGTHS)
+    lengths = run.schedule.lengths if run else disc.lengths(max_train_steps).values()
+    start, felt, full = accumulate(lengths)
+    if start >= max_train_steps:
         return f"never starts: --disc_start={disc.disc_start} lies after the last step"
-    felt = disc.disc_start + disc.disc_warmup_steps
-    return (
-        f"discriminator trains from step {disc.disc_start}, is felt from {felt}, "
-        f"in full from {felt + disc.disc_ramp_steps}"
-    )
+    return f"discriminator trains from step {start}, is felt from {felt}, in full from {full}"
 
 
 def _output(args: Arguments, vae: AutoencoderKL) -> str:

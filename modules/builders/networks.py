@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from modules.config.arguments import Arguments
 from modules.config.inputs import ModelArguments
-from modules.config.limits import steps_of
+from modules.config.limits import in_steps
 from modules.config.optimization import OptimizationArguments
 from modules.data.samplers.buckets import bucket_shapes
 from modules.errors import ArgumentError, blaming
@@ -181,14 +181,18 @@ def make_discriminator(args: Arguments, accelerator: Accelerator) -> nn.Module:
     return network
 
 
-def make_gan_schedule(args: Arguments, reached: Reached) -> GanSchedule:
-    """When the discriminator trains and when the VAE feels it; says where that is not as asked."""
+def make_gan_schedule(args: Arguments, max_train_steps: int, reached: Reached) -> GanSchedule:
+    """When the discriminator trains and when the VAE feels it; says where that is not as asked.
+
+    A share of a run that has become longer or shorter since the GAN began stays what it was.
+    """
     disc = args.discriminator
+    start, warmup, ramp = (disc.lengths(max_train_steps) | reached.lengths).values()
     asked = GanSchedule(
         enabled=disc.enabled,
-        start=disc.disc_start,
-        warmup_steps=disc.disc_warmup_steps,
-        ramp_steps=disc.disc_ramp_steps,
+        start=start,
+        warmup_steps=warmup,
+        ramp_steps=ramp,
         in_turns=args.optimization.alternation == "every_other_step",
     )
     schedule = asked.continued(reached)
@@ -212,10 +216,10 @@ def make_optimizers(
         opt.adam_beta1 if opt.disc_adam_beta1 is None else opt.disc_adam_beta1,
         opt.adam_beta2 if opt.disc_adam_beta2 is None else opt.disc_adam_beta2,
     )
-    use_8bit = args.precision.use_8bit_adam
+    use_8bit, (rate, disc_rate) = args.precision.use_8bit_adam, args.peak_rates
     return (
-        _adamw(opt, vae, args.learning_rate * scale, betas_vae, use_8bit),
-        _adamw(opt, discriminator, opt.disc_learning_rate * scale, betas_disc, use_8bit),
+        _adamw(opt, vae, rate * scale, betas_vae, use_8bit),
+        _adamw(opt, discriminator, disc_rate * scale, betas_disc, use_8bit),
     )
 
 
@@ -258,7 +262,7 @@ def make_schedulers(
         return get_scheduler(
             name,
             optimizer,
-            num_warmup_steps=steps_of(opt.lr_warmup_steps, updates),
+            num_warmup_steps=in_steps(opt.lr_warmup_steps, updates),
             num_training_steps=updates,
             num_cycles=opt.lr_num_cycles,
             power=opt.lr_power,

@@ -15,8 +15,8 @@ from modules.config.arguments import Arguments
 from modules.distributed.device import convolution_layout
 from modules.models.autoencoder import TrainableVAE
 from modules.models.compilation import compile_networks
+from modules.training.adversary import Adversary
 from modules.training.ema import ExponentialMovingAverage
-from modules.training.gan_guard import GanGuard
 from modules.training.guard import FiniteGuard
 from modules.training.meter import Meter
 from modules.training.run import Run
@@ -33,8 +33,8 @@ def make_run(
     for network in (vae, discriminator):
         network.to(memory_format=layout)
     perceptual = make_perceptual(args)
-    schedule = make_gan_schedule(args, reached)
     steps = training_length(args, num_train_images, accelerator.num_processes, reached)
+    schedule = make_gan_schedule(args, steps, reached)
     optimizers = make_optimizers(args, vae, discriminator, accelerator.num_processes)
     schedulers = make_schedulers(args, *optimizers, schedule, steps, reached)
     if args.precision.compile:
@@ -56,8 +56,5 @@ def make_run(
         layout=layout,
         meter=Meter(accelerator),
         guard=FiniteGuard(accelerator, opt.max_skipped_steps),
-        gan_guard=GanGuard(
-            args.discriminator.gan_guard,
-            args.discriminator.disc_weight_max if args.discriminator.disc_adaptive_weight else 0.0,
-        ),
+        adversary=Adversary(args.discriminator.gan_guard, accelerator.device),
     )

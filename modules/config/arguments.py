@@ -20,8 +20,7 @@ from modules.errors import ArgumentError
 # Never written to train_config.yaml: secrets, and what describes this launch rather than the run.
 LAUNCH_ONLY = ("hub_token", "resume_from_checkpoint", "overwrite_output_dir", "dry_run")
 
-# Learning rates of the VAE: latent-diffusion's base, for fine-tuning; and what trains from scratch.
-BASE, FROM_SCRATCH = 4.5e-6, 2e-4
+FROM_SCRATCH, FINE_TUNING = 2e-4, 4.5e-6  # learning rates; the latter is also --scale_lr's base
 
 
 @dataclass(frozen=True)
@@ -104,7 +103,7 @@ class Arguments:
             training.append(lpips)
             validation.append(lpips)
         steps = self.optimization.max_train_steps
-        if disc.enabled and (steps is None or disc.disc_start < steps):
+        if disc.enabled and (steps is None or disc.lengths(steps)["disc_start"] < steps):
             name = f"a discriminator with --disc_num_layers={disc.disc_num_layers}"
             training.append((name, discriminator_side(disc.disc_num_layers), "lower that"))
         smallest = min(self.data.training_resolutions)
@@ -116,11 +115,12 @@ class Arguments:
             require_side(resolution, f"--resolution={resolution}", validation)
 
     @property
-    def learning_rate(self) -> float:
-        """Of the VAE at its peak, before --scale_lr."""
-        if self.optimization.learning_rate is not None:
-            return self.optimization.learning_rate
-        return FROM_SCRATCH if self.model.from_scratch and not self.optimization.scale_lr else BASE
+    def peak_rates(self) -> tuple[float, float]:
+        """Learning rates of the VAE and of the discriminator, before --scale_lr."""
+        opt = self.optimization
+        default = FROM_SCRATCH if self.model.from_scratch and not opt.scale_lr else FINE_TUNING
+        rate = default if opt.learning_rate is None else opt.learning_rate
+        return rate, rate if opt.disc_learning_rate is None else opt.disc_learning_rate
 
     @property
     def validation_batch_size(self) -> int:

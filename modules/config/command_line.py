@@ -15,7 +15,7 @@ import os
 import sys
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from functools import cache
 from pathlib import Path
@@ -26,7 +26,7 @@ import yaml
 from modules.config.answers import exit_on_mistakes
 from modules.config.arguments import GROUPS, Arguments
 from modules.config.config_file import from_yaml, read_config
-from modules.config.limits import expanded, number, require, shown
+from modules.config.limits import Length, expanded, number, require, shown
 from modules.config.precedence import overlay
 from modules.errors import ArgumentError
 
@@ -173,15 +173,17 @@ class _ToTuple(argparse.Action):
 
 @cache
 def _field_type(group: type, name: str) -> type:
-    """The field's type without `| None`; `number` for `int | float`."""
+    """The field's type without `| None`."""
     hint = typing.get_type_hints(group)[name]
-    if not isinstance(hint, types.UnionType):
-        return hint
-    kinds = [part for part in typing.get_args(hint) if part is not types.NoneType]
-    return number if kinds == [int, float] else kinds[0]
+    if isinstance(hint, types.UnionType) and hint != Length:
+        (hint,) = (part for part in typing.get_args(hint) if part is not types.NoneType)
+    return hint
 
 
-def _element_type(kind: type) -> type:
+def _element_type(kind: type) -> Callable[..., Any]:
+    """What makes a value of a text: a type, or `number` for a Length."""
+    if kind == Length:
+        return number
     return typing.get_args(kind)[0] if typing.get_origin(kind) is tuple else kind
 
 

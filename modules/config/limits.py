@@ -13,13 +13,15 @@ from modules.errors import ArgumentError
 LARGEST = 10**15  # of any number: a float still holds it exactly
 LONGEST = 4096  # characters of a text; Linux takes no longer path
 LONGEST_NAME = 255  # bytes of one name in a path
+SHARE = "a share of the run, above 0 and below 1"
+Length = int | float  # optimizer steps, or a share of all of them
 
 
 @dataclass(frozen=True)
 class Limits:
     """Of a number: `minimum` and `maximum` are allowed, `above` and `below` are not.
 
-    steps: it counts steps, or is a share of the run where it lies between 0 and 1 (`steps_of`).
+    length: a whole number within them is in steps, and any other is a share of the run.
     path: the text names a file or folder (or what is none, such as a hub id): "~" is expanded.
     secret: the value is never shown.
     """
@@ -28,45 +30,32 @@ class Limits:
     maximum: float = LARGEST
     above: float | None = None
     below: float | None = None
-    steps: bool = False
+    length: bool = False
     path: bool = False
     secret: bool = False
 
     def rule(self) -> str:
         """Such as "at least 0 and below 1"."""
-        if self.steps:
-            return "a whole number of steps, or a share below 1 of all"
         most = self.maximum if self.below is None else None
         named = (("at least", self.minimum), ("above", self.above), ("below", self.below),
                  ("at most", most))  # fmt: skip
-        return " and ".join(
+        rule = " and ".join(
             f"{word} {limit:,}" if isinstance(limit, int) else f"{word} {limit:g}"
             for word, limit in named
             if limit is not None
         )
+        return f"a whole number of steps, {rule}, or {SHARE}" if self.length else rule
 
     def allow(self, number: float) -> bool:
         """Whether a number is within the limits; NaN never is."""
+        if self.length and isinstance(number, float):
+            return 0 < number < 1
         return (
             number <= self.maximum
             and (self.minimum is None or number >= self.minimum)
             and (self.above is None or number > self.above)
             and (self.below is None or number < self.below)
-            and (not self.steps or number < 1 or number == int(number))
         )
-
-
-def number(text: str | float) -> int | float:
-    """The type of flags that take a whole number or a share. Raises ValueError for other texts."""
-    try:
-        return int(text) if isinstance(text, str) else text
-    except ValueError:
-        return float(text)
-
-
-def steps_of(value: int | float, total: int) -> int:
-    """The steps that a flag means: as many as it says, or below 1 that share of `total`."""
-    return round(value * total) if value < 1 else int(value)
 
 
 def check_limits(group: Any) -> None:
@@ -150,6 +139,19 @@ def require(condition: bool, name: str, value: object, rule: str) -> None:
     """Raises ArgumentError("--name=value rule") unless `condition` holds."""
     if not condition:
         raise ArgumentError(f"--{name}={shown(value)} {rule}")
+
+
+def in_steps(length: Length, steps: int) -> int:
+    """A length in optimizer steps, of a run of `steps` of them; a share is at least one."""
+    return max(1, round(length * steps)) if isinstance(length, float) else length
+
+
+def number(text: str) -> Length:
+    """What a text says of a length, as an integer wherever it looks like one; ValueError."""
+    try:
+        return int(text)
+    except ValueError:
+        return float(text)
 
 
 def nearest_multiple(value: int, factor: int) -> int:

@@ -28,8 +28,11 @@ class OptimizationArguments:
         minimum=0,
         maximum=10**6,
     )
-    disc_learning_rate: float = flag(
-        4.5e-6, "peak learning rate of the discriminator", minimum=0, maximum=10**6
+    disc_learning_rate: float | None = flag(
+        None,
+        "peak learning rate of the discriminator; by default the VAE's",
+        minimum=0,
+        maximum=10**6,
     )
     scale_lr: bool = flag(
         False, "multiply both learning rates by accumulation x processes x batch size"
@@ -50,8 +53,8 @@ class OptimizationArguments:
         0.05,
         "updates over which each learning rate rises from 0, or below 1 their share of the updates "
         "that its network gets; the schedule constant has none",
+        length=True,
         minimum=0,
-        steps=True,
     )
     lr_num_cycles: int = flag(1, "restarts of cosine_with_restarts", minimum=1, maximum=10**6)
     lr_power: float = flag(1.0, "power of the polynomial schedule", minimum=0, maximum=100)

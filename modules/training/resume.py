@@ -25,6 +25,7 @@ from modules.config.fates import (
     changed_flags,
     shown,
 )
+from modules.config.objective import GAN_LENGTHS
 from modules.data.streaming.reader import StreamPosition
 from modules.distributed.launch_environment import chosen_precision
 from modules.errors import ArgumentError
@@ -57,7 +58,8 @@ def trainer_state(run: Run, data: Mapping[str, Any]) -> dict[str, Any]:
         "best": run.best,
         "validation_due": run.validation_due,
         "guard": run.guard.state_dict(),
-        "gan_guard": run.gan_guard.state_dict(),
+        "adversary": run.adversary.state_dict(),
+        "gan_lengths": dict(zip(GAN_LENGTHS, run.schedule.lengths, strict=True)),
         "meters": gather_object([run.meter.state_dict()]),
         "flags": flags_in_force(run.args, run.raw_vae.vae),
         "history": run.history,
@@ -90,7 +92,19 @@ def reached_by(path: Path | None, args: Arguments, vae: AutoencoderKL) -> Reache
             "--output_dir"
         )
     updates = {name: state.get(name) for name in ("vae_updates", "disc_updates")}
-    return Reached(state["step"], state["samples"], **updates)
+    return Reached(state["step"], state["samples"], **updates, lengths=_lengths_of(state, args))
+
+
+def _lengths_of(state: Mapping[str, Any], args: Arguments) -> dict[str, int]:
+    """Those of a GAN that has begun, as it has kept to them, where they are the same shares now."""
+    if not state.get("disc_updates"):
+        return {}
+    asked = args.as_dict()
+    return {
+        name: steps
+        for name, steps in state.get("gan_lengths", {}).items()
+        if isinstance(asked[name], float) and asked[name] == _flags_of(state).get(name)
+    }
 
 
 def _flags_of(state: Mapping[str, Any]) -> dict[str, Any]:
@@ -112,8 +126,8 @@ def resume(run: Run, path: Path, data: Mapping[str, Any]) -> bool:
     run.step, run.samples, run.best = state["step"], state["samples"], state["best"]
     run.validation_due = state.get("validation_due", False)  # earlier versions always completed it
     run.guard.load_state_dict(state["guard"])
-    if "gan_guard" in state:  # checkpoints of earlier versions hold none
-        run.gan_guard.load_state_dict(state["gan_guard"])
+    if "adversary" in state:  # checkpoints of earlier versions hold none
+        run.adversary.load_state_dict(state["adversary"])
     processes = run.accelerator.num_processes
     if len(state["meters"]) == processes:
         run.meter.load_state_dict(state["meters"][run.accelerator.process_index])

@@ -20,10 +20,10 @@ from modules.models.at_once import at_once
 from modules.models.autoencoder import TrainableVAE
 from modules.models.lpips import LPIPS
 from modules.models.modes import frozen
+from modules.training.adversary import Adversary
 from modules.training.ema import ExponentialMovingAverage
-from modules.training.gan_guard import GanGuard
 from modules.training.guard import FiniteGuard, require_finite
-from modules.training.losses import adaptive_d_weight, generator_loss
+from modules.training.losses import adaptive_d_weight, generator_loss, gradient_share
 from modules.training.meter import Meter
 from modules.training.schedule import GanSchedule
 from modules.training.update import (
@@ -54,7 +54,7 @@ class Run:
     layout: torch.memory_format  # of images and weights
     meter: Meter
     guard: FiniteGuard
-    gan_guard: GanGuard
+    adversary: Adversary
     loader: Iterable[dict[str, Any]] | None = None  # made once the position in the data is known
     step: int = 0
     samples: int = 0  # training images that all processes have used: the position in the data
@@ -103,17 +103,6 @@ class Run:
         self.meter.add(**terms)
         self.guard.watch(**terms)
 
-    def adversarial_share(self, elements: int) -> float:
-        """The factor on d_weight x g_loss at this step; 0 while the VAE does not feel the GAN.
-
-        elements: of an image. The adaptive weight is latent-diffusion's, made for losses that are
-        summed over them; ours are means.
-        """
-        disc = self.args.discriminator
-        static = disc.disc_factor * disc.disc_scale
-        static /= elements if disc.disc_adaptive_weight else 1
-        return self.schedule.adversarial_share(self.step) * self.gan_guard.share * static
-
     def judge(self, reconstructions: Tensor) -> Tensor:
         """The generator's loss: what the discriminator, frozen meanwhile, says of [B, 3, H, W]."""
         with frozen(self.raw_discriminator):
@@ -123,21 +112,34 @@ class Run:
                 loss_scale(self.accelerator),
             )
 
-    def d_weight(self, nll: Tensor, g_loss: Tensor, elements: int) -> Tensor:
-        """The adaptive weight that balances two losses at the decoder's last layer; 1 without one.
+    def adversarial_weight(
+        self, nll: Tensor, g_loss: Tensor, elements: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The factor on `g_loss` at this step, and what to log of it: scalars on the device.
 
-        Only conv_out is run backward for its two weight gradients; they are averaged over processes
-        first, so that all weigh alike, and as one process would.
+        The adaptive weight balances two losses at the decoder's last layer. Only conv_out is run
+        backward for its two weight gradients; they are averaged over processes first, so that all
+        weigh alike, and as one process would. It is latent-diffusion's, made for losses that are
+        summed over the `elements` of an image; ours are means.
         """
         disc, scale = self.args.discriminator, loss_scale(self.accelerator)
+        felt = self.adversary.felt()
+        share = self.schedule.adversarial_share(self.step) * disc.disc_factor * disc.disc_scale
         if not disc.disc_adaptive_weight:
-            return torch.ones_like(g_loss)
+            return share * felt, {"gan_felt": felt}
         gradients = torch.stack([
             torch.autograd.grad(scale * loss, self.raw_vae.last_layer, retain_graph=True)[0]
             for loss in (nll, g_loss)
         ])  # fmt: skip
         nll_gradient, g_gradient = self.accelerator.reduce(gradients, "mean") / scale
-        return adaptive_d_weight(nll_gradient, g_gradient, elements, disc.disc_weight_max)
+        d_weight = adaptive_d_weight(nll_gradient, g_gradient, elements, disc.disc_weight_max)
+        weight = share / elements * felt * d_weight
+        return weight, {
+            "gan_felt": felt,
+            "gan_share": gradient_share(nll_gradient, weight * g_gradient),
+            "d_weight": d_weight,
+            "d_weight_clamped": (d_weight >= disc.disc_weight_max).float(),
+        }
 
     def update(self, vae_turn: bool, disc_turn: bool) -> None:
         """One optimizer step: clip the gradients, then update the VAE, then the discriminator.
@@ -153,7 +155,8 @@ class Run:
         unscale(self.accelerator, [optimizer for _, optimizer, _ in turns])
         for name, optimizer, _ in turns:
             self.record(**{name: clip_gradients(optimizer, args.optimization.max_grad_norm)})
-        skip = self.guard.verdict()
+        skip, seen = self.guard.verdict(self.adversary.seen)
+        self.adversary.learn(seen, skip)
         for _, optimizer, scheduler in turns:
             step_unless(skip, optimizer)
             scheduler.step()

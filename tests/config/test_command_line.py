@@ -94,7 +94,7 @@ def test_kl_f8_is_latent_diffusions_as_published():
     }  # fmt: skip
     values = flat(resolve_arguments(["--recipe=kl-f8"]))
     assert {name: values[name] for name in published} == pytest.approx(published)
-    assert values["disc_learning_rate"] == values["learning_rate"]
+    assert values["disc_learning_rate"] is None  # the VAE's
 
 
 def test_flags_beat_the_config_which_beats_the_recipe_which_beats_the_default(tmp_path):
@@ -135,7 +135,7 @@ def test_the_written_configuration_gives_equal_arguments(tmp_path):
         ("--rec_loss=l3", "--rec_loss: invalid choice: 'l3' (choose from 'l1', 'l2')"),
         ("--adam_beta1=1", "--adam_beta1=1.0 must be at least 0 and below 1"),
         ("--max_grad_norm=-1", "--max_grad_norm=-1.0 must be at least 0"),
-        ("--disc_start=-1", "--disc_start=-1 must be at least 0"),
+        ("--disc_start=-1", "--disc_start=-1 must be a whole number of steps, at least 0 and"),
         ("--resolution=100", "--resolution=100 must be divisible by --downsample_factor=8; try 96"),
         ("--resolution=100 --downsample_factor=16", "--downsample_factor=16; try 96"),
         ("--block_out_channels 8 8", "--block_out_channels=8 8 must list 4 widths"),

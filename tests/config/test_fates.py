@@ -19,6 +19,7 @@ from modules.builders.data import open_data
 from modules.builders.networks import training_length
 from modules.config.arguments import GROUPS, LAUNCH_ONLY
 from modules.config.fates import FATES, REFUSED, TABLE, TAKES_EFFECT, WARNED
+from modules.config.objective import GAN_LENGTHS
 from modules.data.images.synthetic import SyntheticImages
 from modules.errors import ArgumentError
 from modules.tracking.metrics_log import comparable
@@ -155,6 +156,25 @@ def test_schedules_end_with_the_run_also_where_the_gan_begins_at_another_step(
         assert run.learning_rates() == pytest.approx({"lr": 0.0, "disc_lr": 0.0})
 
 
+@pytest.mark.parametrize("steps", [6, 80])
+def test_a_gan_that_has_begun_stays_where_it_is_when_the_run_becomes_another_length(
+    tmp_path, steps
+):
+    quarters = " ".join(f"--{name} 0.25" for name in GAN_LENGTHS)
+    begun = train(tiny_run(f"{COSINE} {quarters}"), [batch(seed=seed) for seed in range(3)])
+    assert begun.schedule.lengths == (2, 2, 2)
+    for number in range(2):  # also of a run that was resumed already
+        path = save(begun, tmp_path / str(number))
+        begun = resumed(path, f"{quarters} --max_train_steps {steps * (number + 1)}")
+        assert begun.schedule.lengths == (2, 2, 2)
+        assert begun.schedule.trains_discriminator(begun.step)
+    other = resumed(path, f"{quarters} --disc_start 0.5 --max_train_steps 80")
+    assert other.schedule.lengths == (40, 2, 2)  # another start was asked for
+    waiting = train(tiny_run(f"{COSINE} {quarters}"), [batch(seed=seed) for seed in range(2)])
+    path = save(waiting, tmp_path / "waiting")
+    assert resumed(path, f"{quarters} --max_train_steps 80").schedule.lengths == (20, 20, 20)
+
+
 @given(st.integers(1, 9), st.integers(1, 200), st.integers(0, 20), *[st.integers(1, 8)] * 2)
 def test_epochs_are_counted_in_images_whatever_the_batches_were(epochs, size, step, before, now):
     opt = replace(ARGUMENTS.optimization, max_train_steps=None, num_train_epochs=epochs,
@@ -242,9 +262,9 @@ def test_a_run_may_turn_to_float16(checkpoint, monkeypatch):
 
 
 def test_a_guard_that_is_switched_off_turns_the_adversary_down_no_longer(checkpoint, edited):
-    path = edited(gan_guard={"share": 0.25, "wrong_in_a_row": 0})
-    assert resumed(path).gan_guard.share == 1.0
-    assert resumed(path, "--gan_guard").gan_guard.share == 0.25
+    path = edited(adversary={"share": 0.25, "wrong_in_a_row": 0, "accuracy": [1.0, 1.0]})
+    assert resumed(path).adversary.felt() == 1.0
+    assert resumed(path, "--gan_guard").adversary.felt() == 0.25
 
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.booleans())), st.integers(0, 9))

@@ -12,14 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from modules.config.arguments import GROUPS
-from modules.config.command_line import (
-    _element_type,
-    _field_type,
-    resolve_arguments,
-    to_yaml,
-)
+from modules.config.command_line import _element_type, _field_type, resolve_arguments, to_yaml
 from modules.config.config_file import LARGEST_FILE
-from modules.config.limits import number, steps_of
+from modules.config.limits import in_steps, number
+from modules.config.objective import GAN_LENGTHS
 from modules.errors import ArgumentError
 
 FLAGS = {f.name: (f, _element_type(_field_type(group, f.name)))
@@ -51,11 +47,10 @@ def answer(argv: list[str]) -> str | None:
 def beyond(name: str) -> list[str]:
     """The numbers just outside of a flag's own limits."""
     f, kind = FLAGS[name]
-    limits, step = f.metadata["limits"], 1 if kind is int else 1e-3
+    limits, step = f.metadata["limits"], 1e-3 if kind is float else 1
     ends = [(limits.minimum, -1), (limits.maximum, 1)]
     found = [str(kind(end + side * step * max(1, abs(end)))) for end, side in ends
              if end is not None]  # fmt: skip
-    found += ["1.5"] if limits.steps else []
     return found + [str(end) for end in (limits.above, limits.below) if end is not None]
 
 
@@ -64,13 +59,6 @@ def test_every_number_has_a_lower_limit_beside_the_common_upper_one():
         f, _ = FLAGS[name]
         limits = f.metadata["limits"]
         assert f.metadata["choices"] or limits.minimum is not None or limits.above is not None, name
-
-
-def test_steps_are_a_number_or_a_share_of_all():
-    for text, steps in (("500", 500), ("1", 1), ("0", 0), ("0.25", 50), ("0.999", 200)):
-        args = resolve_arguments([f"--lr_warmup_steps={text}"])
-        assert steps_of(args.optimization.lr_warmup_steps, 200) == steps
-        assert f"lr_warmup_steps: {text}\n" in to_yaml(args)  # and no 500.0
 
 
 def test_no_number_outside_of_its_limits_is_taken(tmp_path):
@@ -84,6 +72,29 @@ def test_no_number_outside_of_its_limits_is_taken(tmp_path):
             found = answer([f"--config={file}"])
             assert found is not None, (name, text)
             assert name in found or "cannot be read as YAML" in found
+
+
+@pytest.mark.parametrize("text", ["1.5", "1.0", "0.0", "-0.5", "2000.0", "5e2"])
+def test_what_is_neither_a_whole_number_of_steps_nor_a_share_is_refused(tmp_path, text):
+    file = tmp_path / "mine.yaml"
+    for name in (*GAN_LENGTHS, "lr_warmup_steps"):
+        file.write_text(f"{name}: {text}\n", encoding="utf-8")
+        for argv in ([f"--{name}={text}"], [f"--config={file}"]):
+            assert f"--{name}={float(text)} must be a whole number of steps" in answer(argv)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.integers(0, 10**6) | st.floats(0, 1, exclude_min=True, exclude_max=True))
+def test_a_length_is_typed_written_and_read_as_it_is(tmp_path, length):
+    typed = resolve_arguments([f"--disc_start={length!r}"])
+    file = tmp_path / "train_config.yaml"
+    file.write_text(to_yaml(typed), encoding="utf-8")
+    for arguments in (typed, resolve_arguments([f"--config={file}"])):
+        start = arguments.discriminator.disc_start
+        assert (start, type(start)) == (length, type(length))
+    assert in_steps(length, 10) == (
+        length if isinstance(length, int) else max(1, round(10 * length))
+    )
 
 
 def test_no_text_that_cannot_be_written_down_is_taken(tmp_path):
@@ -214,4 +225,5 @@ def test_images_too_small_for_what_looks_at_them_are_refused_with_numbers(argv, 
 def test_a_discriminator_that_never_starts_looks_at_no_image():
     argv = ["--resolution=16", "--max_train_steps=9", "--disc_start"]
     assert resolve_arguments([*argv, "9"]).data.resolution == 16
-    assert "a discriminator with --disc_num_layers=3 needs 24" in answer([*argv, "8"])
+    for start in ("8", "0.5"):
+        assert "a discriminator with --disc_num_layers=3 needs 24" in answer([*argv, start])

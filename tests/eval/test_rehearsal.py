@@ -38,7 +38,7 @@ def everything(run: Run) -> dict[str, Any]:
     """All that a run is, as numbers and copies of tensors."""
     networks, accelerator = (run.raw_vae, run.raw_discriminator), run.accelerator
     states = [*networks, run.optimizer_vae, run.optimizer_disc, run.scheduler_vae,
-              run.scheduler_disc, run.ema, run.guard, run.gan_guard, run.meter]  # fmt: skip
+              run.scheduler_disc, run.ema, run.guard, run.adversary, run.meter]  # fmt: skip
     kept = {
         "states": [state.state_dict() for state in states],
         "gradients": [p.grad for network in networks for p in network.parameters()],

@@ -310,7 +310,7 @@ def test_nan_that_is_over_is_forgotten() -> None:
     assert run.guard.check() == {"skipped_steps": 7.0}
     for _ in range(3):
         run.guard.watch(kl_loss=torch.tensor(torch.nan))
-        run.guard.verdict()
+        run.guard.verdict(run.adversary.seen)
     with pytest.raises(TrainingDiverged, match="because kl_loss was not finite"):
         run.guard.check()
 
