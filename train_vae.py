@@ -92,14 +92,14 @@ def train(run: Run, watch: Watch) -> bool:
         vae_turn = run.schedule.trains_vae(run.step)
         disc_turn = run.schedule.trains_discriminator(run.step)
         images, noise = run.to_device(batch)
-        elements, terms = images[0].numel(), {}
+        change, elements, terms = run.change(images, noise), images[0].numel(), {}
 
         with accelerator.accumulate(run.vae, run.discriminator):
-            # Generator: reconstruct through the prepared module, and let the frozen discriminator
-            # judge; one backward carries every term through the VAE.
+            # Generator: reconstruct through the prepared module, with --eq_prob from latents that
+            # change as the images do, and let the frozen discriminator judge; one backward for all.
             with torch.set_grad_enabled(vae_turn):
-                reconstructions, posterior = run.vae(images, noise)
-            fakes = reconstructions.detach()
+                reconstructions, posterior = run.vae(images, noise, change)
+            images, fakes = change(images), reconstructions.detach()
             if vae_turn:
                 nll = terms["rec_loss"] = rec_loss(losses.rec_loss, images, reconstructions)
                 if run.perceptual is not None:

@@ -80,11 +80,13 @@ def rehearse_training(run: Run, train: Callable[[Run], object], *steps: int) -> 
     # Where gradients stay, from the micro-batch before or as zeros, a second one meets them.
     kept = opt.gradient_accumulation_steps > 1 or not run.args.precision.set_grads_to_none
     batches = [largest_batch(run)] * (2 if kept else 1)
+    # Latents that --eq_prob changes are smaller.
+    args = replace(run.args, losses=replace(run.args.losses, eq_prob=0.0))
     with unfinished(accelerator, len(batches)):
         for step in steps:
             accelerator.step = 0
-            train(replace(run, step=step, loader=batches, rejected=[], meter=Meter(accelerator),
-                          guard=FiniteGuard(accelerator, 1),
+            train(replace(run, args=args, step=step, loader=batches, rejected=[],
+                          meter=Meter(accelerator), guard=FiniteGuard(accelerator, 1),
                           adversary=deepcopy(run.adversary)))  # fmt: skip
             for network in networks:
                 network.zero_grad(set_to_none=True)

@@ -45,6 +45,7 @@ MAY_IMPORT = {
     "eval.metrics": {"modules"},
     "eval.protocol": {"modules", "eval.metrics"},
     "eval.report": {"modules", "eval.metrics", "eval.protocol"},
+    "eval.diffusability": {"modules", "eval.metrics", "eval.protocol", "eval.report"},
     "eval.validation": {"modules", "eval.metrics", "eval.protocol", "eval.report"},
     "eval.export": {"modules"},
     "eval.watch": {"modules", "eval.protocol", "eval.report", "eval.validation", "eval.export"},

@@ -14,7 +14,8 @@ from modules.errors import ArgumentError
 
 FILES = ("json", "markdown", "report", "grid")
 FOLDERS = ("output",)
-PATHS = (*FILES, *FOLDERS, "model", "data", "data_cache_dir", "lpips_weights", "inception_weights")
+READ = ("model", "data", "reference", "data_cache_dir", "lpips_weights", "inception_weights")
+PATHS = (*FILES, *FOLDERS, *READ)
 
 
 def integer(minimum: int, maximum: int = 10**9) -> Callable[[str], int]:

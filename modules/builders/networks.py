@@ -64,9 +64,12 @@ def make_vae(args: Arguments) -> AutoencoderKL:
         _start(vae, args.model.vae_init)
     factor = downsample_factor(vae)
     args.data.require_divisible(factor, f"{factor}, the downsampling factor of the model")
+    narrowest = None
     if args.data.aspect_ratio_bucketing:
         smallest = bucket_shapes(min(args.data.training_resolutions), factor)
-        args.require_sides(min(map(min, smallest)))
+        narrowest = min(map(min, smallest))
+        args.require_sides(narrowest)
+    args.require_scales(factor, narrowest)
     wanted = args.model.latent_channels
     if wanted is not None and wanted != vae.config.latent_channels:
         raise ArgumentError(

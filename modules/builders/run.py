@@ -38,7 +38,8 @@ def make_run(
     optimizers = make_optimizers(args, vae, discriminator, accelerator.num_processes)
     schedulers = make_schedulers(args, *optimizers, schedule, steps, reached)
     if args.precision.compile:
-        compile_networks(vae.vae, discriminator, perceptual, args.data.several_shapes)
+        several = args.data.several_shapes or args.losses.eq_prob > 0
+        compile_networks(vae.vae, discriminator, perceptual, any_shape=several)
     prepared = accelerator.prepare(vae, discriminator, *optimizers, *schedulers)
     for optimizer in prepared[2:4]:
         optimizer.scaler = None  # float16's loss scale is handled in `Run.update`, for both at once

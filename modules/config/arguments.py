@@ -44,6 +44,7 @@ class Arguments:
         ):
             factor = self.model.downsample_factor
             self.data.require_divisible(factor, f"--downsample_factor={factor}")
+            self.require_scales(factor)
         self.require_sides()
         if self.discriminator.disc_norm_type == "batch" and self.discriminator.enabled:
             require(
@@ -95,24 +96,51 @@ class Arguments:
         narrowest: shorter side of the narrowest training image, by default the smallest
         resolution. Raises ArgumentError with the numbers.
         """
-        disc, losses, training = self.discriminator, self.losses, []
-        validation = [("SSIM", SSIM_WINDOW, "validate nothing: --num_validation_images 0")]
-        if losses.perceptual_scale > 0:
-            name = f"LPIPS with --lpips_backbone={losses.lpips_backbone}"
-            lpips = (name, LPIPS[losses.lpips_backbone], "drop LPIPS: --perceptual_scale 0")
-            training.append(lpips)
-            validation.append(lpips)
-        steps = self.optimization.max_train_steps
-        if disc.enabled and (steps is None or disc.lengths(steps)["disc_start"] < steps):
-            name = f"a discriminator with --disc_num_layers={disc.disc_num_layers}"
-            training.append((name, discriminator_side(disc.disc_num_layers), "lower that"))
-        smallest = min(self.data.training_resolutions)
-        name = "train_resolutions" if self.data.train_resolutions else "resolution"
-        shape = "" if narrowest is None else " with --aspect_ratio_bucketing"
-        require_side(narrowest or smallest, f"--{name}={smallest}{shape}", training)
+        smallest = narrowest or min(self.data.training_resolutions)
+        require_side(smallest, self._trained_at(narrowest), self._onlookers(training=True))
         if self.validation.num_validation_images != 0:
             resolution = self.data.resolution
-            require_side(resolution, f"--resolution={resolution}", validation)
+            onlookers = self._onlookers(training=False)
+            require_side(resolution, f"--resolution={resolution}", onlookers)
+
+    def require_scales(self, factor: int, narrowest: int | None = None) -> None:
+        """--eq_prob needs a smaller image of whole latents; ArgumentError with the numbers.
+
+        factor: pixels of a latent's side. narrowest: as of `require_sides`.
+        """
+        side = (narrowest or min(self.data.training_resolutions)) - factor
+        for what, smallest, _ in [("a latent", factor, ""), *self._onlookers(training=True)]:
+            require(
+                self.losses.eq_prob == 0 or side >= smallest,
+                "eq_prob",
+                self.losses.eq_prob,
+                f"scales images to fewer latents: {self._trained_at(narrowest)} leaves {side} "
+                f"pixels at most, and {what} needs {smallest}; raise that, or drop --eq_prob",
+            )
+
+    @property
+    def smallest_side(self) -> int:
+        """Of training images, in pixels, that everything can look at which has to."""
+        return max((side for _, side, _ in self._onlookers(training=True)), default=1)
+
+    def _onlookers(self, training: bool) -> list[tuple[str, int, str]]:
+        """What looks at the images of training, or of validation, as `require_side` takes it."""
+        disc, losses, steps = self.discriminator, self.losses, self.optimization.max_train_steps
+        found = []
+        if not training:
+            found.append(("SSIM", SSIM_WINDOW, "validate nothing: --num_validation_images 0"))
+        if losses.perceptual_scale > 0:
+            name = f"LPIPS with --lpips_backbone={losses.lpips_backbone}"
+            found.append((name, LPIPS[losses.lpips_backbone], "drop LPIPS: --perceptual_scale 0"))
+        if training and disc.enabled and (steps is None or disc.lengths(steps)["disc_start"] < steps):
+            name = f"a discriminator with --disc_num_layers={disc.disc_num_layers}"
+            found.append((name, discriminator_side(disc.disc_num_layers), "lower that"))
+        return found
+
+    def _trained_at(self, narrowest: int | None) -> str:
+        name = "train_resolutions" if self.data.train_resolutions else "resolution"
+        shape = "" if narrowest is None else " with --aspect_ratio_bucketing"
+        return f"--{name}={min(self.data.training_resolutions)}{shape}"
 
     @property
     def peak_rates(self) -> tuple[float, float]:

@@ -11,7 +11,7 @@ TAKES_EFFECT, WARNED, REFUSED = "takes effect", "warned", "refused"
 TABLE = (
     (TAKES_EFFECT, "", """
         cache_dir max_bad_images dataloader_num_workers
-        rec_loss kl_scale perceptual_scale lpips_backbone lpips_weights
+        rec_loss kl_scale eq_prob perceptual_scale lpips_backbone lpips_weights
         disc_start disc_warmup_steps disc_ramp_steps disc_factor disc_scale disc_loss
         disc_adaptive_weight disc_weight_max gan_guard
         num_train_epochs max_train_steps learning_rate disc_learning_rate scale_lr lr_scheduler

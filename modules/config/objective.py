@@ -20,6 +20,14 @@ class LossArguments:
         minimum=0,
         maximum=10**6,
     )
+    eq_prob: float = flag(
+        0.0,
+        "share of micro-batches that decode latents scaled (to a quarter at least), mirrored and "
+        "turned, against images changed alike (EQ-VAE): smoother latents for a diffusion model; "
+        "with --decoder_only the decoder alone learns it",
+        minimum=0,
+        maximum=1,
+    )
     perceptual_scale: float = flag(
         0.5, "weight of LPIPS (mean over the batch); 0 never builds it", minimum=0, maximum=10**6
     )

@@ -37,6 +37,7 @@ class LatentStatistics:
     kl_per_channel: list[float]  # nats per image
     covariance: list[list[float]]  # [C, C] of z
     spectrum: list[float | None]  # power of the posterior mean by frequency, see SPECTRUM_BINS
+    high_frequency: float  # share of the power above 1/4 cycle per position, half of Nyquist's
     global_mean: float
     global_std: float
     kl: float  # nats per image
@@ -167,6 +168,7 @@ class LatentAccumulator:
             kl_per_channel=(kl / num_images).tolist(),
             covariance=(signal + noise_variance.diag()).tolist(),
             spectrum=[total / n if n else None for total, n in zip(*rings, strict=True)],
+            high_frequency=(power[SPECTRUM_BINS // 2 :].sum() / power.sum()).item(),
             global_mean=mean.mean().item(),
             global_std=global_variance.sqrt().item(),
             kl=(kl.sum() / num_images).item(),

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import torch
@@ -20,8 +21,10 @@ from modules.models.at_once import at_once
 from modules.models.autoencoder import TrainableVAE
 from modules.models.lpips import LPIPS
 from modules.models.modes import frozen
+from modules.seeding import seed_for
 from modules.training.adversary import Adversary
 from modules.training.ema import ExponentialMovingAverage
+from modules.training.equivariance import Change, drawn_change
 from modules.training.guard import FiniteGuard, require_finite
 from modules.training.losses import adaptive_d_weight, generator_loss, gradient_share
 from modules.training.meter import Meter
@@ -92,11 +95,21 @@ class Run:
         self.rejected += batch["rejected"]
         self.stream.advance(batch)
         self.meter.count_images(len(batch["images"]))
+        self.samples += self.args.optimization.train_batch_size * self.accelerator.num_processes
         images = normalize(batch["images"].to(device, non_blocking=True))
         upscaled = batch["upscaled"].to(device, non_blocking=True)
         self.meter.add(upscaled=upscaled / len(images))
         images = images.contiguous(memory_format=self.layout)
         return images, batch["noise"].to(device, non_blocking=True)
+
+    def change(self, images: Tensor, noise: Tensor) -> Change:
+        """What the latents and images of this micro-batch go through, in every process the same.
+
+        It belongs to (seed, position in the data), so that a resumed run draws the same.
+        """
+        draw = Random(seed_for(self.args.optimization.seed, "change", self.samples))
+        smallest = -(-self.args.smallest_side // (images.shape[-1] // noise.shape[-1]))
+        return drawn_change(draw, self.args.losses.eq_prob, tuple(noise.shape[2:]), smallest)
 
     def record(self, **terms: Tensor) -> None:
         """Hands the scalars of a micro-batch to the log and to the guard against NaN."""
@@ -164,9 +177,7 @@ class Run:
         adapt_loss_scale(self.accelerator)
         if self.ema is not None and vae_turn:
             self.ema.update(skip)
-
         self.step += 1
-        self.samples += args.optimization.images_per_step(self.accelerator.num_processes)
 
     def averaged_weights(self) -> AbstractContextManager[None]:
         """A context in which the VAE has the weights to export: the EMA's, if there is one."""

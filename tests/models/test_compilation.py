@@ -36,8 +36,9 @@ def graphs() -> int:
 
 
 @pytest.mark.usefixtures("quick_compiler")
-def test_compiled_networks_train_as_uncompiled_ones() -> None:
-    flags = "--lpips_backbone squeeze --perceptual_scale 1"
+@pytest.mark.parametrize("flags", ["", "--eq_prob 0.7 --resolution 64"])
+def test_compiled_networks_train_as_uncompiled_ones(flags: str) -> None:
+    flags = f"--lpips_backbone squeeze --perceptual_scale 1 {flags}"
     with random_lpips():
         plain, compiled = tiny_run(flags), tiny_run(f"{flags} --compile")
         trained = {}

@@ -32,6 +32,7 @@ def flags(pictures: Path, output_dir: Path, batch_size: int, norm_type: str) -> 
         "--train_batch_size", str(batch_size), "--gradient_accumulation_steps", "2", "--use_ema",
         "--max_train_steps", str(STEPS), "--checkpointing_steps", "2", "--validation_steps", "2",
         "--validation_batch_size", "2", "--disc_norm_type", norm_type,
+        "--eq_prob", "0.5",
         # Adam divides a gradient by its own size: where that is rounding, so would be the update.
         "--adam_epsilon", "1e-4",
     ]  # fmt: skip

@@ -28,7 +28,7 @@ def flags(pictures: Path, output_dir: Path, *more: str) -> list[str]:
         *TINY, *ADVERSARIAL, "--train_data_dir", str(pictures), "--output_dir", str(output_dir),
         "--train_batch_size", "2", "--gradient_accumulation_steps", "2", "--use_ema",
         "--max_train_steps", str(STEPS), "--checkpointing_steps", "2", "--validation_steps", "3",
-        *more,
+        "--eq_prob", "0.5", *more,
     ]  # fmt: skip
 
 
