@@ -77,15 +77,20 @@ class Arguments:
                 "several --dataset_name; use --validation_data_dir, or hold images back"
             )
         if self.validation.num_validation_images == 0:
-            every = self.logging.push_every
+            every, stopping = self.logging.push_every, self.validation.early_stopping
             require(every is None, "push_every", every,
                     "uploads the best weights so far, which --num_validation_images=0 never "
                     "finds; let it validate, or drop --push_every")  # fmt: skip
-        if self.validation.best_metric == "lpips" and self.losses.perceptual_scale == 0:
-            raise ArgumentError(
-                "--best_metric=lpips needs LPIPS, which --perceptual_scale=0 never builds; use "
-                "--best_metric=psnr"
-            )
+            require(not stopping, "early_stopping", stopping,
+                    "counts validations, of which --num_validation_images=0 makes none; let it "
+                    "validate, or drop --early_stopping")  # fmt: skip
+        require(
+            self.validation.best_metric in self.validation_metrics,
+            "best_metric",
+            self.validation.best_metric,
+            f"is not measured: --validation_metrics are {' '.join(self.validation_metrics)} here; "
+            "add it to them, or choose one of these",
+        )
 
     def require_sides(self, narrowest: int | None = None) -> None:
         """Training and validation images must be large enough for what looks at them.
@@ -94,12 +99,12 @@ class Arguments:
         resolution. Raises ArgumentError with the numbers.
         """
         disc, losses, training = self.discriminator, self.losses, []
-        validation = [("SSIM", SSIM_WINDOW, "validate nothing: --num_validation_images 0")]
+        backbone, without = losses.lpips_backbone, "leave it out of --validation_metrics"
+        lpips = f"LPIPS with --lpips_backbone={backbone}", LPIPS[backbone]
         if losses.perceptual_scale > 0:
-            name = f"LPIPS with --lpips_backbone={losses.lpips_backbone}"
-            lpips = (name, LPIPS[losses.lpips_backbone], "drop LPIPS: --perceptual_scale 0")
-            training.append(lpips)
-            validation.append(lpips)
+            training.append((*lpips, "drop LPIPS: --perceptual_scale 0"))
+        measured = {"ssim": ("SSIM", SSIM_WINDOW, without), "lpips": (*lpips, without)}
+        validation = [measured[name] for name in self.validation_metrics if name in measured]
         steps = self.optimization.max_train_steps
         if disc.enabled and (steps is None or disc.disc_start < steps):
             name = f"a discriminator with --disc_num_layers={disc.disc_num_layers}"
@@ -111,6 +116,14 @@ class Arguments:
         if self.validation.num_validation_images != 0:
             resolution = self.data.resolution
             require_side(resolution, f"--resolution={resolution}", validation)
+
+    @property
+    def validation_metrics(self) -> tuple[str, ...]:
+        """What validation measures; PSNR costs nothing and is always part of it."""
+        asked = self.validation.validation_metrics
+        if asked is None:
+            asked = ("ssim", "lpips") if self.losses.perceptual_scale > 0 else ("ssim",)
+        return "psnr", *(name for name in asked if name != "psnr")
 
     @property
     def validation_batch_size(self) -> int:

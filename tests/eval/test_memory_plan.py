@@ -177,7 +177,7 @@ def test_fake_run_is_the_scripts_own_and_leaves_nothing_of_its_stand_ins() -> No
                 F.interpolate, train_vae.after_step]  # fmt: skip
 
     before = replaced()
-    with fake_run(arguments("--use_ema")) as run:
+    with fake_run(arguments("--use_ema")) as (run, _):
         script.train_on(run, [random_batch(run, 1, 64)])
         assert type(next(run.raw_vae.parameters()).data).__name__ == "FakeTensor"
         assert run.schedule.adversarial_share(run.step) == 1.0

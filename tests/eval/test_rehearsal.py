@@ -17,6 +17,8 @@ import train_vae
 from eval import rehearsal
 from eval.rehearsal import LATENTS, TRAINING, VALIDATION, levers, rehearse
 from eval.speed.memory_plan import BLOCK, AllocationMeter
+from eval.validation import make_validation
+from modules.data.images.synthetic import SyntheticImages
 from modules.errors import RunStopped
 from modules.training.run import Run
 
@@ -30,7 +32,8 @@ def on_this_device_too(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def rehearsed(run: Run, num_validation_images: int = 2) -> Run:
-    rehearse(run, partial(train_vae.train, watch=None), num_validation_images)
+    images = SyntheticImages(num_validation_images, 32, 0) if num_validation_images else None
+    rehearse(run, partial(train_vae.train, watch=None), make_validation(run, images))
     return run
 
 
