@@ -61,12 +61,8 @@ class Evaluation:
             means["psnr_pooled"] = pooled.item()
         if self.rfid is not None:
             means["rfid"] = self.rfid
-        return {
-            **means,
-            **self.grids,
-            "num_images": self.num_images,
-            "nan_images": len(self.nan_images),
-        }
+        counts = {"num_images": self.num_images, "nan_images": len(self.nan_images)}
+        return {**means, **self.grids, **counts}
 
 
 def _mean(values: np.ndarray) -> float:

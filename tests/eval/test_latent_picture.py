@@ -18,8 +18,9 @@ from modules.models.autoencoder import build_autoencoder
 
 def validation(count: int, batch_size: int) -> Validation:
     return Validation(
-        SyntheticImages(count, 16, seed=1), 16, num_images=count, metrics=["psnr"], best_metric="psnr", judges=Networks(),
-        batch_size=batch_size, num_grid_images=3, device=torch.device("cpu"),
+        SyntheticImages(count, 16, seed=1), 16, num_images=count, metrics=["psnr"],
+        best_metric="psnr", judges=Networks(), batch_size=batch_size, num_grid_images=3,
+        device=torch.device("cpu"),
     )  # fmt: skip
 
 
