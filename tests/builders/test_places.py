@@ -12,7 +12,8 @@ from modules.errors import ArgumentError
 @pytest.mark.parametrize(
     "flag",
     ["train_data_dir", "validation_data_dir", "lpips_weights", "inception_weights",
-     "validation_image", "dataset_name", "pretrained_model_name_or_path", "model_config_name_or_path"],
+     "validation_image", "dataset_name", "pretrained_model_name_or_path",
+     "model_config_name_or_path"],
 )  # fmt: skip
 def test_a_path_that_leads_nowhere_is_named_with_its_flag(flag, tmp_path):
     with pytest.raises(ArgumentError, match=f"--{flag}.*nowhere.*check the path"):

@@ -49,7 +49,7 @@ def test_every_metric_is_the_commands_to_the_last_digit(tmp_path):
         Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{number}.png")
     measured = make_validation(run, open_folder(folder)).run(run.raw_vae.vae).metrics
     export_vae(run.raw_vae.vae, tmp_path / "vae")
-    names = "psnr ssim lpips_squeeze rfid rec kl".split()
+    names = ["psnr", "ssim", "lpips_squeeze", "rfid", "rec", "kl"]
     assert main([
         "reconstruction", "--model", str(tmp_path / "vae"), "--data", str(folder), "--resolution",
         "32", "--batch_size", str(run.args.validation_batch_size), "--json", str(file),
