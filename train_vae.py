@@ -45,7 +45,6 @@ if __name__ == "__main__":  # before the slow imports: some mistakes are answere
     undo_launchers_limit(os.environ)
 
 import logging
-import math
 from contextlib import closing, nullcontext
 from functools import partial
 from pathlib import Path
@@ -56,6 +55,7 @@ from eval.export import latent_config, planned_push
 from eval.protocol.latents import measure_latents
 from eval.protocol.protocol import Protocol, ProtocolImages
 from eval.rehearsal import explained, rehearse
+from eval.validation import make_validation
 from eval.watch import Watch, begin
 from modules.builders.banner import banner
 from modules.builders.data import open_data
@@ -74,6 +74,7 @@ from modules.distributed.launch_environment import check_environment
 from modules.errors import ArgumentError, dispensable
 from modules.export.vae import export_vae
 from modules.models.autoencoder import TrainableVAE, latent_shape
+from modules.models.latents import posterior_spread
 from modules.tracking.trackers import end_trackers, start_trackers
 from modules.training.checkpoint import save_checkpoint
 from modules.training.losses import batch_psnr, discriminator_loss, kl_loss, rec_loss
@@ -87,7 +88,7 @@ def train(run: Run, watch: Watch) -> bool:
     """Takes optimizer steps until the last one; False if a signal asked to stop before it."""
     accelerator, losses, disc = run.accelerator, run.args.losses, run.args.discriminator
     for batch in run.loader:
-        if run.step >= run.max_train_steps:
+        if run.finished:
             return True
         vae_turn = run.schedule.trains_vae(run.step)
         disc_turn = run.schedule.trains_discriminator(run.step)
@@ -112,7 +113,7 @@ def train(run: Run, watch: Watch) -> bool:
                     weight, health = run.adversarial_weight(nll, g_loss, elements)
                     loss, terms = loss + weight * g_loss, terms | health
                 accelerator.backward(loss)
-                terms["psnr"] = batch_psnr(images, fakes)
+                terms |= {"psnr": batch_psnr(images, fakes), **posterior_spread(posterior)}
 
             # Discriminator: real and fake in one forward, so that DDP sees one graph.
             if disc_turn:
@@ -132,15 +133,15 @@ def train(run: Run, watch: Watch) -> bool:
 
 def after_step(run: Run, watch: Watch) -> bool:
     """Between two optimizer steps: logs, validates and saves when due; False if asked to stop."""
-    args, last = run.args, run.step == run.max_train_steps
+    args = run.args
     watch.journal.advance()
-    if run.step % args.logging.logging_steps == 0 or last:
+    if run.step % args.logging.logging_steps == 0 or run.finished:
         log(run, watch)
-    if run.step % args.validation.validation_steps == 0 or last:
+    if run.step % args.validation.validation_steps == 0 or run.finished:
         run.validation_due = True
     if run.validation_due:
         validate(run, watch)
-    stop = watch.stop.agreed()
+    stop, last = watch.stop.agreed(), run.finished  # a validation may have ended it
     if run.step % args.checkpoints.checkpointing_steps == 0 or last or stop:
         save(run, watch)
     if watch.publisher is not None and not (last or stop):
@@ -177,14 +178,12 @@ def validate(run: Run, watch: Watch) -> None:
             watch.journal.draw_latents(run.step, result.latent_grid, result.grid_latents)
         if run.accelerator.is_main_process:
             watch.write_report(run, result)
-        if watch.validation.improves(metrics, run.best, run.args.validation.best_metric):
-            run.require_finite_weights()
-            finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
-            run.best = {"step": run.step, **finite}
-            if run.accelerator.is_main_process:
-                with dispensable(str(run.output_dir / "best"), (OSError, ArgumentError)):
-                    config = latent_config(run.args, result.latents)
-                    export_vae(run.raw_vae.vae, run.output_dir / "best", **config)
+        better = watch.validation.improves(metrics, run.best)
+        run.judge_validation(metrics, better)
+        if better and run.accelerator.is_main_process:
+            with dispensable(str(run.output_dir / "best"), (OSError, ArgumentError)):
+                config = latent_config(run.args, result.latents)
+                export_vae(run.raw_vae.vae, run.output_dir / "best", **config)
     run.meter.restart_clock()
 
 
@@ -264,8 +263,9 @@ def main(args: Arguments, lock: FolderLock | None) -> None:
     # Prepare, and try what will need most.
     run = make_run(args, vae, data.size, reached)
     refuse_together(lock)
-    rehearse(run, partial(train, watch=None), len(data.validation or ()))
-    watch, accelerator = begin(run, data), run.accelerator
+    validation = make_validation(run, data.validation)
+    rehearse(run, partial(train, watch=None), validation)
+    watch, accelerator = begin(run, data, validation), run.accelerator
 
     # Resume, train, export.
     with closing(watch.journal), watch.publisher or nullcontext():

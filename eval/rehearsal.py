@@ -19,11 +19,13 @@ import torch
 from torch import Tensor, nn
 
 from eval.metrics.columns import keys_of
+from eval.metrics.fid import extract_features
+from eval.metrics.networks import Networks
 from eval.metrics.precise import full_precision
 from eval.protocol.codecs import VAECodec
 from eval.protocol.protocol import Protocol
 from eval.protocol.tally import measure_batch
-from eval.validation import metrics
+from eval.validation import Validation, measured
 from modules.config.answers import is_about_memory
 from modules.config.arguments import Arguments
 from modules.errors import RunStopped
@@ -38,11 +40,11 @@ WITHOUT_LIMIT = ("cpu",)  # devices on which a rehearsal would tell nothing
 STATES_8BIT_BLOCK = 256  # elements that share one float32 scale in 8-bit AdamW
 
 
-def rehearse(run: Run, train: Callable[[Run], object], num_validation_images: int) -> None:
+def rehearse(run: Run, train: Callable[[Run], object], watched: Validation | None) -> None:
     """Tries what is still to come of `run`, on a GPU. Collective.
 
-    train: the script's loop. num_validation_images: 0 for no validation. Raises RunStopped where
-    the memory does not suffice, naming what was tried and the flags that lower it.
+    train: the script's loop. watched: the validation that is to come, if any. Raises RunStopped
+    where the memory does not suffice, naming what was tried and the flags that lower it.
     """
     if run.accelerator.device.type in WITHOUT_LIMIT:
         return
@@ -51,22 +53,24 @@ def rehearse(run: Run, train: Callable[[Run], object], num_validation_images: in
             with explained(run.args, TRAINING):
                 # The last two: everything that ever works is at work, and it is everyone's turn.
                 rehearse_training(run, train, run.max_train_steps - 2, run.max_train_steps - 1)
-        if num_validation_images:
+        if watched is not None:
             with explained(run.args, VALIDATION):
-                batch_size = min(num_validation_images, run.args.validation_batch_size)
-                rehearse_validation(run, batch_size)
+                batch_size = min(len(watched), run.args.validation_batch_size)
+                rehearse_validation(run, watched.judges, batch_size)
         elif not run.args.model.decoder_only:  # a validation has done it already
             with explained(run.args, LATENTS):
                 rehearse_latents(run, run.args.validation_batch_size)
 
 
-def parts(run: Run, train: Callable[[Run], object]) -> dict[str, Callable[[], None]]:
+def parts(
+    run: Run, train: Callable[[Run], object], judges: Networks
+) -> dict[str, Callable[[], None]]:
     """Every part of a run by name, at full GAN and at its largest, each to be tried by a call."""
     size = run.args.validation_batch_size
     found = {TRAINING: partial(rehearse_training, run, train, run.step)}
     if run.schedule.adversarial_share(0) < run.schedule.adversarial_share(run.step):
         found[BEFORE_GAN] = partial(rehearse_training, run, train, 0)
-    found[VALIDATION] = partial(rehearse_validation, run, size)
+    found[VALIDATION] = partial(rehearse_validation, run, judges, size)
     if not run.args.model.decoder_only:
         found[LATENTS] = partial(rehearse_latents, run, size)
     return found
@@ -108,13 +112,14 @@ def unfinished(accelerator: Any, count: int) -> Iterator[None]:
 
 
 @torch.no_grad()
-def rehearse_validation(run: Run, batch_size: int) -> None:
+def rehearse_validation(run: Run, judges: Networks, batch_size: int) -> None:
     """One batch, reconstructed and measured as in a validation."""
     images, codec = _black(run, batch_size), VAECodec(run.raw_vae.vae)
-    lpips = {run.args.losses.lpips_backbone: run.perceptual} if run.perceptual else {}
     with full_precision(), codec.prepared(images.device):
         output = codec.reconstruct(images, range(batch_size), Protocol(run.args.data.resolution))
-        measure_batch(keys_of(metrics(lpips)), images, output, lpips)
+        measure_batch(keys_of(measured(run.args)), images, output, judges.lpips)
+        if judges.inception is not None:
+            extract_features(judges.inception, output.images)
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ from functools import partial
 
 from eval.export import describe_training, latent_config, make_publisher
 from eval.report.training import write_training_report
-from eval.validation import Validation, ValidationResult, make_validation
+from eval.validation import Validation, ValidationResult
 from modules.builders.banner import banner, facts, summary
 from modules.builders.data import TrainingData
 from modules.builders.output_dir import clear_output_dir, owned_files
@@ -101,9 +101,14 @@ class Watch:
         write_model_card(run.output_dir, self.training(run), run.step, rows, latents)
         owned.sign("README.md")  # people write on in it
         print(summary(vae, run.output_dir, rows), file=sys.stderr)
+        if run.step < run.max_train_steps:
+            print(f"--early_stopping={args.validation.early_stopping} ended the run at step "
+                  f"{run.step} of {run.max_train_steps}: {run.stale} validations in a row had no "
+                  f"better {args.validation.best_metric} than best/, of step "
+                  f"{run.best.get('step', 'none')}.", file=sys.stderr)  # fmt: skip
 
 
-def begin(run: Run, data: TrainingData) -> Watch:
+def begin(run: Run, data: TrainingData, validation: Validation | None) -> Watch:
     """Makes the output folder this run's, says what is about to happen, and watches from then on.
 
     Nothing that was there is touched before: a refusal must not cost what an old run left.
@@ -118,7 +123,7 @@ def begin(run: Run, data: TrainingData) -> Watch:
     writes, every = accelerator.is_main_process, args.validation.validation_steps
     return Watch(
         data=data,
-        validation=make_validation(run, data.validation),
+        validation=validation,
         journal=Journal(accelerator, run.output_dir, run.max_train_steps, every),
         bad_images=BadImages(run.output_dir, args.data.max_bad_images, data.size, writes),
         stop=StopRequest(args.precision.ddp_timeout),

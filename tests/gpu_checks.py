@@ -48,7 +48,9 @@ from eval.speed.random_lpips import random_lpips
 from eval.speed.script import measured_arguments
 from eval.speed.stopwatch import Spread
 from eval.speed.textbook_step import TextbookTrainer
+from eval.validation import make_validation, open_judges
 from modules.builders.networks import make_discriminator
+from modules.data.images.synthetic import SyntheticImages
 from modules.errors import RunStopped
 from modules.models.modes import frozen
 from modules.training.run import Run
@@ -65,7 +67,12 @@ STARTED = time.monotonic()
 FULL = ["--recipe", "8gb", "--gradient_accumulation_steps", "1"]
 TOY = [*FLAGS.split(), "--disc_start", "10"]
 CONFIGURATION = FULL if ON_GPU else TOY
-rehearsed = partial(rehearse, train=partial(train_vae.train, watch=None), num_validation_images=2)
+
+
+def rehearsed(run: Run) -> None:
+    """Tries every part of a run that validates on 2 images."""
+    watched = make_validation(run, SyntheticImages(2, run.args.data.resolution, 0))
+    rehearse(run, partial(train_vae.train, watch=None), watched)
 
 
 class NeedsGPU(Exception):
@@ -207,7 +214,8 @@ def memory_of_parts(run: Run) -> dict[str, int]:
     """Bytes allocated at the worst moment of each part of `run`, the optimizers' moments too."""
     found = {}
     with moments(run):
-        for name, part in parts(run, partial(train_vae.train, watch=None)).items():
+        judges = open_judges(run.args, run.perceptual, run.accelerator.device)
+        for name, part in parts(run, partial(train_vae.train, watch=None), judges).items():
             part()  # cuDNN tries its kernels, some of which want much
             gc.collect()
             if ON_GPU:

@@ -43,6 +43,7 @@ class Codec:
     """What `evaluate_reconstruction` measures."""
 
     latent_channels: int | None = None  # None without latents
+    factor: int | None = None  # image side over latent side
 
     @contextmanager
     def prepared(self, device: torch.device) -> Iterator[None]:

@@ -27,6 +27,7 @@ FIGURES = (
     ("LPIPS", {
         "vgg": "val/lpips_vgg", "alex": "val/lpips_alex", "squeeze": "val/lpips_squeeze",
     }),
+    ("rFID", {"validation": "val/rfid"}),
     ("Reconstruction loss", {"pixels": "train/rec_loss", "LPIPS": "train/p_loss"}),
     ("KL, nats per image", {"validation": "val/kl"}),
     ("Adversary: losses", {"discriminator": "train/d_loss", "generator": "train/g_loss"}),
@@ -36,7 +37,10 @@ FIGURES = (
         "VAE": "train/grad_norm_vae", "discriminator": "train/grad_norm_disc",
     }),
     ("Learning rates", {"VAE": "train/lr", "discriminator": "train/disc_lr"}),
-    ("Standard deviation of the latents", {"posterior": "val/latent_std"}),
+    ("Standard deviation of the latents", {
+        "validation": "val/latent_std", "training batches": "train/latent_std",
+        "of it the posterior's noise": "train/posterior_std",
+    }),
     ("Speed, images/s", {"training": "train/images_per_s"}),
 )  # fmt: skip
 LOGARITHMIC = ("KL, nats per image", "Adaptive weight", "Gradient norms before clipping")

@@ -50,7 +50,7 @@ def useful_flops(args: Arguments) -> int:
     precision = replace(args.precision, recompute="none", gradient_checkpointing=False)
     single = replace(args.optimization, gradient_accumulation_steps=1)
     meter = FlopMeter()
-    with fake_run(replace(args, precision=precision, optimization=single), meter) as run:
+    with fake_run(replace(args, precision=precision, optimization=single), meter) as (run, _):
         train_on(run, [random_batch(run, single.train_batch_size, args.data.resolution)])
     return meter.total * args.optimization.gradient_accumulation_steps
 

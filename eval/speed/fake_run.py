@@ -18,7 +18,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
+from torch_fidelity import feature_extractor_inceptionv3 as inception
 
+from eval import validation
+from eval.metrics.fid import build_inception
+from eval.metrics.networks import Networks
 from eval.speed.random_lpips import random_lpips
 from eval.speed.script import run_at_full_gan
 from eval.speed.textbook_step import DTYPES
@@ -31,8 +35,10 @@ LAYOUT = torch.channels_last  # on a GPU
 
 
 @contextmanager
-def fake_run(args: Arguments, *modes: Any) -> Iterator[Run]:
-    """A Run by the script's own builder, at full GAN, whose tensors are fake as long as this lasts.
+def fake_run(args: Arguments, *modes: Any) -> Iterator[tuple[Run, Networks]]:
+    """A Run by the script's own builder, at full GAN, and the networks of its validation.
+
+    Their tensors are fake as long as this lasts.
 
     What works on real tensors alone, --compile and 8-bit AdamW, is left out. modes: contexts that
     see every operation, such as a counter of bytes.
@@ -43,6 +49,8 @@ def fake_run(args: Arguments, *modes: Any) -> Iterator[Run]:
         vae = make_vae(plain)
         discriminator = make_discriminator(plain, accelerator)
         perceptual = make_perceptual(plain)
+        with patch.object(validation, "build_inception", _random_inception):
+            judges = validation.open_judges(plain, perceptual, "cpu")
     for network in (vae, discriminator):
         network.to(memory_format=LAYOUT)
     built_here = {
@@ -57,7 +65,19 @@ def fake_run(args: Arguments, *modes: Any) -> Iterator[Run]:
         stack.enter_context(patch.object(nn.Module, "to", lambda network, *_, **__: network))
         for mode in (FakeTensorMode(allow_non_fake_inputs=True), cuda_autocast(), *modes):
             stack.enter_context(mode)
-        yield run_at_full_gan(plain, _fake(vae))
+        for judge in filter(None, (*judges.lpips.values(), judges.inception)):
+            _fake(judge)
+        yield run_at_full_gan(plain, _fake(vae)), judges
+
+
+def _random_inception(weights: str | None) -> nn.Module:
+    """Inception without its weights, which do not change its size."""
+    del weights
+    with (
+        patch.object(inception, "load_state_dict_from_url", lambda *_, **__: {}),
+        patch.object(inception.FeatureExtractorInceptionV3, "load_state_dict", lambda *_: None),
+    ):
+        return build_inception()
 
 
 class OneProcess:

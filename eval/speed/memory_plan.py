@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import train_vae
+from eval.metrics.networks import Networks
 from eval.rehearsal import TRAINING, largest_batch, moment_bytes, moments, parts
 from eval.speed.fake_run import fake_run
 from eval.speed.textbook_step import TextbookTrainer
@@ -100,7 +101,7 @@ class Peaks:
         return self.allocated * (1 + OVERHEAD) + CONTEXT
 
 
-def state_bytes(run: Run) -> dict[str, int]:
+def state_bytes(run: Run, judges: Networks) -> dict[str, int]:
     """Exact bytes of what a run keeps between steps or, for gradients, at the end of a backward."""
     networks = {"VAE": run.raw_vae}
     if run.args.discriminator.enabled:
@@ -113,8 +114,10 @@ def state_bytes(run: Run) -> dict[str, int]:
         found[f"{name}: Adam's moments"] = sum(moment_bytes(p, run.args) for p in trained)
     if run.ema is not None:
         found["EMA"] = _bytes([*run.ema.averages, run.ema.num_updates])
-    if run.perceptual is not None:
-        found["LPIPS"] = _bytes(run.perceptual.parameters()) + _bytes(run.perceptual.buffers())
+    lpips = run.perceptual or next(iter(judges.lpips.values()), None)
+    for name, network in (("LPIPS", lpips), ("Inception", judges.inception)):
+        if network is not None:
+            found[name] = _bytes(network.parameters()) + _bytes(network.buffers())
     return found
 
 
@@ -125,16 +128,16 @@ def _bytes(tensors: Iterable[Tensor]) -> int:
 def plan(args: Arguments) -> tuple[dict[str, int], Peaks]:
     """The states of a run by `args`, and what each of its parts needs at its worst moment."""
     meter = AllocationMeter()
-    with _described_run(args, meter) as run, moments(run):
-        to_try = parts(run, partial(train_vae.train, watch=None))
+    with _described_run(args, meter) as (run, judges), moments(run):
+        to_try = parts(run, partial(train_vae.train, watch=None), judges)
         found = {name: meter.peak_of(part) for name, part in to_try.items()}
-        return state_bytes(run), Peaks.of(args, args.precision.recomputed, found)
+        return state_bytes(run, judges), Peaks.of(args, args.precision.recomputed, found)
 
 
 def plan_textbook(args: Arguments) -> Peaks:
     """The peak of a plain step on the same networks."""
     meter = AllocationMeter()
-    with _described_run(args, meter) as run:
+    with _described_run(args, meter) as (run, _):
         ours = meter.now
         with warnings.catch_warnings():  # its networks are copied, which looks at their memory
             warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")
@@ -148,8 +151,8 @@ def plan_textbook(args: Arguments) -> Peaks:
 
 
 @contextmanager
-def _described_run(args: Arguments, meter: AllocationMeter) -> Iterator[Run]:
+def _described_run(args: Arguments, meter: AllocationMeter) -> Iterator[tuple[Run, Networks]]:
     """A fake run that says of itself what was asked for, such as 8-bit moments."""
-    with fake_run(args, meter) as run:
+    with fake_run(args, meter) as (run, judges):
         run.args = args
-        yield run
+        yield run, judges

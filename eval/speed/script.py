@@ -23,9 +23,8 @@ def measured_arguments(training_flags: Sequence[str]) -> Arguments:
     Precision is bfloat16 unless a flag or the recipe says otherwise, as in accelerate_config.yaml.
     Raises ArgumentError naming flag, value and fix.
     """
-    args = resolve_arguments(
-        [*training_flags, "--report_to", "none", "--num_validation_images", "0"]
-    )
+    alone = ["--report_to", "none", "--num_validation_images", "0", "--early_stopping", "0"]
+    args = resolve_arguments([*training_flags, *alone])
     if args.precision.mixed_precision is None:
         args = replace(args, precision=replace(args.precision, mixed_precision="bf16"))
     return args

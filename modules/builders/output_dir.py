@@ -39,7 +39,8 @@ EXAMPLES = ("metrics.jsonl", "samples/step-000000.png")  # of what data could be
 SHOWN = 5  # names in a message
 # Flags whose files are read after an old run has been deleted.
 READ_LATER = ("pretrained_model_name_or_path", "model_config_name_or_path", "lpips_weights",
-              "validation_image", "data_files", "resume_from_checkpoint")  # fmt: skip
+              "inception_weights", "validation_image", "data_files",
+              "resume_from_checkpoint")  # fmt: skip
 
 
 def check_output_dir(args: Arguments, create: bool = True) -> None:

@@ -19,7 +19,8 @@ def check_places(args: Arguments) -> None:
     for name, folder in folders.items():
         if folder and not os.path.isdir(folder):
             raise ArgumentError(f"--{name}={folder} is not a folder; check the path")
-    files = [("lpips_weights", args.losses.lpips_weights)]
+    files = [("lpips_weights", args.losses.lpips_weights),
+             ("inception_weights", args.validation.inception_weights)]  # fmt: skip
     files += [("validation_image", file) for file in args.validation.validation_image or ()]
     for name, file in files:
         if file and not os.path.isfile(file):

@@ -80,15 +80,20 @@ class Arguments:
                 "several --dataset_name; use --validation_data_dir, or hold images back"
             )
         if self.validation.num_validation_images == 0:
-            every = self.logging.push_every
+            every, stopping = self.logging.push_every, self.validation.early_stopping
             require(every is None, "push_every", every,
                     "uploads the best weights so far, which --num_validation_images=0 never "
                     "finds; let it validate, or drop --push_every")  # fmt: skip
-        if self.validation.best_metric == "lpips" and self.losses.perceptual_scale == 0:
-            raise ArgumentError(
-                "--best_metric=lpips needs LPIPS, which --perceptual_scale=0 never builds; use "
-                "--best_metric=psnr"
-            )
+            require(not stopping, "early_stopping", stopping,
+                    "counts validations, of which --num_validation_images=0 makes none; let it "
+                    "validate, or drop --early_stopping")  # fmt: skip
+        require(
+            self.validation.best_metric in self.validation_metrics,
+            "best_metric",
+            self.validation.best_metric,
+            f"is not measured: --validation_metrics are {' '.join(self.validation_metrics)} here; "
+            "add it to them, or choose one of these",
+        )
 
     def require_sides(self, narrowest: int | None = None) -> None:
         """Training and validation images must be large enough for what looks at them.
@@ -97,11 +102,10 @@ class Arguments:
         resolution. Raises ArgumentError with the numbers.
         """
         smallest = narrowest or min(self.data.training_resolutions)
-        require_side(smallest, self._trained_at(narrowest), self._onlookers(training=True))
+        require_side(smallest, self._trained_at(narrowest), self._training_onlookers())
         if self.validation.num_validation_images != 0:
             resolution = self.data.resolution
-            onlookers = self._onlookers(training=False)
-            require_side(resolution, f"--resolution={resolution}", onlookers)
+            require_side(resolution, f"--resolution={resolution}", self._validation_onlookers())
 
     def require_scales(self, factor: int, narrowest: int | None = None) -> None:
         """--eq_prob needs a smaller image of whole latents; ArgumentError with the numbers.
@@ -109,7 +113,7 @@ class Arguments:
         factor: pixels of a latent's side. narrowest: as of `require_sides`.
         """
         side = (narrowest or min(self.data.training_resolutions)) - factor
-        for what, smallest, _ in [("a latent", factor, ""), *self._onlookers(training=True)]:
+        for what, smallest, _ in [("a latent", factor, ""), *self._training_onlookers()]:
             require(
                 self.losses.eq_prob == 0 or side >= smallest,
                 "eq_prob",
@@ -121,21 +125,28 @@ class Arguments:
     @property
     def smallest_side(self) -> int:
         """Of training images, in pixels, that everything can look at which has to."""
-        return max((side for _, side, _ in self._onlookers(training=True)), default=1)
+        return max((side for _, side, _ in self._training_onlookers()), default=1)
 
-    def _onlookers(self, training: bool) -> list[tuple[str, int, str]]:
-        """What looks at the images of training, or of validation, as `require_side` takes it."""
+    def _training_onlookers(self) -> list[tuple[str, int, str]]:
+        """What looks at training images, as `require_side` takes it."""
         disc, losses, steps = self.discriminator, self.losses, self.optimization.max_train_steps
         found = []
-        if not training:
-            found.append(("SSIM", SSIM_WINDOW, "validate nothing: --num_validation_images 0"))
         if losses.perceptual_scale > 0:
-            name = f"LPIPS with --lpips_backbone={losses.lpips_backbone}"
-            found.append((name, LPIPS[losses.lpips_backbone], "drop LPIPS: --perceptual_scale 0"))
-        if training and disc.enabled and (steps is None or disc.lengths(steps)["disc_start"] < steps):
+            found.append((*self._lpips, "drop LPIPS: --perceptual_scale 0"))
+        if disc.enabled and (steps is None or disc.lengths(steps)["disc_start"] < steps):
             name = f"a discriminator with --disc_num_layers={disc.disc_num_layers}"
             found.append((name, discriminator_side(disc.disc_num_layers), "lower that"))
         return found
+
+    def _validation_onlookers(self) -> list[tuple[str, int, str]]:
+        without = "leave it out of --validation_metrics"
+        measured = {"ssim": ("SSIM", SSIM_WINDOW, without), "lpips": (*self._lpips, without)}
+        return [measured[name] for name in self.validation_metrics if name in measured]
+
+    @property
+    def _lpips(self) -> tuple[str, int]:
+        backbone = self.losses.lpips_backbone
+        return f"LPIPS with --lpips_backbone={backbone}", LPIPS[backbone]
 
     def _trained_at(self, narrowest: int | None) -> str:
         name = "train_resolutions" if self.data.train_resolutions else "resolution"
@@ -149,6 +160,14 @@ class Arguments:
         default = FROM_SCRATCH if self.model.from_scratch and not opt.scale_lr else FINE_TUNING
         rate = default if opt.learning_rate is None else opt.learning_rate
         return rate, rate if opt.disc_learning_rate is None else opt.disc_learning_rate
+
+    @property
+    def validation_metrics(self) -> tuple[str, ...]:
+        """What validation measures; PSNR costs nothing and is always part of it."""
+        asked = self.validation.validation_metrics
+        if asked is None:
+            asked = ("ssim", "lpips") if self.losses.perceptual_scale > 0 else ("ssim",)
+        return "psnr", *(name for name in asked if name != "psnr")
 
     @property
     def validation_batch_size(self) -> int:

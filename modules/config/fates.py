@@ -21,7 +21,8 @@ TABLE = (
         mixed_precision allow_tf32 gradient_checkpointing recompute compile perceptual_slice_size
         deterministic ddp_timeout memory_limit_gb set_grads_to_none
         enable_xformers_memory_efficient_attention
-        validation_steps validation_batch_size num_grid_images
+        validation_steps validation_batch_size num_grid_images validation_metrics
+        inception_weights early_stopping
         output_dir overwrite_output_dir checkpointing_steps checkpoints_total_limit
         resume_from_checkpoint latent_normalization num_latent_images export_ldm export_fp16
         report_to tracker_project_name logging_dir logging_steps push_to_hub hub_model_id push_every

@@ -32,6 +32,7 @@ COMPARABLE = {
     "lpips_vgg": "LPIPS (VGG)",
     "lpips_alex": "LPIPS (AlexNet)",
     "lpips_squeeze": "LPIPS (SqueezeNet)",
+    "rfid": "rFID",
 }
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor
 
 from modules.distributed.reduce import sum_over_processes
@@ -59,6 +60,11 @@ class LatentStatistics:
         return dead
 
     @property
+    def posterior_std(self) -> float:
+        """The noise in all elements of z together, beside `global_std`."""
+        return math.sqrt(sum(std**2 for std in self.noise_std) / len(self.noise_std))
+
+    @property
     def correlation_eigenvalues(self) -> list[float]:
         """Eigenvalues of the channels' correlation matrix, largest first; all 1 if uncorrelated."""
         covariance = torch.tensor(self.covariance, dtype=torch.float64)
@@ -104,6 +110,18 @@ class LatentStatistics:
             "dead_channels": self.dead_channels,
             "correlation_eigenvalues": self.correlation_eigenvalues,
         }
+
+
+@torch.no_grad()
+def posterior_spread(posterior: DiagonalGaussianDistribution) -> dict[str, Tensor]:
+    """Of a batch of posteriors, as scalars on the device: {"latent_std", "posterior_std"}.
+
+    The standard deviation of all elements of z together, and the noise in it: the root of the mean
+    variance of q(z|x).
+    """
+    noise = posterior.var.mean()
+    signal = posterior.mean.var(correction=0)
+    return {"latent_std": (signal + noise).sqrt(), "posterior_std": noise.sqrt()}
 
 
 def kl_per_channel(mean: Tensor, logvar: Tensor) -> Tensor:

@@ -21,8 +21,8 @@ from modules.tracking.trackers import send_histograms, send_numbers, send_pictur
 logger = logging.getLogger(__name__)
 
 MOST_PICTURES = 100
-SHOWN = ("rec_loss", "psnr", "ssim", "lpips_vgg", "lpips_alex", "lpips_squeeze", "g_loss", "d_loss",
-         "images_per_s")  # fmt: skip
+SHOWN = ("rec_loss", "psnr", "ssim", "lpips_vgg", "lpips_alex", "lpips_squeeze", "rfid", "g_loss",
+         "d_loss", "images_per_s")  # fmt: skip
 LINE_EVERY = 10.0  # seconds between lines of training in a log file
 
 

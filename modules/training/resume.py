@@ -57,6 +57,7 @@ def trainer_state(run: Run, data: Mapping[str, Any]) -> dict[str, Any]:
         "disc_updates": run.scheduler_disc.scheduler.last_epoch,
         "best": run.best,
         "validation_due": run.validation_due,
+        "stale": run.stale,
         "guard": run.guard.state_dict(),
         "adversary": run.adversary.state_dict(),
         "gan_lengths": dict(zip(GAN_LENGTHS, run.schedule.lengths, strict=True)),
@@ -125,6 +126,7 @@ def resume(run: Run, path: Path, data: Mapping[str, Any]) -> bool:
     _apply_hyperparameters(run.optimizer_disc, run.scheduler_disc.scheduler, asked[1])
     run.step, run.samples, run.best = state["step"], state["samples"], state["best"]
     run.validation_due = state.get("validation_due", False)  # earlier versions always completed it
+    run.stale = state.get("stale", 0)
     run.guard.load_state_dict(state["guard"])
     if "adversary" in state:  # checkpoints of earlier versions hold none
         run.adversary.load_state_dict(state["adversary"])
@@ -144,7 +146,7 @@ def resume(run: Run, path: Path, data: Mapping[str, Any]) -> bool:
     run.stream = StreamPosition.restored(state.get("stream"), anew=not same_images)
     _compare_flags(run, state, data, path, same_images)
     if not own:  # its best/ and its rows lie elsewhere
-        run.best, run.validation_due = {}, True
+        run.best, run.validation_due, run.stale = {}, True, 0
     if run.step >= run.max_train_steps:
         opt = run.args.optimization
         flag = "num_train_epochs" if opt.max_train_steps is None else "max_train_steps"
@@ -152,6 +154,12 @@ def resume(run: Run, path: Path, data: Mapping[str, Any]) -> bool:
             "nothing is left to train: step %d is reached and --%s=%s asks for %d; raise it to "
             "train on. What was reached is exported", run.step, flag, getattr(opt, flag),
             run.max_train_steps,
+        )  # fmt: skip
+    elif run.out_of_patience:
+        logger.warning(
+            "nothing is left to train: %d validations in a row had found nothing better and "
+            "--early_stopping=%d ends the run there; raise it to train on. What was reached is "
+            "exported", run.stale, run.args.validation.early_stopping,
         )  # fmt: skip
     return same_images
 
@@ -211,13 +219,15 @@ def _compare_flags(
 
     images = data["validation_fingerprint"]
     others = state.get("validation_fingerprint", images) != images
+    if "best_metric" in warned:
+        run.stale = 0
     measured_anew = images is not None and (others or any(name in warned for name in MEASURE))
     if measured_anew:
         logger.warning(
             "validation is not that of %s, and images that were trained on may be part of it: the "
             "best so far and the numbers to compare with begin anew at step %d", path, run.step,
         )  # fmt: skip
-        run.best, run.validation_due = {}, True
+        run.best, run.validation_due, run.stale = {}, True, 0
     run.history = state.get("history", [])
     if taken or warned or measured_anew:
         change = {"step": run.step, "flags": taken | warned, "measured_anew": measured_anew}

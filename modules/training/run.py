@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -64,6 +65,7 @@ class Run:
     stream: StreamPosition = field(default_factory=StreamPosition)
     best: dict[str, float] = field(default_factory=dict)  # step and metrics of best/
     validation_due: bool = True  # at step 0, and at others until it is complete
+    stale: int = 0  # validations in a row that found nothing better than `best`
     history: list[dict[str, Any]] = field(default_factory=list)  # resumed with which other flags
     rejected: list[Rejection] = field(default_factory=list)  # images since the last log point
 
@@ -81,6 +83,16 @@ class Run:
     def raw_discriminator(self) -> nn.Module:
         """The discriminator without DDP, for judging: frozen, it has nothing to synchronise."""
         return self.accelerator.unwrap_model(self.discriminator)
+
+    @property
+    def out_of_patience(self) -> bool:
+        """Whether --early_stopping ends the run here."""
+        return 0 < self.args.validation.early_stopping <= self.stale
+
+    @property
+    def finished(self) -> bool:
+        """Whether the last step has been taken: the planned one, or where patience ended."""
+        return self.step >= self.max_train_steps or self.out_of_patience
 
     @property
     def measured_since(self) -> int:
@@ -178,6 +190,14 @@ class Run:
         if self.ema is not None and vae_turn:
             self.ema.update(skip)
         self.step += 1
+
+    def judge_validation(self, metrics: dict[str, float], better: bool) -> None:
+        """Remembers what a validation of this step found. better: than the best so far."""
+        self.stale = 0 if better else self.stale + 1
+        if better:
+            self.require_finite_weights()
+            finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
+            self.best = {"step": self.step, **finite}
 
     def averaged_weights(self) -> AbstractContextManager[None]:
         """A context in which the VAE has the weights to export: the EMA's, if there is one."""

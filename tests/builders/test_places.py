@@ -11,14 +11,15 @@ from modules.errors import ArgumentError
 
 @pytest.mark.parametrize(
     "flag",
-    ["train_data_dir", "validation_data_dir", "lpips_weights", "validation_image", "dataset_name",
-     "pretrained_model_name_or_path", "model_config_name_or_path"],
+    ["train_data_dir", "validation_data_dir", "lpips_weights", "inception_weights",
+     "validation_image", "dataset_name", "pretrained_model_name_or_path",
+     "model_config_name_or_path"],
 )  # fmt: skip
 def test_a_path_that_leads_nowhere_is_named_with_its_flag(flag, tmp_path):
     with pytest.raises(ArgumentError, match=f"--{flag}.*nowhere.*check the path"):
         check_places(resolve_arguments([f"--{flag}", str(tmp_path / "nowhere")]))
     place = tmp_path / "somewhere"
-    place.touch() if flag in ("lpips_weights", "validation_image") else place.mkdir()
+    place.touch() if "weights" in flag or flag == "validation_image" else place.mkdir()
     check_places(resolve_arguments([f"--{flag}", str(place)]))
 
 

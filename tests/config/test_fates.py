@@ -267,6 +267,20 @@ def test_a_guard_that_is_switched_off_turns_the_adversary_down_no_longer(checkpo
     assert resumed(path, "--gan_guard").adversary.felt() == 0.25
 
 
+def test_patience_goes_on_where_it_was_unless_something_else_is_measured(
+    checkpoint, edited, caplog
+):
+    path = edited(stale=2)
+    run = resumed(path, "--early_stopping 2")
+    assert run.finished
+    assert "nothing is left to train: 2 validations in a row" in caplog.text
+    assert not resumed(path, "--early_stopping 3").finished
+    assert not resumed(path).finished
+    for flags, data, own in (("--best_metric ssim", DATA, True), ("", DATA, False),
+                             ("", {**DATA, "validation_fingerprint": "w"}, True)):  # fmt: skip
+        assert resumed(path, f"--early_stopping 2 {flags}", data, own).stale == 0
+
+
 @given(st.lists(st.tuples(st.integers(0, 9), st.booleans())), st.integers(0, 9))
 def test_only_validations_of_other_images_are_left_out(found, since):
     rows = [{"step": step} | ({"val/psnr": float(i)} if validated else {"train/lr": 1.0})

@@ -210,7 +210,7 @@ def test_a_secret_is_not_shown(tmp_path):
     ("argv", "message"),
     [
         ("--resolution=8 --perceptual_scale=0 --disc_factor=0",
-         "8 pixels; SSIM needs 11: raise it, or validate nothing"),
+         "8 pixels; SSIM needs 11: raise it, or leave it out of --val"),
         ("--resolution=8", "8 pixels; LPIPS with --lpips_backbone=vgg needs 16"),
         ("--resolution=24 --lpips_backbone=alex", "24 pixels; LPIPS with --lpips_backbone=alex"),
         ("--resolution=64 --disc_num_layers=5",

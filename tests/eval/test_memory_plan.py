@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from tiny import batch, tiny_run, train
 
 import train_vae
+from eval import validation
 from eval.__main__ import main
 from eval.rehearsal import BEFORE_GAN, LATENTS, TRAINING, VALIDATION, random_batch
 from eval.speed import script
@@ -174,15 +175,24 @@ def test_fake_run_is_the_scripts_own_and_leaves_nothing_of_its_stand_ins() -> No
     def replaced() -> list[object]:
         return [builder.make_accelerator, builder.make_discriminator, builder.make_perceptual,
                 builder.convolution_layout, lpips.LPIPS, torch.nn.Module.to, F.group_norm,
-                F.interpolate, train_vae.after_step]  # fmt: skip
+                F.interpolate, train_vae.after_step, validation.build_inception]  # fmt: skip
 
     before = replaced()
-    with fake_run(arguments("--use_ema")) as run:
+    with fake_run(arguments("--use_ema --validation_metrics rfid")) as (run, _):
         script.train_on(run, [random_batch(run, 1, 64)])
         assert type(next(run.raw_vae.parameters()).data).__name__ == "FakeTensor"
         assert run.schedule.adversarial_share(run.step) == 1.0
         assert not any(ours is theirs for ours, theirs in zip(before, replaced()[:4], strict=False))
     assert replaced() == before
+
+
+def test_networks_of_the_validation_alone_are_counted() -> None:
+    without, peak = plan(arguments("--perceptual_scale 0"))
+    more = "--validation_metrics lpips rfid --lpips_backbone alex"
+    states, larger = plan(arguments(f"--perceptual_scale 0 {more}"))
+    added = {name: size for name, size in states.items() if name not in without}
+    assert added == {"LPIPS": 9886528, "Inception": 95628359}
+    assert larger.parts[VALIDATION] > peak.parts[VALIDATION] + sum(added.values())
 
 
 def test_card_must_hold_more_than_the_tensors() -> None:

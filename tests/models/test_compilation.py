@@ -16,6 +16,8 @@ from eval.metrics.precise import full_precision
 from eval.protocol.codecs import VAECodec
 from eval.protocol.protocol import Protocol
 from eval.speed.random_lpips import random_lpips
+from eval.validation import make_validation
+from modules.data.images.synthetic import SyntheticImages
 
 
 @pytest.fixture
@@ -79,7 +81,8 @@ def test_five_levels_are_compiled_and_their_validation_is_not(
     assert graphs() == 0
 
     monkeypatch.setattr(rehearsal, "WITHOUT_LIMIT", ())
-    rehearsal.rehearse(run, partial(train_vae.train, watch=None), 2)
+    watched = make_validation(run, SyntheticImages(2, 32, 0))
+    rehearsal.rehearse(run, partial(train_vae.train, watch=None), watched)
     needed = graphs()
     assert needed > 20  # 12 blocks, with gradients and in the discriminator's turn without
     train(run, [batch(seed=seed, shape=(4, 2, 2)) for seed in range(2)])

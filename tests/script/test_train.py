@@ -99,6 +99,7 @@ def test_the_log_begins_with_the_starting_weights_and_tells_every_step(trained):
     # The discriminator trains from step 1 and is felt from step 2, counted from 0.
     assert ["train/d_loss" in row for row in training] == [False] + [True] * 5
     assert ["train/d_weight" in row for row in training] == [False] * 2 + [True] * 4
+    assert all(row["train/latent_std"] > row["train/posterior_std"] > 0 for row in training)
 
 
 def test_the_trackers_get_the_numbers_and_the_pictures(trained):

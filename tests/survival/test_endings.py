@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -50,6 +51,22 @@ def nothing_to_print_to() -> None:
     os.close(1)
     os.close(2)
     sys.stdout = sys.stderr = None
+
+
+def test_a_run_that_learns_nothing_ends_where_its_patience_does_also_when_resumed(tmp_path):
+    argv = flags(tmp_path, "--learning_rate", "1e-30", "--early_stopping", 2, "--max_train_steps",
+                 9, "--validation_steps", 1, "--checkpointing_steps", 1)  # fmt: skip
+    found = []
+    for more in ([], RESUME):
+        output = succeed([*argv, *more])
+        assert "ended the run at step 2 of 9: 2 validations in a row" in output.splitlines()[-1]
+        assert checkpoint_steps(tmp_path / "checkpoints") == [1, 2]
+        rows = (tmp_path / "metrics.jsonl").read_text().splitlines()
+        exported = tmp_path / "diffusion_pytorch_model.safetensors"
+        found.append((exported.read_bytes(), [row for row in rows if "val/psnr" in row]))
+        shutil.rmtree(tmp_path / "checkpoints" / "step-000002")  # as if killed before it
+        exported.unlink()
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize("where", [nobody_reads, the_disk_is_full, nothing_to_print_to])
