@@ -107,9 +107,10 @@ def unfinished(accelerator: Any, count: int) -> Iterator[None]:
 def rehearse_validation(run: Run, batch_size: int) -> None:
     """One batch, reconstructed and measured as in a validation."""
     images, codec = _black(run, batch_size), VAECodec(run.raw_vae.vae)
+    protocol = Protocol.of(run.raw_vae.vae, run.args.data.resolution)
     lpips = {run.args.losses.lpips_backbone: run.perceptual} if run.perceptual else {}
     with full_precision(), codec.prepared(images.device):
-        output = codec.reconstruct(images, range(batch_size), Protocol(run.args.data.resolution))
+        output = codec.reconstruct(images, range(batch_size), protocol)
         measure_batch(keys_of(metrics(lpips)), images, output, lpips)
 
 
@@ -122,8 +123,9 @@ def rehearse_latents(run: Run, batch_size: int) -> None:
 
 
 def _black(run: Run, batch_size: int) -> Tensor:
-    side = run.args.data.resolution
-    return torch.zeros(batch_size, 3, side, side, dtype=torch.uint8, device=run.accelerator.device)
+    channels, side = run.raw_vae.vae.config.in_channels, run.args.data.resolution
+    size = (batch_size, channels, side, side)
+    return torch.zeros(size, dtype=torch.uint8, device=run.accelerator.device)
 
 
 def largest_batch(run: Run) -> dict[str, Any]:
@@ -137,10 +139,11 @@ def largest_batch(run: Run) -> dict[str, Any]:
 def random_batch(run: Run, batch_size: int, resolution: int) -> dict[str, Any]:
     """What the loader yields, but noise: `batch_size` images of `resolution` x `resolution`."""
     generator = torch.Generator().manual_seed(0)
-    size, shape = (batch_size, 3, resolution, resolution), latent_shape(run.raw_vae.vae, resolution)
+    vae = run.raw_vae.vae
+    size = (batch_size, vae.config.in_channels, resolution, resolution)
     return {
         "images": torch.randint(256, size, dtype=torch.uint8, generator=generator),
-        "noise": torch.randn(batch_size, *shape, generator=generator),
+        "noise": torch.randn(batch_size, *latent_shape(vae, resolution), generator=generator),
         "upscaled": torch.tensor(0),
         "rejected": [],
     }

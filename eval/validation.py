@@ -63,7 +63,7 @@ class Validation:
     def __init__(
         self,
         source: ImageSource,
-        resolution: int,
+        protocol: Protocol,
         *,
         num_images: int | None,
         lpips: nn.Module | None,
@@ -72,7 +72,7 @@ class Validation:
         num_grid_images: int,
         device: torch.device,
     ) -> None:
-        self.protocol = Protocol(resolution=resolution)
+        self.protocol = protocol
         self.images = ProtocolImages(source, self.protocol, num_images)
         if not any(self._is_readable(position) for position in range(len(self.images))):
             raise ArgumentError(
@@ -142,7 +142,7 @@ def make_validation(run: Run, images: ImageSource | None) -> Validation | None:
         return None
     return Validation(
         images,
-        run.args.data.resolution,
+        Protocol.of(run.raw_vae.vae, run.args.data.resolution),
         num_images=args.num_validation_images,
         lpips=run.perceptual,
         lpips_backbone=run.args.losses.lpips_backbone,

@@ -19,6 +19,7 @@ from modules.config.inputs import ModelArguments
 from modules.config.optimization import OptimizationArguments
 from modules.data.samplers.buckets import bucket_shapes
 from modules.errors import ArgumentError, blaming
+from modules.image_modes import CHANNELS, mode_of
 from modules.models.autoencoder import build_autoencoder, downsample_factor
 from modules.models.discriminator import NLayerDiscriminator
 from modules.models.lean_blocks import make_lean
@@ -59,7 +60,17 @@ def make_vae(args: Arguments) -> AutoencoderKL:
     """
     torch.manual_seed(args.optimization.seed)
     vae = _load_or_build(args.model, args.data.resolution)
+    mode, asked = mode_of(vae), args.model.image_mode or mode_of(vae)
+    if asked != mode:
+        raise ArgumentError(
+            f"--image_mode={asked} means {CHANNELS[asked]} channels, and the model's images are "
+            f"{mode}, with {CHANNELS[mode]}; drop the flag, or train from scratch"
+        )
     if args.model.vae_init == "resampler":
+        if mode != "RGB":
+            raise ArgumentError(
+                f"--vae_init=resampler carries RGB, not --image_mode={mode}; use --vae_init random"
+            )
         start_as_resampler(vae)
     factor = downsample_factor(vae)
     args.data.require_divisible(factor, f"{factor}, the downsampling factor of the model")
@@ -102,6 +113,7 @@ def _load_or_build(args: ModelArguments, resolution: int) -> AutoencoderKL:
         "norm_num_groups": args.norm_num_groups,
         "mid_block_add_attention": args.mid_block_add_attention,
         "sample_size": resolution,
+        "image_channels": CHANNELS[args.image_mode or "RGB"],
     }
     widths = " ".join(map(str, args.block_out_channels or ()))
     with blaming(f"--block_out_channels={widths}", "train a smaller network"), torch.device("meta"):
@@ -138,13 +150,16 @@ def _use_xformers(vae: AutoencoderKL) -> None:
         ) from error
 
 
-def make_discriminator(args: Arguments, accelerator: Accelerator) -> nn.Module:
-    """The discriminator, with weights that depend on the seed alone.
+def make_discriminator(
+    args: Arguments, accelerator: Accelerator, image_channels: int = 3
+) -> nn.Module:
+    """The discriminator of such images, with weights that depend on the seed alone.
 
     BatchNorm becomes SyncBatchNorm over several processes, which needs GPUs: ArgumentError else.
     """
     disc = args.discriminator
     options = {
+        "input_nc": image_channels,
         "ndf": disc.disc_hidden_channels,
         "n_layers": disc.disc_num_layers,
         "norm_type": disc.disc_norm_type,
