@@ -41,14 +41,14 @@ def fake_run(args: Arguments, *modes: Any) -> Iterator[Run]:
     accelerator = OneProcess(args)
     with random_lpips():
         vae = make_vae(plain)
-        discriminator = make_discriminator(plain, accelerator)
+        discriminator = make_discriminator(plain, accelerator, vae.config.in_channels)
         perceptual = make_perceptual(plain)
     for network in (vae, discriminator):
         network.to(memory_format=LAYOUT)
     built_here = {
         "make_accelerator": lambda args: accelerator,
         "convolution_layout": lambda device, width: LAYOUT,
-        "make_discriminator": lambda args, accelerator: _fake(discriminator),
+        "make_discriminator": lambda args, accelerator, channels: _fake(discriminator),
         "make_perceptual": lambda args: perceptual and _fake(perceptual),
     }
     with ExitStack() as stack:

@@ -140,9 +140,9 @@ def cut_out(rng: Random, resolution: int) -> Image.Image:
     """Alpha (mode L): of a quarter opaque, else of a shape with sharp, soft or glassy edges."""
     kind = rng.choice(["ellipse", "blob", "polygon", "glyph"])
     mask = shape_mask(rng, resolution, kind, tuple(rng.uniform(-0.3, 0.3, 2)), rng.uniform(0.5, 1))
-    soft = mask.filter(ImageFilter.GaussianBlur(rng.choice([0, 0, 0.05]) * resolution))
-    least = rng.choice([0, 0, 100, 255])
-    return soft.point(lambda value: least + value * (255 - least) // 255)
+    soft = mask.filter(ImageFilter.GaussianBlur(float(rng.choice([0, 0, 0.05]) * resolution)))
+    least = int(rng.choice([0, 0, 100, 255]))
+    return soft.point([least + value * (255 - least) // 255 for value in range(256)])
 
 
 def as_field(mask: Image.Image) -> np.ndarray:
