@@ -73,7 +73,8 @@ from modules.data.bad_images import warn_of_upscaling
 from modules.distributed.launch_environment import check_environment
 from modules.errors import ArgumentError, dispensable
 from modules.export.vae import export_vae
-from modules.models.autoencoder import TrainableVAE, latent_shape
+from modules.image_modes import mode_of
+from modules.models.autoencoder import TrainableVAE
 from modules.models.latents import posterior_spread
 from modules.tracking.trackers import end_trackers, start_trackers
 from modules.training.checkpoint import save_checkpoint
@@ -215,7 +216,7 @@ def export(run: Run, watch: Watch) -> bool:
             images = watch.data.finite(args, count)
             latents = measure_latents(
                 run.raw_vae.vae,
-                ProtocolImages(images, Protocol(args.data.resolution), count),
+                ProtocolImages(images, Protocol.of(run.raw_vae.vae, args.data.resolution), count),
                 batch_size=args.validation_batch_size,
                 device=run.accelerator.device,
                 progress=False,
@@ -256,9 +257,8 @@ def main(args: Arguments, lock: FolderLock | None) -> None:
     if args.dry_run:
         print(to_yaml(args), banner(args, vae.vae), planned_push(args), sep="\n")
         return
-    shape = latent_shape(vae.vae, args.data.resolution)
-    check_shared_memory(args, shape)
-    data = open_data(args)
+    check_shared_memory(args, vae.vae)
+    data = open_data(args, mode_of(vae.vae))
 
     # Prepare, and try what will need most.
     run = make_run(args, vae, data.size, reached)
@@ -270,7 +270,7 @@ def main(args: Arguments, lock: FolderLock | None) -> None:
     # Resume, train, export.
     with closing(watch.journal), watch.publisher or nullcontext():
         take_up(run, watch, checkpoint)
-        run.loader = make_loader(args, data, shape, accelerator, run.samples, run.stream)
+        run.loader = make_loader(args, data, vae.vae, accelerator, run.samples, run.stream)
         run.meter.restart_clock()  # the loader may have looked at the sizes of all images
         if not run.validation_due and train(run, watch) and export(run, watch):
             if watch.publisher is not None:

@@ -29,6 +29,7 @@ from eval.validation import Validation, measured
 from modules.config.answers import is_about_memory
 from modules.config.arguments import Arguments
 from modules.errors import RunStopped
+from modules.image_modes import rgb_views
 from modules.models.autoencoder import latent_shape
 from modules.training.guard import FiniteGuard
 from modules.training.meter import Meter
@@ -115,11 +116,12 @@ def unfinished(accelerator: Any, count: int) -> Iterator[None]:
 def rehearse_validation(run: Run, judges: Networks, batch_size: int) -> None:
     """One batch, reconstructed and measured as in a validation."""
     images, codec = _black(run, batch_size), VAECodec(run.raw_vae.vae)
+    protocol = Protocol.of(run.raw_vae.vae, run.args.data.resolution)
     with full_precision(), codec.prepared(images.device):
-        output = codec.reconstruct(images, range(batch_size), Protocol(run.args.data.resolution))
+        output = codec.reconstruct(images, range(batch_size), protocol)
         measure_batch(keys_of(measured(run.args)), images, output, judges.lpips)
         if judges.inception is not None:
-            extract_features(judges.inception, output.images)
+            extract_features(judges.inception, rgb_views(output.images)[0])
 
 
 @torch.no_grad()
@@ -131,8 +133,9 @@ def rehearse_latents(run: Run, batch_size: int) -> None:
 
 
 def _black(run: Run, batch_size: int) -> Tensor:
-    side = run.args.data.resolution
-    return torch.zeros(batch_size, 3, side, side, dtype=torch.uint8, device=run.accelerator.device)
+    channels, side = run.raw_vae.vae.config.in_channels, run.args.data.resolution
+    size = (batch_size, channels, side, side)
+    return torch.zeros(size, dtype=torch.uint8, device=run.accelerator.device)
 
 
 def largest_batch(run: Run) -> dict[str, Any]:
@@ -146,10 +149,11 @@ def largest_batch(run: Run) -> dict[str, Any]:
 def random_batch(run: Run, batch_size: int, resolution: int) -> dict[str, Any]:
     """What the loader yields, but noise: `batch_size` images of `resolution` x `resolution`."""
     generator = torch.Generator().manual_seed(0)
-    size, shape = (batch_size, 3, resolution, resolution), latent_shape(run.raw_vae.vae, resolution)
+    vae = run.raw_vae.vae
+    size = (batch_size, vae.config.in_channels, resolution, resolution)
     return {
         "images": torch.randint(256, size, dtype=torch.uint8, generator=generator),
-        "noise": torch.randn(batch_size, *shape, generator=generator),
+        "noise": torch.randn(batch_size, *latent_shape(vae, resolution), generator=generator),
         "upscaled": torch.tensor(0),
         "rejected": [],
     }

@@ -91,7 +91,7 @@ class Validation:
     def __init__(
         self,
         source: ImageSource,
-        resolution: int,
+        protocol: Protocol,
         *,
         num_images: int | None,
         metrics: Sequence[str],
@@ -101,7 +101,7 @@ class Validation:
         num_grid_images: int,
         device: torch.device,
     ) -> None:
-        self.protocol = Protocol(resolution=resolution)
+        self.protocol = protocol
         self.images = ProtocolImages(source, self.protocol, num_images)
         if not any(self._is_readable(position) for position in range(len(self.images))):
             raise ArgumentError(
@@ -181,7 +181,7 @@ def make_validation(run: Run, images: ImageSource | None) -> Validation | None:
         return None
     return Validation(
         images,
-        args.data.resolution,
+        Protocol.of(run.raw_vae.vae, args.data.resolution),
         num_images=args.validation.num_validation_images,
         metrics=metrics,
         best_metric=metrics[args.validation_metrics.index(args.validation.best_metric)],

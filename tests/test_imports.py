@@ -24,7 +24,7 @@ WITHOUT_TORCH = [
     *(f"modules.config.{file.stem}" for file in ROOT.glob("modules/config/*.py")),
 ]  # fmt: skip
 # Who may import whom, by folder; a folder always may import itself, and everybody FOUNDATION.
-FOUNDATION = {"modules.errors", "modules.output"}
+FOUNDATION = {"modules.errors", "modules.output", "modules.image_modes"}
 MODELS = {"modules.weights", "modules.distributed"}
 DATA = {"modules.distributed", "modules.seeding"}
 TRAINING = {"modules.models", "modules.data", *MODELS, *DATA}
@@ -32,6 +32,7 @@ EXPORT = {"modules.models", "modules.weights", "modules.tracking"}
 MAY_IMPORT = {
     "modules.errors": set(),
     "modules.seeding": set(),
+    "modules.image_modes": set(),
     "modules.output": set(),
     "modules.config": set(),
     "modules.weights": set(),

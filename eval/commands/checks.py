@@ -12,9 +12,12 @@ from modules.builders.places import require_permission
 from modules.config.limits import shown, wrong_text
 from modules.errors import ArgumentError
 
-FILES = ("json", "markdown", "report", "grid")
+FILES = ("json", "markdown", "report", "grid", "latents", "out")
+PICTURES = ("grid", "out")
+POSITIONAL = {"picture": "IN", "out": "OUT"}
 FOLDERS = ("output",)
-READ = ("model", "data", "reference", "data_cache_dir", "lpips_weights", "inception_weights")
+READ = ("model", "data", "reference", "data_cache_dir", "lpips_weights", "inception_weights",
+        "picture", "from_latents")  # fmt: skip
 PATHS = (*FILES, *FOLDERS, *READ)
 
 
@@ -40,7 +43,7 @@ def check_texts(args: argparse.Namespace) -> None:
             continue
         for text in texts:
             if (wrong := wrong_text(text, name in PATHS)) is not None:
-                raise ArgumentError(f"--{name}={shown(text)} {wrong}")
+                raise ArgumentError(f"{_flag(name)}={shown(text)} {wrong}")
         if name in PATHS:
             homes = [os.path.expanduser(text) for text in texts]
             setattr(args, name, homes if isinstance(value, list) else homes[0])
@@ -58,13 +61,17 @@ def prepare_outputs(args: argparse.Namespace) -> None:
         try:
             _prepare_file(path) if name in files else require_permission(path)
         except OSError as error:
-            raise ArgumentError(f"--{name}={path} cannot be written to ({error})") from error
+            raise ArgumentError(f"{_flag(name)}={path} cannot be written to ({error})") from error
     real = [path.resolve() for path in files.values() if path.is_file() or not path.exists()]
     if len(set(real)) < len(real):
-        flags = ", ".join(f"--{name}" for name in files)
+        flags = ", ".join(map(_flag, files))
         raise ArgumentError(f"{flags} name one file twice; give each a file of its own")
-    if "grid" in files:
-        _require_picture_suffix(files["grid"])
+    for name in files.keys() & set(PICTURES):
+        _require_picture_suffix(name, files[name])
+
+
+def _flag(name: str) -> str:
+    return POSITIONAL.get(name, f"--{name}")
 
 
 def _prepare_file(path: Path) -> None:
@@ -79,10 +86,12 @@ def _prepare_file(path: Path) -> None:
         pass
 
 
-def _require_picture_suffix(path: Path) -> None:
+def _require_picture_suffix(name: str, path: Path) -> None:
     from PIL import Image
 
     known = Image.registered_extensions()
     writable = sorted(suffix for suffix, kind in known.items() if kind in Image.SAVE)
     if path.suffix.lower() not in writable:
-        raise ArgumentError(f"--grid={path} must end in what names a picture, such as .png or .jpg")
+        raise ArgumentError(
+            f"{_flag(name)}={path} must end in what names a picture, such as .png or .jpg"
+        )

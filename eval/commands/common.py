@@ -104,46 +104,54 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     add("--no_progress", action="store_true", help="no progress bar")
 
 
-def open_protocol(args: argparse.Namespace) -> Protocol:
-    """The protocol that the flags ask for; flags a command does not have keep their default."""
+def open_protocol(args: argparse.Namespace, image_mode: str = "RGB") -> Protocol:
+    """The protocol that the flags ask for; flags a command does not have keep their default.
+
+    image_mode: what the models take.
+    """
     from eval.protocol.protocol import Protocol
 
     chosen = vars(args)
     names = ("resolution", "crop", "posterior", "rounding", "seed")
-    return Protocol(**{name: chosen[name] for name in names if name in chosen})
+    options = {name: chosen[name] for name in names if name in chosen}
+    return Protocol(image_mode=image_mode, **options)
 
 
 def open_images(args: argparse.Namespace, protocol: Protocol) -> ProtocolImages:
     """The images of --data under the protocol. Raises ValueError naming the flag."""
     from eval.protocol.protocol import ProtocolImages
     from modules.data.shared_memory import require_shared_memory
+    from modules.image_modes import CHANNELS
 
     if "num_workers" in args and args.crop != "full":
-        pixels = 3 * args.resolution**2
+        pixels = CHANNELS[protocol.image_mode] * args.resolution**2
         require_shared_memory("--num_workers", args.num_workers, 2, args.batch_size * pixels)
-    return ProtocolImages(_open_source(args), protocol, args.num_images)
+    return ProtocolImages(_open_source(args, protocol), protocol, args.num_images)
 
 
-def _open_source(args: argparse.Namespace) -> ImageSource:
-    from modules.data.sources.open import open_files, open_folder, open_source
+def _open_source(args: argparse.Namespace, protocol: Protocol) -> ImageSource:
+    from modules.data.images.synthetic import SyntheticImages
+    from modules.data.sources.hf_dataset import NamedDataset
+    from modules.data.sources.open import open_files, open_folder, open_rows
 
+    if args.data == "synthetic":
+        count, alpha = args.num_images or SYNTHETIC_IMAGES, protocol.image_mode == "RGBA"
+        return SyntheticImages(count, args.resolution, SYNTHETIC_SEED, alpha)
     path = Path(args.data)
     if path.is_file():
         return open_files([path], flag="--data")
     if path.is_dir() and _holds_only_images(path):
         return open_folder(path, flag="--data")
     try:
-        return open_source(
-            dataset_name=args.data,
-            dataset_config_name=args.data_config_name,
+        dataset = NamedDataset(
+            args.data,
+            config_name=args.data_config_name,
             split=args.data_split,
             image_column=args.image_column,
             cache_dir=args.data_cache_dir,
-            num_images=args.num_images or SYNTHETIC_IMAGES,
-            resolution=args.resolution,
-            seed=SYNTHETIC_SEED,
             split_flag="--data_split",
         )
+        return open_rows(dataset)
     except ValueError as error:
         raise ValueError(str(error).replace("--dataset_name", "--data")) from error
 

@@ -2,9 +2,10 @@
 
 diffusers: config.json and float32 safetensors, from any file that --model takes. fp16: float16
 weights beside them, for from_pretrained(variant="fp16"). ldm: vae_ldm.safetensors, for ComfyUI and
-A1111. onnx: vae_encoder/model.onnx (images [B, 3, H, W] in [-1, 1] to the posterior's mean and
-log-variance) and vae_decoder/model.onnx (latents to images), for any batch and size, with Optimum's
-names; the scaling factor is not applied. They are compared with torch if onnxruntime is installed.
+A1111. onnx: vae_encoder/model.onnx (images [B, channels, H, W] in [-1, 1] to the posterior's mean
+and log-variance) and vae_decoder/model.onnx (latents to images), for any batch and size, with
+Optimum's names; the scaling factor is not applied. They are compared with torch if onnxruntime is
+installed.
 """
 
 from __future__ import annotations

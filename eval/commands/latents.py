@@ -44,22 +44,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measures each model, prints and writes what was found."""
-    from eval.protocol.codecs import distinct_labels, open_vae
+    from eval.protocol.codecs import common_mode, open_vaes
     from eval.protocol.latents import measure_latents
     from eval.report.latents import print_latents, write_latent_page
     from eval.report.outputs import write_json
     from modules.distributed.reduce import process_index_and_count
     from modules.weights.config_file import config_path, update_config
 
-    protocol = open_protocol(args)
+    vaes = open_vaes(args.model, args.pretrained_weights)
+    protocol = open_protocol(args, common_mode(vaes))
     images = open_images(args, protocol)
     # Before the work, so that nothing is measured in vain.
     files = [config_path(name) for name in args.model] if args.write else []
-    labels, found, factors = distinct_labels(args.model), {}, {}
+    found, factors = {}, {label: vae.config.scaling_factor for label, vae in vaes.items()}
     with device_and_processes(args) as device:
-        for label, name in zip(labels, args.model, strict=True):
-            vae = open_vae(name, args.pretrained_weights)
-            factors[label] = vae.config.scaling_factor
+        for label, vae in vaes.items():
             found[label] = measure_latents(
                 vae,
                 images,

@@ -34,24 +34,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measures each model, prints and writes what was found."""
-    from eval.protocol.codecs import distinct_labels, open_vae
+    from eval.protocol.codecs import common_mode, open_vaes
     from eval.protocol.precision import measure_precision, should_force_upcast
     from eval.report.outputs import write_json
     from eval.report.terminal import print_table
     from modules.distributed.reduce import process_index_and_count
     from modules.weights.config_file import config_path, update_config
 
-    protocol = open_protocol(args)
+    vaes = open_vaes(args.model, args.pretrained_weights)
+    protocol = open_protocol(args, common_mode(vaes))
     images = open_images(args, protocol)
     files = [config_path(name) for name in args.model] if args.write else [None] * len(args.model)
     data = {}
     with device_and_processes(args) as device:
         if process_index_and_count()[1] > 1:
             raise ValueError("precision runs on one process; start it without torchrun")
-        labels = distinct_labels(args.model)
-        for label, name, file in zip(labels, args.model, files, strict=True):
+        for (label, vae), file in zip(vaes.items(), files, strict=True):
             results = measure_precision(
-                open_vae(name, args.pretrained_weights),
+                vae,
                 images,
                 batch_size=1 if args.crop == "full" else args.batch_size,
                 device=device,

@@ -63,6 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Measures, prints the table, writes the files; 1 if a metric named in --metrics is missing."""
     from eval.metrics.networks import open_networks
+    from eval.protocol.codecs import common_mode
     from eval.protocol.comparison import compare, open_models, run_data
     from eval.protocol.evaluate import evaluate_reconstruction
     from eval.report.outputs import write_comparison
@@ -71,9 +72,9 @@ def run(args: argparse.Namespace) -> int:
     metrics = args.metrics or DEFAULT_METRICS
     if args.crop != "full":
         _require_side(args.resolution, metrics)
-    protocol = open_protocol(args)
-    images = open_images(args, protocol)
     models = open_models(args.model, args.labels, args.pretrained_weights)
+    protocol = open_protocol(args, common_mode(models))
+    images = open_images(args, protocol)
     networks = open_networks(metrics, args.lpips_weights, args.inception_weights)
     with device_and_processes(args) as device:
         start = time.perf_counter()

@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def image_digest(image: Tensor) -> int:
-    """A 63-bit hash of one image's pixels and shape. image: [3, H, W] uint8."""
+    """A 63-bit hash of one image's pixels and shape. image: [K, H, W] uint8."""
     digest = hashlib.blake2b(repr(tuple(image.shape)).encode(), digest_size=8)
     digest.update(image.cpu().contiguous().numpy())
     return int.from_bytes(digest.digest(), "little") >> 1

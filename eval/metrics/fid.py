@@ -20,6 +20,7 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric
 
 from modules.distributed.reduce import sum_over_processes
+from modules.image_modes import rgb_views
 
 EXTRACTOR = "inception-v3-compat"
 FEATURES = "2048"
@@ -111,17 +112,19 @@ class StreamedFID:
         self.models = {label: FeatureStatistics(width) for label in labels}
 
     def add_originals(self, images: Tensor, count: int) -> None:
-        """images: [B, 3, H, W] uint8, of which the first `count` are real."""
+        """images: [B, K, H, W] uint8, of which the first `count` are real; all their RGB views."""
         if self.reference.statistics is None:
-            self.originals.update(extract_features(self.inception, images)[:count])
+            for view in rgb_views(images):
+                self.originals.update(extract_features(self.inception, view)[:count])
 
     def add_reconstructions(self, label: str, images: Tensor, finite: Tensor, count: int) -> None:
         """A batch of a model's output; what is not finite stays out.
 
         images: as of `add_originals`. finite: [B] bool on the CPU.
         """
-        features = extract_features(self.inception, images)[:count].cpu()
-        self.models[label].update(features[finite[:count]])
+        for view in rgb_views(images):
+            features = extract_features(self.inception, view)[:count].cpu()
+            self.models[label].update(features[finite[:count]])
 
     def finish(self, content: str) -> dict[str, float]:
         """rFID by model; NaN for fewer than two images, and for others than the reference's.

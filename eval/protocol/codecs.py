@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from torch import Tensor
 from eval.metrics.precise import full_precision
 from eval.protocol.protocol import Protocol
 from modules.data.images.images import normalize, to_uint8, to_uint8_tensor
+from modules.image_modes import mode_of, to_picture
 from modules.models.autoencoder import downsample_factor
 from modules.models.modes import frozen
 from modules.seeding import seed_for
@@ -27,7 +28,7 @@ from modules.weights.vae_files import load_vae
 class Reconstruction:
     """One batch through a codec.
 
-    images: [B, 3, H, W] uint8, as the protocol rounds. values: [B, 3, H, W] float32, unclamped, in
+    images: [B, K, H, W] uint8, as the protocol rounds. values: [B, K, H, W] float32, unclamped, in
     [-1, 1] where good. finite: [B] bool on the CPU, False where anything is NaN or infinite.
     mean, logvar: [B, C, h, w], the posterior's, or None without one.
     """
@@ -44,6 +45,7 @@ class Codec:
 
     latent_channels: int | None = None  # None without latents
     factor: int | None = None  # image side over latent side
+    image_mode: str | None = None  # None for any
 
     @contextmanager
     def prepared(self, device: torch.device) -> Iterator[None]:
@@ -54,7 +56,7 @@ class Codec:
     def reconstruct(
         self, images: Tensor, indices: Sequence[int], protocol: Protocol
     ) -> Reconstruction:
-        """images: [B, 3, H, W] uint8 on the device; indices: their positions in the data."""
+        """images: [B, K, H, W] uint8 on the device; indices: their positions in the data."""
         raise NotImplementedError
 
 
@@ -63,7 +65,7 @@ class VAECodec(Codec):
 
     def __init__(self, vae: AutoencoderKL) -> None:
         self.vae = vae
-        self.latent_channels = vae.config.latent_channels
+        self.latent_channels, self.image_mode = vae.config.latent_channels, mode_of(vae)
         self.factor = downsample_factor(vae)
 
     @contextmanager
@@ -94,7 +96,11 @@ class VAECodec(Codec):
                 parameter.data = data.new_empty_strided(data.shape, stride).copy_(data)
 
     def encode(self, images: Tensor) -> DiagonalGaussianDistribution:
-        """The posterior of images [B, 3, H, W] uint8. ValueError for sides it cannot take."""
+        """The posterior of images [B, K, H, W] uint8. ValueError for sides it cannot take."""
+        if images.shape[1] != self.vae.config.in_channels:
+            raise ValueError(
+                f"images have {images.shape[1]} channels, and the model takes {self.image_mode}"
+            )
         if images.shape[-1] % self.factor or images.shape[-2] % self.factor:
             raise ValueError(
                 f"images of {images.shape[-1]}x{images.shape[-2]} do not fit a model that "
@@ -138,14 +144,14 @@ class PixelCodec(Codec):
     ) -> Reconstruction:
         """Transforms each image on the CPU; the result is 8-bit already."""
         del indices, protocol
-        pictures = [Image.fromarray(image.permute(1, 2, 0).cpu().numpy()) for image in images]
+        pictures = [to_picture(image) for image in images]
         outputs = torch.stack([to_uint8_tensor(self.transform(picture)) for picture in pictures])
         outputs, finite = outputs.to(images.device), torch.ones(len(outputs), dtype=torch.bool)
         return Reconstruction(outputs, normalize(outputs), finite)
 
 
 def quantize(values: Tensor, rounding: str) -> Tensor:
-    """values: [B, 3, H, W] float in [-1, 1], clamped here; to uint8, "nearest" or "truncate".
+    """values: [B, K, H, W] float in [-1, 1], clamped here; to uint8, "nearest" or "truncate".
 
     NaN becomes mid-grey, for display only: such an image enters no metric.
     """
@@ -158,9 +164,9 @@ def quantize(values: Tensor, rounding: str) -> Tensor:
 def open_codec(name: str, weights: str = "auto") -> VAECodec | PixelCodec:
     """The codec that `--model NAME` means.
 
-    "identity", "jpeg:QUALITY" (1 to 100), "downsample:FACTOR" (bicubic down and up again), or
-    anything `load_vae` reads: a folder, a hub id, a pipeline, a single file, of which `weights` are
-    taken. Raises ValueError.
+    "identity", "jpeg:QUALITY" (1 to 100; alpha as it is), "downsample:FACTOR" (bicubic down and up
+    again), or anything `load_vae` reads: a folder, a hub id, a pipeline, a single file, of which
+    `weights` are taken. Raises ValueError.
     """
     kind, _, value = name.partition(":")
     if name == "identity":
@@ -181,6 +187,25 @@ def open_vae(name: str, weights: str = "auto") -> AutoencoderKL:
     except ValueError as error:
         message = str(error).replace("--pretrained_model_name_or_path", "--model")
         raise ValueError(message) from error
+
+
+def common_mode(models: Mapping[str, Codec | AutoencoderKL]) -> str:
+    """The mode of the images that all models take. Raises ValueError where two differ."""
+    takers = {}
+    for label, model in models.items():
+        mode = model.image_mode if isinstance(model, Codec) else mode_of(model)
+        if mode:
+            takers.setdefault(mode, label)
+    if len(takers) > 1:
+        different = " and ".join(f"{label} takes {mode}" for mode, label in takers.items())
+        raise ValueError(f"--model: {different} images; measure them one after the other")
+    return next(iter(takers), "RGB")
+
+
+def open_vaes(names: Sequence[str], weights: str) -> dict[str, AutoencoderKL]:
+    """`open_vae` of each name, by distinct label."""
+    labels = distinct_labels(names)
+    return {label: open_vae(name, weights) for label, name in zip(labels, names, strict=True)}
 
 
 def distinct_labels(names: Sequence[str]) -> list[str]:
@@ -222,8 +247,11 @@ def _noise(latents: Tensor, indices: Sequence[int], seed: int) -> Tensor:
 
 def _jpeg(image: Image.Image, quality: int) -> Image.Image:
     buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=quality)
-    return Image.open(buffer).convert("RGB")
+    image.convert("L" if image.mode == "L" else "RGB").save(buffer, "JPEG", quality=quality)
+    decoded = Image.open(buffer)
+    if image.mode == "RGBA":
+        decoded.putalpha(image.getchannel("A"))
+    return decoded
 
 
 def _down_and_up(image: Image.Image, factor: int) -> Image.Image:

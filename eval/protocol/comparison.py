@@ -22,7 +22,7 @@ from modules.distributed.reduce import process_index_and_count
 
 @dataclass(frozen=True)
 class Sample:
-    """One image, uint8 [3, H, W], and what each model made of it."""
+    """One image, uint8 [K, H, W], and what each model made of it."""
 
     position: int
     original: Tensor

@@ -42,9 +42,9 @@ def evaluate_reconstruction(
 ) -> dict[str, Evaluation]:
     """Reconstructs every image with every model, in one pass, and measures what `metrics` names.
 
-    images: uint8 [3, H, W] by position; under torch.distributed every rank of P takes each P-th and
+    images: uint8 [K, H, W] by position; under torch.distributed every rank of P takes each P-th and
     all ranks return the same numbers.
-    metrics: names of `eval.metrics.columns.METRICS`. lpips: networks by backbone, ([B, 3, H, W] in
+    metrics: names of `eval.metrics.columns.METRICS`. lpips: networks by backbone, ([B, K, H, W] in
     [-1, 1], same) to [B]; inception: `build_inception()`; a metric whose network is not given is
     reported as missing, with the reason in `unavailable` if it has one. reference: what rFID knows
     of the same images from an earlier call, or learns in this one.

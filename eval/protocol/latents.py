@@ -31,7 +31,7 @@ def measure_latents(
 ) -> LatentStatistics | None:
     """Encodes every image once and returns the statistics of its posteriors.
 
-    images: uint8 [3, H, W] by position, all of one size; the processes of torch.distributed share
+    images: uint8 [K, H, W] by position, all of one size; the processes of torch.distributed share
     them and all get the same result. Unreadable images are left out. stop: as of OwnBatches; where
     it says so, None is returned. Raises ArgumentError when the encoder gives NaN or no image can be
     read.

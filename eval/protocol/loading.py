@@ -19,7 +19,7 @@ from modules.distributed.reduce import process_index_and_count
 
 @dataclass(frozen=True)
 class Batch:
-    """Images [batch size, 3, H, W] uint8, the last one repeated where fewer are left.
+    """Images [batch size, K, H, W] uint8, the last one repeated where fewer are left.
 
     `positions` and `digests` name the `count` real ones, `filled_positions` all; `images` is empty
     when none could be read.

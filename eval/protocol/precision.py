@@ -17,6 +17,7 @@ from eval.metrics.precise import full_precision
 from eval.protocol.choices import DEFAULT_BATCH_SIZE
 from eval.protocol.codecs import VAECodec, quantize
 from eval.protocol.loading import OwnBatches
+from modules.image_modes import over_views
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 FP16_MAX = torch.finfo(torch.float16).max  # 65504
@@ -50,7 +51,7 @@ def measure_precision(
 ) -> dict[str, PrecisionResult]:
     """Decodes the fp32 encoder's latents with weights and activations of each precision.
 
-    images: uint8 [3, H, W] by position. The model itself is not changed. Run it on one process.
+    images: uint8 [K, H, W] by position. The model itself is not changed. Run it on one process.
     """
     device, codec = torch.device(device), VAECodec(vae)
     decoders = {name: _Decoder(vae, device, dtype) for name, dtype in PRECISIONS.items()}
@@ -105,7 +106,7 @@ class _Decoder:
                 module.register_forward_hook(partial(self._look, f"decoder.{name}"))
 
     def add(self, latents: Tensor, originals: Tensor, exact: Tensor | None, count: int) -> Tensor:
-        """Decodes latents of `count` images; returns uint8 [B, 3, H, W].
+        """Decodes latents of `count` images; returns uint8 [B, K, H, W].
 
         exact: what fp32 made of them; None for fp32 itself.
         """
@@ -114,7 +115,7 @@ class _Decoder:
         output = quantize(values, "nearest")
         exact = output if exact is None else exact
         for scores, target in ((self.dbs, originals), (self.dbs_to_fp32, exact)):
-            db = psnr(mean_squared_error(target, output)).clamp(max=PSNR_CAP)
+            db = psnr(over_views(mean_squared_error, target, output)).clamp(max=PSNR_CAP)
             scores.append(torch.where(good, db, math.nan)[:count])
         return output
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.metadata
 from dataclasses import asdict, dataclass
 
+from diffusers import AutoencoderKL
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -23,6 +24,7 @@ from eval.protocol.choices import (
 )
 from modules.data.images.images import center_crop_adm, to_uint8_tensor
 from modules.data.sources.open import ImageSource
+from modules.image_modes import in_mode, mode_of
 
 STAMPED_PACKAGES = ("torch", "diffusers", "pillow", "lpips", "torch-fidelity")
 
@@ -43,6 +45,7 @@ class Protocol:
     posterior: str = "mode"
     rounding: str = "nearest"
     seed: int = 0  # of posterior samples and of the bootstrap
+    image_mode: str = "RGB"  # what the models take
 
     def __post_init__(self) -> None:
         if self.resolution < 1:
@@ -55,8 +58,14 @@ class Protocol:
             if value not in offered:
                 raise ValueError(f"--{flag}={value} must be one of {', '.join(offered)}")
 
+    @classmethod
+    def of(cls, vae: AutoencoderKL, resolution: int) -> Protocol:
+        """The defaults for what a model takes."""
+        return cls(resolution, image_mode=mode_of(vae))
+
     def cut(self, image: Image.Image) -> Image.Image:
-        """The crop of one RGB image that every model reconstructs and is compared with."""
+        """The crop of one image that every model reconstructs and is compared with."""
+        image = in_mode(image, self.image_mode)
         if self.crop == "adm":
             return center_crop_adm(image, self.resolution)
         if self.crop == "resize":
@@ -87,14 +96,15 @@ class Protocol:
         }[self.crop]
         posterior = "posterior mode" if self.posterior == "mode" else f"sample (seed {self.seed})"
         rounding = "rounded" if self.rounding == "nearest" else "truncated"
+        mode = {"L": "grey, ", "RGB": "", "RGBA": "over black and over white, "}[self.image_mode]
         return (
-            f"{crop}, {posterior}, clamped and {rounding} to uint8, fp32; PSNR mean of dB, capped "
-            f"at {PSNR_CAP:g}; SSIM 11x11 Gaussian 1.5, range 255"
+            f"{crop}, {mode}{posterior}, clamped and {rounding} to uint8, fp32; PSNR mean of dB, "
+            f"capped at {PSNR_CAP:g}; SSIM 11x11 Gaussian 1.5, range 255"
         )
 
 
 class ProtocolImages(Dataset[Tensor]):
-    """The images of a source as the protocol sees them: uint8 [3, H, W], in the source's order.
+    """The images of a source as the protocol sees them: uint8 [K, H, W], in the source's order.
 
     num_images takes that many, evenly spaced over the source, so that a sorted folder is covered.
     Raises ValueError for an empty source; indexing raises UnreadableImage for a damaged image.

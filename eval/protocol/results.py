@@ -16,7 +16,7 @@ from modules.models.latents import LatentStatistics
 class Kept(NamedTuple):
     """One image that was kept for a picture, and what the model made of it.
 
-    original, reconstruction: [3, H, W] uint8. latent: [C, h, w], the posterior's mean.
+    original, reconstruction: [K, H, W] uint8. latent: [C, h, w], the posterior's mean.
     """
 
     position: int

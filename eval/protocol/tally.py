@@ -26,6 +26,7 @@ from eval.protocol.protocol import Protocol
 from eval.protocol.results import Evaluation, Kept
 from modules.data.images.images import normalize
 from modules.distributed.reduce import gather_from_processes, sum_over_processes
+from modules.image_modes import over_views
 from modules.models.latents import LatentAccumulator, kl_per_channel
 
 NOT_PER_IMAGE = ("psnr_pooled", "rfid", *GRIDS)
@@ -115,24 +116,24 @@ def measure_batch(
 ) -> dict[str, Tensor]:
     """At least `keys` for every image of a batch, each [B] float64 on the CPU.
 
-    originals: [B, 3, H, W] uint8.
+    originals: [B, K, H, W] uint8. All but "rec" and "kl" are means over the RGB views.
     """
-    mse = mean_squared_error(originals, output.images)
+    mse = over_views(mean_squared_error, originals, output.images)
     numbers = {"mse": mse, "psnr": psnr(mse).clamp(max=PSNR_CAP)}
     if "ssim" in keys:
-        numbers["ssim"] = ssim(originals, output.images)
+        numbers["ssim"] = over_views(ssim, originals, output.images)
     if "color_bias_r" in keys:
-        bias = color_bias(originals, output.images)
+        bias = over_views(color_bias, originals, output.images)
         numbers.update({f"color_bias_{name}": bias[:, c] for c, name in enumerate("rgb")})
     if "low_frequency" in keys:
-        numbers["low_frequency"] = low_frequency_error(originals, output.images)
-        numbers["high_frequency"] = high_frequency_ratio(originals, output.images)
+        numbers["low_frequency"] = over_views(low_frequency_error, originals, output.images)
+        numbers["high_frequency"] = over_views(high_frequency_ratio, originals, output.images)
     if "border" in keys:
-        numbers["border"] = border_error(originals, output.images)
-        numbers["halo"] = halo(originals, output.images)
+        numbers["border"] = over_views(border_error, originals, output.images)
+        numbers["halo"] = over_views(halo, originals, output.images)
     for name, network in networks.items():
         if f"lpips_{name}" in keys:
-            distances = network(normalize(originals), normalize(output.images))
+            distances = over_views(network, normalize(originals), normalize(output.images))
             numbers[f"lpips_{name}"] = distances.flatten().cpu().double()
     if "rec_l1" in keys:
         error = normalize(originals) - output.values

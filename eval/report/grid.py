@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from eval.protocol.results import Evaluation
+from modules.image_modes import side_by_side, to_picture
 
 ERROR_GAIN = 8  # an error of 32 levels of 255 is white
 GAP = 8  # pixels between pictures
@@ -17,14 +17,14 @@ BACKGROUND, INK, FAINT_INK = (255, 255, 255), (17, 24, 39), (107, 114, 128)
 
 
 def error_image(original: Tensor, reconstruction: Tensor) -> Tensor:
-    """Absolute error times ERROR_GAIN, clipped. All [3, H, W] uint8."""
-    error = (original.int() - reconstruction.int()).abs() * ERROR_GAIN
+    """Absolute error times ERROR_GAIN, clipped, of the RGB views of two images [K, H, W] uint8."""
+    error = (side_by_side(original).int() - side_by_side(reconstruction).int()).abs() * ERROR_GAIN
     return error.clamp(max=255).to(torch.uint8)
 
 
-def to_picture(image: Tensor) -> Image.Image:
-    """image: [3, H, W] uint8 to an RGB picture."""
-    return Image.fromarray(np.ascontiguousarray(image.permute(1, 2, 0).cpu().numpy()))
+def shown(image: Tensor) -> Image.Image:
+    """image: [K, H, W] uint8 to an RGB picture of its views, side by side."""
+    return to_picture(side_by_side(image))
 
 
 def caption(evaluation: Evaluation, position: int) -> str:
@@ -52,11 +52,11 @@ def comparison_grid(evaluations: Mapping[str, Evaluation]) -> Image.Image:
         titles += [label, f"error x{ERROR_GAIN}"]
     rows: list[list[tuple[Image.Image, str]]] = []
     for row, (position, original, *_) in enumerate(first.samples):
-        cells = [(to_picture(original), f"image {position}")]
+        cells = [(shown(original), f"image {position}")]
         for evaluation in evaluations.values():
             reconstruction = evaluation.samples[row].reconstruction
-            cells.append((to_picture(reconstruction), caption(evaluation, position)))
-            cells.append((to_picture(error_image(original, reconstruction)), ""))
+            cells.append((shown(reconstruction), caption(evaluation, position)))
+            cells.append((shown(error_image(original, reconstruction)), ""))
         rows.append(cells)
     return draw_rows(titles, rows)
 

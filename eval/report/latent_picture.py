@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from eval.report.grid import draw_rows, to_picture
+from eval.report.grid import draw_rows, shown
 
 MOST_CHANNELS = 16  # shown one by one
 CONTRAST = 0.99  # the fraction of all values that lies between black and white
@@ -34,7 +34,7 @@ def latent_picture(latents: Tensor) -> Image.Image:
         captions = [f"{z.mean():+.2f} ± {z.std(correction=0):.2f}" for z in latents[:, channel]]
         columns.append((levels[:, channel, None].expand(-1, 3, -1, -1), captions))
     rows = [
-        [(to_picture(pixels[row]), captions[row]) for pixels, captions in columns]
+        [(shown(pixels[row]), captions[row]) for pixels, captions in columns]
         for row in range(len(latents))
     ]
     return draw_rows(titles, rows)

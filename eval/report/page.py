@@ -16,7 +16,7 @@ from markupsafe import Markup
 from PIL import Image
 from torch import Tensor
 
-from eval.report.grid import ERROR_GAIN, error_image, to_picture
+from eval.report.grid import ERROR_GAIN, error_image, shown
 
 FOLDER = Path(__file__).parent
 ERROR_QUALITY = 80  # of the error maps' lossy WebP; pictures to be judged are lossless
@@ -35,7 +35,7 @@ class Cell(NamedTuple):
 
 
 class Picture(NamedTuple):
-    """An image [3, H, W] uint8 with its title and caption, and optionally what to compare it with.
+    """An image [K, H, W] uint8 with its title and caption, and optionally what to compare it with.
 
     With `original`, the absolute error times ERROR_GAIN is shown under it.
     """
@@ -72,7 +72,7 @@ def _environment() -> Environment:
     environment.globals |= {
         "style": Markup((FOLDER / "report.css").read_text(encoding="utf-8")),
         "data_uri": data_uri,
-        "to_picture": to_picture,
+        "shown": shown,
         "error_image": error_image,
         "ERROR_GAIN": ERROR_GAIN,
     }

@@ -47,7 +47,7 @@ def fake_run(args: Arguments, *modes: Any) -> Iterator[tuple[Run, Networks]]:
     accelerator = OneProcess(args)
     with random_lpips():
         vae = make_vae(plain)
-        discriminator = make_discriminator(plain, accelerator)
+        discriminator = make_discriminator(plain, accelerator, vae.config.in_channels)
         perceptual = make_perceptual(plain)
         with patch.object(validation, "build_inception", _random_inception):
             judges = validation.open_judges(plain, perceptual, "cpu")
@@ -56,7 +56,7 @@ def fake_run(args: Arguments, *modes: Any) -> Iterator[tuple[Run, Networks]]:
     built_here = {
         "make_accelerator": lambda args: accelerator,
         "convolution_layout": lambda device, width: LAYOUT,
-        "make_discriminator": lambda args, accelerator: _fake(discriminator),
+        "make_discriminator": lambda args, accelerator, channels: _fake(discriminator),
         "make_perceptual": lambda args: perceptual and _fake(perceptual),
     }
     with ExitStack() as stack:

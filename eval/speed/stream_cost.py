@@ -17,7 +17,7 @@ from pathlib import Path
 import datasets
 
 from modules.data.loader import training_loader
-from modules.data.sources.hf_dataset import load_rows
+from modules.data.sources.hf_dataset import NamedDataset, load_rows
 from modules.data.streaming.lanes import ShardRows
 from modules.data.streaming.reader import StreamedImages, StreamPosition
 from modules.data.streaming.shards import Shards
@@ -100,7 +100,7 @@ class StreamCost:
             yield first, every
 
     def _images(self, position: StreamPosition) -> StreamedImages:
-        loaded = load_rows(str(self.folder), image_column=COLUMN, streaming=True)
+        loaded = load_rows(NamedDataset(str(self.folder), image_column=COLUMN), streaming=True)
         shards = Shards(loaded.rows, self.folder.name, loaded.files, loaded.direct)
         rows = ShardRows(shards, seed=0, buffer_size=self.buffer_size)
         options = {"latent_shape": LATENT_SHAPE, "seed": 0}

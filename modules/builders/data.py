@@ -6,7 +6,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,11 @@ import numpy as np
 from modules.builders.overlap import searched_by_datasets, would_match
 from modules.config.arguments import Arguments
 from modules.config.inputs import DataArguments
+from modules.data.images.synthetic import SyntheticImages
 from modules.data.samplers.mixture import Mixture
 from modules.data.samplers.order import EpochOrder, Permutations
-from modules.data.sources.hf_dataset import load_rows, split_names
-from modules.data.sources.open import FileSource, open_files, open_folder, open_source
+from modules.data.sources.hf_dataset import NamedDataset, load_rows, split_names
+from modules.data.sources.open import FileSource, open_files, open_folder, open_rows
 from modules.data.sources.parts import (
     Concatenation,
     ImageSource,
@@ -107,16 +108,17 @@ class TrainingData:
         return f"{count} of {name}, {data.crop} {crops}{flip}"
 
 
-def open_data(args: Arguments) -> TrainingData:
+def open_data(args: Arguments, image_mode: str = "RGB") -> TrainingData:
     """Opens what the flags name.
 
     Validation images are those of --validation_image, --validation_data_dir or --validation_split,
-    or else held back from the training images. Raises ArgumentError naming flag, value and fix.
+    or else held back from the training images. image_mode: what they will be used as, for pictures
+    that the trainer draws. Raises ArgumentError naming flag, value and fix.
     """
     data, validation = args.data, args.validation
     names = data.dataset_name or (None if data.train_data_dir else "synthetic",)
     name = ", ".join(data.dataset_name or (data.train_data_dir or "synthetic",))
-    images = _open_streams(args) if data.streaming else _open_images(args, names)
+    images = (_open_streams if data.streaming else _open_images)(args, names, image_mode)
     if validation.num_validation_images == 0:
         return TrainingData(name, images, None)
     held: ImageSource
@@ -180,9 +182,9 @@ def _require_some_of_each(data: DataArguments, images: ImageSource) -> None:
             )
 
 
-def _open_images(args: Arguments, names: Sequence[str | None]) -> ImageSource:
+def _open_images(args: Arguments, names: Sequence[str | None], image_mode: str) -> ImageSource:
     """The datasets `names`, one after the other; None is --train_data_dir."""
-    sources = [_open_source(args, name) for name in names]
+    sources = [_open_source(args, name, image_mode) for name in names]
     source = sources[0] if len(sources) == 1 else Concatenation(sources)
     if (limit := args.data.max_train_samples) is not None:
         source = random_subset(source, limit, args.optimization.seed)
@@ -190,37 +192,18 @@ def _open_images(args: Arguments, names: Sequence[str | None]) -> ImageSource:
     return source
 
 
-def _open_source(args: Arguments, name: str | None) -> ImageSource:
+def _open_source(args: Arguments, name: str | None, image_mode: str) -> ImageSource:
     data = args.data
-    return open_source(
-        dataset_name=name,
-        dataset_config_name=data.dataset_config_name,
-        data_files=data.data_files,
-        data_dir=data.train_data_dir,
-        split=data.train_split,
-        image_column=data.image_column,
-        cache_dir=args.model.cache_dir,
-        seed=args.optimization.seed,
-        token=args.logging.hub_token,
-        num_images=NUM_SYNTHETIC_IMAGES,
-        resolution=max(data.resolution, *data.training_resolutions),
-    )
-
-
-def _open_streams(args: Arguments) -> RowStream:
-    names, weights = args.data.dataset_name, args.data.dataset_weights
-    if len(names) == 1:
-        return _open_stream(args, names[0], args.data.shuffle_buffer_size)
-    buffers = [round(args.data.shuffle_buffer_size * w / sum(weights)) for w in weights]
-    parts = [_open_stream(args, *part) for part in zip(names, buffers, strict=True)]
-    return MixedRows(parts, weights, args.optimization.seed)
-
-
-def _open_stream(args: Arguments, name: str, buffer_size: int) -> RowStream:
-    data, token = args.data, args.logging.hub_token
     if name == "synthetic":
-        return SourceRows(_open_source(args, name), args.optimization.seed)
-    loaded = load_rows(
+        side, seed = max(data.resolution, *data.training_resolutions), args.optimization.seed
+        return SyntheticImages(NUM_SYNTHETIC_IMAGES, side, seed, alpha=image_mode == "RGBA")
+    return open_folder(data.train_data_dir) if name is None else open_rows(_dataset(args, name))
+
+
+def _dataset(args: Arguments, name: str) -> NamedDataset:
+    """The training images of that name."""
+    data = args.data
+    return NamedDataset(
         name,
         config_name=data.dataset_config_name,
         data_files=data.data_files,
@@ -228,15 +211,26 @@ def _open_stream(args: Arguments, name: str, buffer_size: int) -> RowStream:
         split=data.train_split,
         image_column=data.image_column,
         cache_dir=args.model.cache_dir,
-        token=token,
-        streaming=True,
+        token=args.logging.hub_token,
     )
-    return ShardRows(
-        Shards(loaded.rows, name, loaded.files, loaded.direct, token),
-        seed=args.optimization.seed,
-        buffer_size=buffer_size,
-        version=loaded.fingerprint,
-    )
+
+
+def _open_streams(args: Arguments, names: Sequence[str], image_mode: str) -> RowStream:
+    weights = args.data.dataset_weights
+    if len(names) == 1:
+        return _open_stream(args, names[0], args.data.shuffle_buffer_size, image_mode)
+    buffers = [round(args.data.shuffle_buffer_size * w / sum(weights)) for w in weights]
+    parts = [_open_stream(args, *part, image_mode) for part in zip(names, buffers, strict=True)]
+    return MixedRows(parts, weights, args.optimization.seed)
+
+
+def _open_stream(args: Arguments, name: str, buffer_size: int, image_mode: str) -> RowStream:
+    seed, token = args.optimization.seed, args.logging.hub_token
+    if name == "synthetic":
+        return SourceRows(_open_source(args, name, image_mode), seed)
+    loaded = load_rows(_dataset(args, name), streaming=True)
+    shards = Shards(loaded.rows, name, loaded.files, loaded.direct, token)
+    return ShardRows(shards, seed=seed, buffer_size=buffer_size, version=loaded.fingerprint)
 
 
 def _open_validation_split(args: Arguments) -> ImageSource:
@@ -247,15 +241,9 @@ def _open_validation_split(args: Arguments) -> ImageSource:
             f"--validation_split={split} has images of --train_split={data.train_split}, which are "
             "trained on; name another one, or drop it to hold images back"
         )
-    return open_source(
-        dataset_name=data.dataset_name[0],
-        dataset_config_name=data.dataset_config_name,
-        data_dir=data.train_data_dir,
-        split=split,
-        image_column=data.image_column,
-        cache_dir=args.model.cache_dir,
-        token=args.logging.hub_token,
-        split_flag="--validation_split",
+    trained_on = _dataset(args, data.dataset_name[0])
+    return open_rows(
+        replace(trained_on, split=split, split_flag="--validation_split", data_files=None)
     )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from accelerate import Accelerator
 from datasets.config import HF_DATASETS_CACHE
+from diffusers import AutoencoderKL
 from torch.utils.data import DataLoader
 
 from modules.builders.data import TrainingData, make_order
@@ -16,43 +17,45 @@ from modules.data.loader import TrainingImages, prefetched_batches, training_loa
 from modules.data.samplers.buckets import Buckets, num_batches
 from modules.data.samplers.order import EpochOrder
 from modules.data.shared_memory import require_shared_memory
-from modules.data.sources.parts import (
-    ImageSource,
-)
+from modules.data.sources.parts import ImageSource
 from modules.data.streaming.lane_balance import warn_of_lanes
 from modules.data.streaming.lanes import ANEW, RowStream
 from modules.data.streaming.reader import StreamedImages, StreamLoader, StreamPosition
+from modules.image_modes import mode_of
+from modules.models.autoencoder import downsample_factor, latent_shape
 
 logger = logging.getLogger(__name__)
 
 
-def check_shared_memory(args: Arguments, latent_shape: tuple[int, int, int]) -> None:
+def check_shared_memory(args: Arguments, vae: AutoencoderKL) -> None:
     """Raises ArgumentError where the loader's batches of pixels and noise do not fit."""
     side, batch_size = max(args.data.training_resolutions), args.optimization.train_batch_size
-    channels, height, _ = latent_shape
+    channels, height, _ = latent_shape(vae, args.data.resolution)
     noise = 4 * channels * (height * side // args.data.resolution) ** 2
     require_shared_memory(
         "--dataloader_num_workers",
         args.data.dataloader_num_workers,
         prefetched_batches(batch_size),
-        batch_size * (3 * side**2 + noise),
+        batch_size * (vae.config.in_channels * side**2 + noise),
     )
 
 
 def make_loader(
     args: Arguments,
     data: TrainingData,
-    latent_shape: tuple[int, int, int],
+    vae: AutoencoderKL,
     accelerator: Accelerator,
     start_position: int,
     stream: StreamPosition,
 ) -> DataLoader | StreamLoader:
-    """The endless stream of this process's training batches, from sample `start_position` on.
+    """The endless stream of this process's batches for `vae`, from sample `start_position` on.
 
     stream: where the run is with --streaming; it learns how many lanes there are.
     """
+    resolution = args.data.resolution
     options = {
-        "latent_shape": latent_shape,
+        "latent_shape": latent_shape(vae, resolution),
+        "image_mode": mode_of(vae),
         "seed": args.optimization.seed,
         "crop": args.data.crop,
         "random_flip": args.data.random_flip,
@@ -61,7 +64,6 @@ def make_loader(
         "train_resolutions": args.data.train_resolutions,
         "fast_jpeg_decoding": args.data.fast_jpeg_decoding,
     }
-    resolution = args.data.resolution
     if isinstance(data.images, RowStream):
         stream.lanes = stream.lanes or args.data.stream_lanes or data.images.num_lanes
         if start_position and not stream.cursors:
@@ -75,7 +77,7 @@ def make_loader(
     else:
         order, buckets = make_order(args, data.images), None
         if args.data.aspect_ratio_bucketing:
-            buckets = _make_buckets(args, data.images, order, resolution // latent_shape[1])
+            buckets = _make_buckets(args, data.images, order, downsample_factor(vae))
         dataset = TrainingImages(data.images, resolution, order, buckets, **options)
     return training_loader(
         dataset,

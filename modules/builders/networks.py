@@ -20,6 +20,7 @@ from modules.config.limits import in_steps
 from modules.config.optimization import OptimizationArguments
 from modules.data.samplers.buckets import bucket_shapes
 from modules.errors import ArgumentError, blaming
+from modules.image_modes import CHANNELS, mode_of
 from modules.models.autoencoder import build_autoencoder, downsample_factor
 from modules.models.discriminator import NLayerDiscriminator
 from modules.models.lean_blocks import make_lean
@@ -60,6 +61,12 @@ def make_vae(args: Arguments) -> AutoencoderKL:
     """
     torch.manual_seed(args.optimization.seed)
     vae = _load_or_build(args.model, args.data.resolution)
+    mode, asked = mode_of(vae), args.model.image_mode or mode_of(vae)
+    if asked != mode:
+        raise ArgumentError(
+            f"--image_mode={asked} means {CHANNELS[asked]} channels, and the model's images are "
+            f"{mode}, with {CHANNELS[mode]}; drop the flag, or train from scratch"
+        )
     if args.model.from_scratch:
         _start(vae, args.model.vae_init)
     factor = downsample_factor(vae)
@@ -121,6 +128,7 @@ def _load_or_build(args: ModelArguments, resolution: int) -> AutoencoderKL:
         "norm_num_groups": args.norm_num_groups,
         "mid_block_add_attention": args.mid_block_add_attention,
         "sample_size": resolution,
+        "image_channels": CHANNELS[args.image_mode or "RGB"],
     }
     widths = " ".join(map(str, args.block_out_channels or ()))
     with blaming(f"--block_out_channels={widths}", "train a smaller network"), torch.device("meta"):
@@ -157,13 +165,16 @@ def _use_xformers(vae: AutoencoderKL) -> None:
         ) from error
 
 
-def make_discriminator(args: Arguments, accelerator: Accelerator) -> nn.Module:
-    """The discriminator, with weights that depend on the seed alone.
+def make_discriminator(
+    args: Arguments, accelerator: Accelerator, image_channels: int = 3
+) -> nn.Module:
+    """The discriminator of such images, with weights that depend on the seed alone.
 
     BatchNorm becomes SyncBatchNorm over several processes, which needs GPUs: ArgumentError else.
     """
     disc = args.discriminator
     options = {
+        "input_nc": image_channels,
         "ndf": disc.disc_hidden_channels,
         "n_layers": disc.disc_num_layers,
         "norm_type": disc.disc_norm_type,

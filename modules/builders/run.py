@@ -28,7 +28,7 @@ def make_run(
 ) -> Run:
     """Builds what trains and lets accelerate prepare it, all of it with weights on the device."""
     accelerator = make_accelerator(args)
-    discriminator = make_discriminator(args, accelerator)
+    discriminator = make_discriminator(args, accelerator, vae.vae.config.in_channels)
     layout = convolution_layout(accelerator.device, vae.vae.config.block_out_channels[0])
     for network in (vae, discriminator):
         network.to(memory_format=layout)

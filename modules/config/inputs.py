@@ -41,6 +41,12 @@ class ModelArguments:
         minimum=1,
         maximum=4096,
     )
+    image_mode: str | None = flag(
+        None,
+        "L (grey), RGB, or RGBA, which keeps transparency: what images are trained on as; from "
+        "scratch RGB, else it must match the pretrained model",
+        choices=("L", "RGB", "RGBA"),
+    )
     block_out_channels: tuple[int, ...] | None = flag(
         None,
         "width of each level from scratch; by default latent-diffusion's for the factor",

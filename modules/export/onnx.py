@@ -40,10 +40,10 @@ class Half(NamedTuple):
 
 
 HALVES = (
-    # Images [B, 3, H, W] in [-1, 1] to mean and log-variance in one, [B, 2C, h, w].
+    # Images [B, K, H, W] in [-1, 1] to mean and log-variance in one, [B, 2C, h, w].
     Half("vae_encoder", "sample", "latent_parameters",
          lambda vae, images: vae.encode(images).latent_dist.parameters),
-    # Unscaled latents [B, C, h, w] to images [B, 3, H, W], unclamped, around [-1, 1].
+    # Unscaled latents [B, C, h, w] to images [B, K, H, W], unclamped, around [-1, 1].
     Half("vae_decoder", "latent_sample", "sample", lambda vae, latents: vae.decode(latents).sample),
 )  # fmt: skip
 

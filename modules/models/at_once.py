@@ -14,7 +14,7 @@ def at_once(
 ) -> Tensor:
     """`function(reconstructions)`, whose gradient is taken now and whose graph is freed now.
 
-    function: reconstructions [B, 3, H, W] to a scalar, or to values [B] each of which depends on
+    function: reconstructions [B, K, H, W] to a scalar, or to values [B] each of which depends on
     its own image alone; it must have nothing else to learn. The value's own backward pass only
     scales the gradient that was kept, float32 and as small as the images: it may be asked for
     twice, for the adaptive weight and for the objective, and the network still runs backward once.

@@ -10,6 +10,8 @@ from diffusers import AutoencoderKL
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor, nn
 
+from modules.image_modes import mode_of
+
 # Widths of latent-diffusion's KL autoencoders (Rombach et al. 2022, appendix E); f8 is SD 1.5's.
 DEFAULT_WIDTHS = {
     4: (128, 256, 512),
@@ -29,6 +31,7 @@ def build_autoencoder(
     norm_num_groups: int | None = None,
     mid_block_add_attention: bool = True,
     sample_size: int = 256,
+    image_channels: int = 3,
 ) -> AutoencoderKL:
     """An AutoencoderKL with random weights; the defaults are SD 1.5's VAE, 83.65 M parameters.
 
@@ -38,6 +41,8 @@ def build_autoencoder(
     """
     widths = tuple(block_out_channels or DEFAULT_WIDTHS[downsample_factor])
     return AutoencoderKL(
+        in_channels=image_channels,
+        out_channels=image_channels,
         down_block_types=("DownEncoderBlock2D",) * len(widths),
         up_block_types=("UpDecoderBlock2D",) * len(widths),
         block_out_channels=widths,
@@ -71,13 +76,16 @@ def latent_shape(vae: AutoencoderKL, resolution: int) -> tuple[int, int, int]:
 
 
 def describe(vae: AutoencoderKL) -> str:
-    """One line for people: "AutoencoderKL f8c4, 48x compression, 83.65 M parameters"."""
+    """One line for people: "AutoencoderKL f8c4, 48x compression, 83.65 M parameters".
+
+    The mode of the images is named where it is not RGB.
+    """
     factor, channels = downsample_factor(vae), vae.config.latent_channels
     ratio = vae.config.in_channels * factor**2 / channels
     millions = sum(parameter.numel() for parameter in vae.parameters()) / 1e6
-    return (
-        f"AutoencoderKL f{factor}c{channels}, {ratio:g}x compression, {millions:.2f} M parameters"
-    )
+    mode = "" if mode_of(vae) == "RGB" else f" of {mode_of(vae)} images"
+    size = f"{ratio:g}x compression, {millions:.2f} M parameters"
+    return f"AutoencoderKL f{factor}c{channels}{mode}, {size}"
 
 
 class TrainableVAE(nn.Module):
@@ -107,8 +115,8 @@ class TrainableVAE(nn.Module):
     ) -> tuple[Tensor, DiagonalGaussianDistribution]:
         """Reconstructs `images` from latents drawn with the given standard normal `noise`.
 
-        images: [B, 3, H, W] in [-1, 1]; noise: [B, C, h, w]; change: what the latents go through
-        before they are decoded. Returns reconstructions [B, 3, H, W] (changed likewise), float32
+        images: [B, K, H, W] in [-1, 1]; noise: [B, C, h, w]; change: what the latents go through
+        before they are decoded. Returns reconstructions [B, K, H, W] (changed likewise), float32
         and unclamped, and the posterior q(z|x). Under autocast the networks run in low
         precision; the moments are float32 from here on, because accelerate widens tensors that a
         forward returns but not the inside of a distribution.

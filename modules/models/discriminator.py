@@ -11,7 +11,7 @@ NORM_TYPES = ("spectral", "spectral_group", "batch", "group", "none")
 
 
 class NLayerDiscriminator(nn.Module):
-    """PatchGAN of pix2pix (Isola et al. 2017): images [B, 3, H, W] to logits [B, 1, h', w'].
+    """PatchGAN of pix2pix (Isola et al. 2017): images [B, K, H, W] to logits [B, 1, h', w'].
 
     4x4 convolutions: `n_layers` of stride 2 that double the width up to 8 `ndf`, then two of
     stride 1. `norm_type` is one of NORM_TYPES. "spectral_group" (the default) puts spectral norm
@@ -58,7 +58,7 @@ class NLayerDiscriminator(nn.Module):
     def forward(
         self, images: Tensor, reconstructions: Tensor | None = None
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """Logits [B, 1, h', w'] of images [B, 3, H, W] in [-1, 1]; larger means more real.
+        """Logits [B, 1, h', w'] of images [B, K, H, W] in [-1, 1]; larger means more real.
 
         With reconstructions, as many, (logits_real, logits_fake): the discriminator's own lesson as
         one graph, which DDP needs. Each half is judged as it is alone, so that what is taught here

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from modules.errors import LIBRARY_ERRORS, ArgumentError, one_line
+from modules.image_modes import over_views
 from modules.models.at_once import at_once
 from modules.weights.tensor_files import UnreadableTensors, read_tensors
 
@@ -17,11 +18,12 @@ BACKBONES = ("vgg", "alex", "squeeze")
 
 
 class LPIPS(nn.Module):
-    """`forward(images, reconstructions)`: [B, 3, H, W] in [-1, 1], twice, to distances [B].
+    """`forward(images, reconstructions)`: [B, K, H, W] in [-1, 1], twice, to distances [B].
 
-    Gradients flow to the reconstructions and to no weight. The network runs in float32 whatever
-    autocast says (bfloat16 is a quarter off between near-identical images), and a parent's
-    `.train()` cannot switch its dropout on. It looks at `slice_size` images at a time, or at all.
+    Of grey and transparent images the distance is the mean over their RGB views. Gradients flow to
+    the reconstructions and to no weight. The network runs in float32 whatever autocast says
+    (bfloat16 is a quarter off between near-identical images), and a parent's `.train()` cannot
+    switch its dropout on. It looks at `slice_size` images at a time, or at all.
     """
 
     def __init__(
@@ -49,7 +51,9 @@ class LPIPS(nn.Module):
     def _distances(self, images: Tensor, reconstructions: Tensor) -> Tensor:
         # At once, so that no slice keeps its activations.
         images = images.detach()
-        return at_once(lambda fakes: self.network(images, fakes).flatten(), reconstructions)
+        return at_once(
+            lambda fakes: over_views(self.network, images, fakes).flatten(), reconstructions
+        )
 
 
 def build_lpips(backbone: str, weights: str | None = None, slice_size: int | None = None) -> LPIPS:

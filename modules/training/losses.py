@@ -1,7 +1,7 @@
 """The objective as pure functions: tensors in, tensors out, everything in float32.
 
 One convention throughout: the objective of latent-diffusion (Rombach et al. 2022) divided by
-N = 3 H W. Adam does not see the constant; the clipping threshold then means the same at every
+N = K H W. Adam does not see the constant; the clipping threshold then means the same at every
 resolution, and `kl_scale` and `disc_scale` keep the values they have in latent-diffusion.
 """
 
@@ -18,7 +18,7 @@ WEIGHT_EPSILON = 1e-4  # latent-diffusion's guard against a vanishing adversaria
 def rec_loss(kind: str, images: Tensor, reconstructions: Tensor) -> Tensor:
     """Mean absolute ("l1") or squared ("l2") pixel error; pixels only, LPIPS is added elsewhere.
 
-    images, reconstructions: [B, 3, H, W] in [-1, 1]. Mean over all elements; scalar.
+    images, reconstructions: [B, K, H, W] in [-1, 1]. Mean over all elements; scalar.
     """
     return PIXEL_LOSSES[kind](reconstructions, images)
 
@@ -95,7 +95,7 @@ def gan_ramp(step: int, start: int, ramp_steps: int) -> float:
 def batch_psnr(images: Tensor, reconstructions: Tensor) -> Tensor:
     """Mean over the batch of the PSNR in dB, of clamped but not rounded reconstructions.
 
-    images, reconstructions: [B, 3, H, W] in [-1, 1], whose peak is 2. A quick look for the log; the
+    images, reconstructions: [B, K, H, W] in [-1, 1], whose peak is 2. A quick look for the log; the
     numbers to report are validation's.
     """
     error = (images - reconstructions.clamp(-1.0, 1.0)).square().mean(dim=(1, 2, 3))

@@ -29,6 +29,7 @@ from modules.config.objective import GAN_LENGTHS
 from modules.data.streaming.reader import StreamPosition
 from modules.distributed.launch_environment import chosen_precision
 from modules.errors import ArgumentError
+from modules.image_modes import mode_of
 from modules.models.autoencoder import downsample_factor
 from modules.training.checkpoint import (
     is_checkpoint_of,
@@ -73,6 +74,7 @@ def flags_in_force(args: Arguments, vae: AutoencoderKL) -> dict[str, Any]:
     precision = chosen_precision(args.precision.mixed_precision, os.environ)
     settled = {key: vae.config[key] for key in ARCHITECTURE}
     settled |= {"downsample_factor": downsample_factor(vae), "mixed_precision": precision}
+    settled["image_mode"] = mode_of(vae)
     return json.loads(json.dumps(args.as_dict() | settled))
 
 

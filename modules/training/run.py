@@ -102,7 +102,7 @@ class Run:
         )
 
     def to_device(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """The batch's images [B, 3, H, W] in [-1, 1] and noise [B, C, h, w], on the device."""
+        """The batch's images [B, K, H, W] in [-1, 1] and noise [B, C, h, w], on the device."""
         device = self.accelerator.device
         self.rejected += batch["rejected"]
         self.stream.advance(batch)
@@ -129,7 +129,7 @@ class Run:
         self.guard.watch(**terms)
 
     def judge(self, reconstructions: Tensor) -> Tensor:
-        """The generator's loss: what the discriminator, frozen meanwhile, says of [B, 3, H, W]."""
+        """The generator's loss: what the discriminator, frozen meanwhile, says of [B, K, H, W]."""
         with frozen(self.raw_discriminator):
             return at_once(
                 lambda fakes: generator_loss(self.raw_discriminator(fakes)),

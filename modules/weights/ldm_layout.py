@@ -72,6 +72,7 @@ def unlike_stable_diffusion(config: Mapping[str, Any]) -> list[str]:
     """
     blocks = (*config["down_block_types"], *config["up_block_types"])
     unlike = {
+        f"in_channels {config['in_channels']}": config["in_channels"] != 3,
         f"norm_num_groups {config['norm_num_groups']}": config["norm_num_groups"] != 32,
         f"act_fn {config['act_fn']}": config["act_fn"] not in ("silu", "swish"),
         "attention inside the levels": any(block.startswith("Attn") for block in blocks),

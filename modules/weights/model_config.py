@@ -16,6 +16,7 @@ from diffusers import AutoencoderKL
 from torch import nn
 
 from modules.errors import blaming
+from modules.image_modes import MODES
 from modules.weights.sources import UnusableModel
 
 logger = logging.getLogger(__name__)
@@ -116,8 +117,10 @@ def check_config(config: Mapping[str, Any]) -> None:
     side = config["sample_size"]
     _require(_is_number(side) or _is_list(side), config, "sample_size", "a number")
     _require(isinstance(config["act_fn"], str), config, "act_fn", "the name of an activation")
-    for name in ("in_channels", "out_channels"):
-        _require(config[name] == 3, config, name, "3: only RGB is supported")
+    right = _is_count(config["in_channels"], max(MODES)) and config["in_channels"] in MODES
+    _require(right, config, "in_channels", "1 (grey), 3 (RGB) or 4 (RGBA)")
+    given = config["in_channels"]
+    _require(config["out_channels"] == given, config, "out_channels", f"{given}, as in_channels is")
     factor, shift = config["scaling_factor"], config["shift_factor"]
     _require(_is_number(factor) and factor != 0, config, "scaling_factor", "a number other than 0")
     _require(shift is None or _is_number(shift), config, "shift_factor", "null or a number")

@@ -17,7 +17,7 @@ from test_data import assert_equal, merged
 
 from modules.data import image_sizes
 from modules.data.image_sizes import read_sizes
-from modules.data.images.images import UnreadableImage, decode_rgb, random_crop, upright_shape
+from modules.data.images.images import UnreadableImage, decode, random_crop, upright_shape
 from modules.data.images.samples import UNREADABLE
 from modules.data.loader import TrainingImages, training_loader
 from modules.data.samplers.buckets import (
@@ -430,7 +430,7 @@ def test_the_header_tells_the_shape_of_the_upright_picture(tmp_path, format, ori
     content = encoded(format, (30, 20), orientation)
     (tmp_path / "file").write_bytes(content)
 
-    picture = decode_rgb(content)
+    picture = decode(content)
 
     assert upright_shape(content) == (picture.height, picture.width)
     assert upright_shape(tmp_path / "file") == (picture.height, picture.width)

@@ -21,12 +21,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from modules.data.bad_images import BadImages
-from modules.data.images.images import UnreadableImage, center_crop, decode_rgb, to_uint8_tensor
+from modules.data.images.images import UnreadableImage, center_crop, decode, to_uint8_tensor
 from modules.data.images.samples import MAX_ATTEMPTS, TOO_SMALL, UNREADABLE, Rejection
 from modules.data.loader import TrainingImages, training_loader
 from modules.data.samplers.batches import ShuffledBatches
 from modules.data.samplers.order import Permutations
-from modules.data.sources.hf_dataset import IMAGE, load_rows
+from modules.data.sources.hf_dataset import IMAGE, NamedDataset, load_rows
 from modules.data.sources.open import FileSource
 from modules.data.streaming.lanes import ShardRows
 from modules.data.streaming.reader import StreamedImages
@@ -372,7 +372,7 @@ def test_small_pictures_are_enlarged_and_counted_unless_there_is_a_minimum():
 @pytest.mark.parametrize("fast", [False, True])
 def test_jpegs_are_decoded_whole_unless_asked_otherwise(fast, tmp_path):
     Image.fromarray(picture(3, 160, 160)).save(tmp_path / "a.jpg")
-    expected = center_crop(decode_rgb(tmp_path / "a.jpg", RESOLUTION if fast else None), RESOLUTION)
+    expected = center_crop(decode(tmp_path / "a.jpg", RESOLUTION if fast else None), RESOLUTION)
     source = FileSource([tmp_path / "a.jpg"])
     options = {"crop": "center", "random_flip": False, "fast_jpeg_decoding": fast, **OPTIONS}
 
@@ -427,7 +427,7 @@ def test_an_empty_dataset_is_an_error():
 def test_streamed_files_without_bytes_are_opened_by_path(tmp_path):
     for index in range(3):
         (tmp_path / f"{index}.png").write_bytes(b"damaged" if index == 1 else png(index))
-    stream = load_rows(str(tmp_path), streaming=True).rows
+    stream = load_rows(NamedDataset(str(tmp_path)), streaming=True).rows
     dataset = streamed_images(stream, name="files", buffer_size=2)
 
     (batch,) = batches(dataset, 1, batch_size=3)

@@ -22,7 +22,7 @@ from modules.data.images.images import (
     UnreadableImage,
     center_crop,
     center_crop_adm,
-    decode_rgb,
+    decode,
     flip_horizontal,
     normalize,
     random_crop,
@@ -30,6 +30,7 @@ from modules.data.images.images import (
     to_uint8_tensor,
     upright_shape,
 )
+from modules.image_modes import in_mode
 
 ORIENTATION = 0x0112
 TURN = Image.Transpose.TRANSPOSE
@@ -39,6 +40,10 @@ def encode(image: Image.Image, image_format: str, **options) -> bytes:
     file = io.BytesIO()
     image.save(file, image_format, **options)
     return file.getvalue()
+
+
+def in_rgb(file: object, target: int | None = None) -> Image.Image:
+    return in_mode(decode(file, target), "RGB")
 
 
 def pixels(image: Image.Image) -> np.ndarray:
@@ -74,7 +79,7 @@ GREY = PICTURE.convert("L")
     ],
 )
 def test_every_colour_mode_gives_the_colours_that_were_stored(mode, image_format, tolerance):
-    decoded = decode_rgb(encode(PICTURE.convert(mode), image_format))
+    decoded = in_rgb(encode(PICTURE.convert(mode), image_format))
 
     assert decoded.mode == "RGB"
     assert np.abs(pixels(decoded) - pixels(PICTURE)).max() <= tolerance
@@ -82,7 +87,7 @@ def test_every_colour_mode_gives_the_colours_that_were_stored(mode, image_format
 
 @pytest.mark.parametrize("mode", ["L", "LA"])
 def test_grey_gives_three_equal_channels(mode):
-    decoded = pixels(decode_rgb(encode(PICTURE.convert(mode), "PNG")))
+    decoded = pixels(in_rgb(encode(PICTURE.convert(mode), "PNG")))
 
     assert (decoded == pixels(GREY)[..., None]).all()
 
@@ -90,7 +95,7 @@ def test_grey_gives_three_equal_channels(mode):
 def test_one_bit_images_are_black_and_white():
     stored = GREY.convert("1")
 
-    decoded = pixels(decode_rgb(encode(stored, "PNG")))
+    decoded = pixels(in_rgb(encode(stored, "PNG")))
 
     assert (decoded == 255 * pixels(stored)[..., None]).all()
 
@@ -99,9 +104,7 @@ def test_palettes_are_looked_up():
     stored = PICTURE.quantize(16)
 
     for image_format in ("PNG", "GIF"):
-        assert (
-            pixels(decode_rgb(encode(stored, image_format))) == pixels(stored.convert("RGB"))
-        ).all()
+        assert (pixels(in_rgb(encode(stored, image_format))) == pixels(stored.convert("RGB"))).all()
 
 
 def test_the_modes_that_no_file_format_stores_are_converted_too():
@@ -110,8 +113,13 @@ def test_the_modes_that_no_file_format_stores_are_converted_too():
     palette.putpalette(PICTURE.quantize(16).getpalette())
 
     for image in (PICTURE.convert("RGBA").convert("RGBa"), PICTURE.convert("HSV")):
-        assert np.abs(pixels(images._to_rgb(image)) - pixels(PICTURE)).max() <= 8
-    assert (pixels(images._to_rgb(palette)) == pixels(PICTURE.quantize(16).convert("RGB"))).all()
+        assert (
+            np.abs(pixels(in_mode(images._to_colours(image), "RGB")) - pixels(PICTURE)).max() <= 8
+        )
+    assert (
+        pixels(in_mode(images._to_colours(palette), "RGB"))
+        == pixels(PICTURE.quantize(16).convert("RGB"))
+    ).all()
 
 
 def ramp() -> np.ndarray:
@@ -120,7 +128,7 @@ def ramp() -> np.ndarray:
 
 @pytest.mark.parametrize("image_format", ["PNG", "TIFF", "PPM"])
 def test_sixteen_bits_are_scaled_and_not_clipped(image_format):
-    decoded = pixels(decode_rgb(encode(Image.fromarray(ramp()), image_format)))
+    decoded = pixels(in_rgb(encode(Image.fromarray(ramp()), image_format)))
 
     assert (decoded[..., 0] == np.rint(ramp() / 257)).all()
     assert (decoded[..., 0] == decoded[..., 1]).all()
@@ -129,13 +137,13 @@ def test_sixteen_bits_are_scaled_and_not_clipped(image_format):
 def test_big_endian_sixteen_bits_are_the_same_picture():
     stored = Image.frombytes("I;16B", (24, 16), ramp().astype(">u2").tobytes())
 
-    assert (pixels(decode_rgb(encode(stored, "TIFF")))[..., 0] == np.rint(ramp() / 257)).all()
+    assert (pixels(in_rgb(encode(stored, "TIFF")))[..., 0] == np.rint(ramp() / 257)).all()
 
 
 def test_floating_point_pixels_from_zero_to_one_are_scaled():
     values = np.linspace(0, 1, 24 * 16, dtype=np.float32).reshape(16, 24)
 
-    decoded = pixels(decode_rgb(encode(Image.fromarray(values), "TIFF")))
+    decoded = pixels(in_rgb(encode(Image.fromarray(values), "TIFF")))
 
     assert (decoded[..., 0] == np.rint(values * 255)).all()
 
@@ -149,7 +157,7 @@ def test_pixels_of_unknown_scale_are_refused(value):
     values[1, 2] = value
 
     with pytest.raises(UnreadableImage, match="needs 0 to"):
-        decode_rgb(encode(Image.fromarray(values), "TIFF"))
+        in_rgb(encode(Image.fromarray(values), "TIFF"))
 
 
 def test_transparent_pixels_show_white_and_not_the_colour_hidden_below():
@@ -158,7 +166,7 @@ def test_transparent_pixels_show_white_and_not_the_colour_hidden_below():
         image.putpixel((x, 0), (200, 0, 100, alpha))
 
     for image_format in ("PNG", "TIFF"):
-        decoded = pixels(decode_rgb(encode(image, image_format)))[0]
+        decoded = pixels(in_rgb(encode(image, image_format)))[0]
         assert decoded[0].tolist() == [255, 255, 255]
         assert np.abs(decoded[1] - [227, 127, 177]).max() <= 1
         assert decoded[2].tolist() == [200, 0, 100]
@@ -171,7 +179,7 @@ def test_transparent_palette_entries_show_white(transparency):
     for x in range(3):
         image.putpixel((x, 0), x)
 
-    decoded = pixels(decode_rgb(encode(image, "PNG", transparency=transparency)))
+    decoded = pixels(in_rgb(encode(image, "PNG", transparency=transparency)))
 
     assert decoded[0].tolist() == [[0, 0, 0], [255, 255, 255], [0, 255, 0]]
 
@@ -182,11 +190,11 @@ def test_a_colour_declared_transparent_shows_white():
     grey = Image.new("L", (2, 1), 9)
     deep = Image.fromarray(np.array([[900, 65535]], dtype=np.uint16))
 
-    assert pixels(decode_rgb(encode(colour, "PNG", transparency=(9, 8, 7)))).tolist() == [
+    assert pixels(in_rgb(encode(colour, "PNG", transparency=(9, 8, 7)))).tolist() == [
         [[255, 255, 255], [1, 2, 3]]
     ]
-    assert decode_rgb(encode(grey, "PNG", transparency=9)).getpixel((0, 0)) == (255, 255, 255)
-    assert decode_rgb(encode(deep, "PNG", transparency=900)).getpixel((0, 0)) == (255, 255, 255)
+    assert in_rgb(encode(grey, "PNG", transparency=9)).getpixel((0, 0)) == (255, 255, 255)
+    assert in_rgb(encode(deep, "PNG", transparency=900)).getpixel((0, 0)) == (255, 255, 255)
 
 
 def chunk(kind: bytes, content: bytes, checksum: int | None = None) -> bytes:
@@ -228,7 +236,7 @@ def test_nothing_beside_the_pixels_of_a_png_spoils_them(beside, turned, interlac
     file = file[:place] + beside + file[place:] + b"trailing bytes"
 
     expected = PICTURE.transpose(Image.Transpose.ROTATE_270) if turned else PICTURE
-    assert decode_rgb(file).tobytes() == expected.tobytes()
+    assert in_rgb(file).tobytes() == expected.tobytes()
     assert upright_shape(file) == expected.size[::-1]
 
 
@@ -259,7 +267,7 @@ def test_a_segment_cut_short_beside_the_pixels_of_a_jpeg_spoils_nothing(beside, 
     """Its orientation and what its colours are count all the same."""
     marker, content = beside
     file = encode(PICTURE.convert(mode), "JPEG", exif=b"Exif\0\0" + exif_of(6))
-    expected = decode_rgb(file)
+    expected = in_rgb(file)
 
     segments = [(marker, content), (0xE2, b"ICC_PROFILE\0\1\1" + bytes(9) if whole else b"ICC")]
     added = b"".join(
@@ -268,7 +276,7 @@ def test_a_segment_cut_short_beside_the_pixels_of_a_jpeg_spoils_nothing(beside, 
     )
     file = file[:2] + added + file[2:]
 
-    assert decode_rgb(file).tobytes() == expected.tobytes()
+    assert in_rgb(file).tobytes() == expected.tobytes()
     assert upright_shape(file) == expected.size[::-1] == PICTURE.size
 
 
@@ -279,9 +287,9 @@ def test_a_file_far_larger_than_its_picture_is_not_read_whole(image_format, tmp_
 
     if image_format in images.READ_WHOLE:
         with pytest.raises(UnreadableImage, match="may have more than 268435456 bytes"):
-            decode_rgb(tmp_path / "picture")
+            in_rgb(tmp_path / "picture")
     else:
-        assert decode_rgb(tmp_path / "picture").size == PICTURE.size
+        assert in_rgb(tmp_path / "picture").size == PICTURE.size
 
 
 def test_each_format_has_a_limit_of_pixels_and_large_jpegs_come_at_half_their_size(monkeypatch):
@@ -294,10 +302,10 @@ def test_each_format_has_a_limit_of_pixels_and_large_jpegs_come_at_half_their_si
     ):  # fmt: skip
         file = encode(smooth_picture(width, 20), image_format)
         if size is not None:
-            assert decode_rgb(file).size == size
+            assert in_rgb(file).size == size
             continue
         with pytest.raises(UnreadableImage, match=f"{width}x20 is more than the .* pixels"):
-            decode_rgb(file)
+            in_rgb(file)
 
 
 @pytest.mark.parametrize("head", [b"\0\0\0\x18ftypheic", b"\xff\x0a", b"\0\0\0\x0cJXL \r\n"])
@@ -306,7 +314,7 @@ def test_a_picture_of_a_kind_that_is_not_read_names_what_reads_it(head, monkeypa
     image_kinds.suffixes.cache_clear()
     image_kinds.remedy.cache_clear()
     with pytest.raises(UnreadableImage, match="; pip install pillow-"):
-        decode_rgb(head + bytes(100))
+        in_rgb(head + bytes(100))
     image_kinds.suffixes.cache_clear()
     image_kinds.remedy.cache_clear()
 
@@ -320,7 +328,7 @@ def test_every_exif_orientation_is_turned_upright(orientation, image_format):
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
 
-    decoded = decode_rgb(encode(stored, image_format, exif=exif))
+    decoded = in_rgb(encode(stored, image_format, exif=exif))
 
     assert decoded.size == PICTURE.size
     assert np.abs(pixels(decoded) - pixels(PICTURE)).mean() < 8
@@ -330,7 +338,7 @@ def test_every_exif_orientation_is_turned_upright(orientation, image_format):
 @pytest.mark.parametrize("damage", [b"Exif\x00\x00garbage", b"Exif\x00\x00II*\x00\xff\xff\xff\xff"])
 @pytest.mark.parametrize("image_format", ["PNG", "JPEG", "WEBP"])
 def test_damaged_exif_leaves_the_picture_upright(damage, image_format):
-    decoded = decode_rgb(encode(PICTURE, image_format, exif=damage))
+    decoded = in_rgb(encode(PICTURE, image_format, exif=damage))
 
     assert np.abs(pixels(decoded) - pixels(PICTURE)).mean() < 8
 
@@ -339,7 +347,7 @@ def test_an_orientation_that_does_not_exist_leaves_the_picture_upright():
     exif = Image.Exif()
     exif[ORIENTATION] = 77
 
-    assert decode_rgb(encode(PICTURE, "PNG", exif=exif)).size == PICTURE.size
+    assert in_rgb(encode(PICTURE, "PNG", exif=exif)).size == PICTURE.size
 
 
 @pytest.mark.parametrize("image_format", ["GIF", "WEBP", "PNG", "TIFF"])
@@ -348,7 +356,7 @@ def test_an_animation_gives_its_first_frame(image_format):
 
     file = encode(first, image_format, save_all=True, append_images=[second])
 
-    red, _, blue = decode_rgb(file).getpixel((4, 4))
+    red, _, blue = in_rgb(file).getpixel((4, 4))
     assert red > 240
     assert blue < 15
 
@@ -358,7 +366,7 @@ def test_a_path_and_its_bytes_give_the_same_picture(tmp_path):
     PICTURE.save(path)
 
     for file in (path, str(path), path.read_bytes()):
-        assert decode_rgb(file).tobytes() == PICTURE.tobytes()
+        assert in_rgb(file).tobytes() == PICTURE.tobytes()
 
 
 @pytest.mark.parametrize(
@@ -374,14 +382,14 @@ def test_a_path_and_its_bytes_give_the_same_picture(tmp_path):
 )
 def test_files_without_a_whole_picture_are_refused_with_the_reason(content, reason):
     with pytest.raises(UnreadableImage, match=reason):
-        decode_rgb(content)
+        in_rgb(content)
 
 
 def test_a_file_that_is_not_there_is_refused_with_the_reason(tmp_path):
     with pytest.raises(UnreadableImage, match="No such file"):
-        decode_rgb(tmp_path / "missing.png")
+        in_rgb(tmp_path / "missing.png")
     with pytest.raises(UnreadableImage, match="directory"):
-        decode_rgb(tmp_path)
+        in_rgb(tmp_path)
 
 
 def bomb(width: int, height: int) -> bytes:
@@ -396,7 +404,7 @@ def bomb(width: int, height: int) -> bytes:
 @pytest.mark.parametrize("side", [12_000, 30_000])
 def test_decompression_bombs_are_refused_before_they_are_decoded(side):
     with pytest.raises(UnreadableImage, match="pixels"):
-        decode_rgb(bomb(side, side))
+        in_rgb(bomb(side, side))
 
 
 def fuzz_seeds() -> list[bytes]:
@@ -434,7 +442,7 @@ def test_damaged_files_decode_or_are_refused_and_do_nothing_else(seed, writes, l
 
     with warnings.catch_warnings(), contextlib.suppress(UnreadableImage):
         warnings.simplefilter("ignore")
-        assert decode_rgb(bytes(content), target=4).mode == "RGB"
+        assert in_rgb(bytes(content), target=4).mode == "RGB"
 
 
 @pytest.mark.parametrize("orientation", [1, 6])
@@ -444,7 +452,7 @@ def test_a_target_reduces_jpegs_but_never_below_the_margin(target, shrunk, orien
     exif[ORIENTATION] = orientation
     picture = smooth_picture(640, 400)
 
-    decoded = decode_rgb(encode(picture, "JPEG", exif=exif), target)
+    decoded = in_rgb(encode(picture, "JPEG", exif=exif), target)
 
     assert sorted(decoded.size) == [400 // shrunk, 640 // shrunk]
     assert (decoded.width < decoded.height) == (orientation == 6)
@@ -456,15 +464,15 @@ def test_a_reduced_decode_gives_nearly_the_same_crop():
     textured = np.clip(pixels(smooth_picture(640, 400)) + noise, 0, 255).astype(np.uint8)
     file = encode(Image.fromarray(textured), "JPEG", quality=92)
 
-    whole = pixels(center_crop(decode_rgb(file), 64))
-    reduced = pixels(center_crop(decode_rgb(file, target=64), 64))
+    whole = pixels(center_crop(in_rgb(file), 64))
+    reduced = pixels(center_crop(in_rgb(file, target=64), 64))
 
-    assert decode_rgb(file, target=64).width == 160
+    assert in_rgb(file, target=64).width == 160
     assert 10 * np.log10(255**2 / np.square(whole - reduced).mean()) > 44
 
 
 def test_other_formats_are_never_reduced():
-    assert decode_rgb(encode(smooth_picture(640, 400), "PNG"), target=8).size == (640, 400)
+    assert in_rgb(encode(smooth_picture(640, 400), "PNG"), target=8).size == (640, 400)
 
 
 def box_halved(values: np.ndarray) -> np.ndarray:

@@ -22,7 +22,7 @@ from test_data import assert_equal, merged
 from modules.data.images.synthetic import SyntheticImages
 from modules.data.loader import training_loader
 from modules.data.samplers.mixture import Shares
-from modules.data.sources.hf_dataset import load_rows
+from modules.data.sources.hf_dataset import NamedDataset, load_rows
 from modules.data.streaming.lane_balance import warn_of_lanes
 from modules.data.streaming.lanes import Lane, RowStream, ShardRows
 from modules.data.streaming.reader import StreamedImages, StreamPosition
@@ -46,7 +46,7 @@ def offline(tmp_path_factory):
 
 
 def opened(folder: Path, buffer_size: int = 20) -> ShardRows:
-    loaded = load_rows(str(folder), image_column="png", streaming=True)
+    loaded = load_rows(NamedDataset(str(folder), image_column="png"), streaming=True)
     shards = Shards(loaded.rows, folder.name, loaded.files, loaded.direct)
     return ShardRows(shards, seed=7, buffer_size=buffer_size)
 
@@ -223,8 +223,9 @@ def test_shards_that_are_far_away_are_entered_where_a_run_was(kind, tmp_path):
     far = fsspec.filesystem("memory")
     far.pipe(f"/{kind}/shard-00.{kind}", paths[0].read_bytes())
 
-    loaded = load_rows(kind.replace("tar", "webdataset"), image_column="png", streaming=True,
-                       data_files=[f"memory://{kind}/shard-00.{kind}"])  # fmt: skip
+    name, files = kind.replace("tar", "webdataset"), [f"memory://{kind}/shard-00.{kind}"]
+    dataset = NamedDataset(name, image_column="png", data_files=files)
+    loaded = load_rows(dataset, streaming=True)
     shards = Shards(loaded.rows, "far", loaded.files, loaded.direct)
     for row in (0, 1, 17, 29):
         place = near[row - 1][1] if row else Place()

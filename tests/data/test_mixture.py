@@ -176,7 +176,9 @@ def batches(
         ["--resolution=16", "--disc_factor=0", "--image_column=png", *argv.split()]
     )
     process = SimpleNamespace(process_index=rank, num_processes=world, device=torch.device("cpu"))
-    loader = make_loader(args, open_data(args), (4, 2, 2), process, start, stream)
+    config = SimpleNamespace(in_channels=3, latent_channels=4, block_out_channels=(8, 8, 8, 8))
+    vae = SimpleNamespace(config=config)
+    loader = make_loader(args, open_data(args), vae, process, start, stream)
     return list(islice(loader, number))
 
 

@@ -23,17 +23,17 @@ from modules.config.command_line import resolve_arguments
 from modules.data.images import image_kinds
 from modules.data.images.images import UnreadableImage
 from modules.data.sources.files import fingerprint
-from modules.data.sources.hf_dataset import IMAGE, load_rows
+from modules.data.sources.hf_dataset import IMAGE, NamedDataset, load_rows
 from modules.data.sources.open import (
     FileSource,
     RowSource,
     encoded_image,
     open_files,
     open_folder,
-    open_source,
+    open_rows,
     reduced,
 )
-from modules.data.sources.parts import Subset, hold_back
+from modules.data.sources.parts import Subset, hold_back, random_subset
 
 COLOURS = [(40 * number, 255 - 40 * number, 10) for number in range(6)]
 
@@ -114,7 +114,7 @@ def test_a_local_dataset_of_any_kind_gives_all_its_pictures(write, column, tmp_p
     folder = tmp_path / "data"
     write(folder)
 
-    source = open_source(dataset_name=str(folder), image_column=column)
+    source = open_rows(NamedDataset(str(folder), image_column=column))
 
     assert sorted(colours(source)) == sorted(COLOURS)
     assert source.name == str(folder)
@@ -126,7 +126,7 @@ def test_a_streamed_dataset_of_any_kind_gives_the_same_pictures(write, column, t
     folder = tmp_path / "data"
     write(folder)
 
-    stream = load_rows(str(folder), image_column=column, streaming=True).rows
+    stream = load_rows(NamedDataset(str(folder), image_column=column), streaming=True).rows
 
     assert isinstance(stream, datasets.IterableDataset)
     rows = [batch[IMAGE][0] for batch in stream.iter(batch_size=1)]
@@ -139,8 +139,8 @@ def test_labels_are_paths_of_files_and_numbers_of_rows(tmp_path):
     write_folder(tmp_path / "files")
     write_parquet(tmp_path / "rows")
 
-    files = open_source(dataset_name=str(tmp_path / "files"))
-    rows = open_source(dataset_name=str(tmp_path / "rows"))
+    files = open_rows(NamedDataset(str(tmp_path / "files")))
+    rows = open_rows(NamedDataset(str(tmp_path / "rows")))
 
     assert Path(files.label(2)).read_bytes() in {png(number) for number in range(6)}
     assert rows.label(2) == f"{tmp_path / 'rows'}[2] (2.png)"
@@ -149,7 +149,7 @@ def test_labels_are_paths_of_files_and_numbers_of_rows(tmp_path):
 def test_a_split_is_chosen_by_name(tmp_path):
     write_saved_splits(tmp_path / "data")
 
-    source = open_source(dataset_name=str(tmp_path / "data"), split="validation")
+    source = open_rows(NamedDataset(str(tmp_path / "data"), split="validation"))
 
     assert colours(source) == [COLOURS[5]]
 
@@ -157,8 +157,8 @@ def test_a_split_is_chosen_by_name(tmp_path):
 def test_data_files_choose_among_the_files(tmp_path):
     write_webdataset(tmp_path / "data")
 
-    source = open_source(
-        dataset_name=str(tmp_path / "data"), data_files=["shard-1.tar"], image_column="png"
+    source = open_rows(
+        NamedDataset(str(tmp_path / "data"), data_files=["shard-1.tar"], image_column="png")
     )
 
     assert colours(source) == COLOURS[3:]
@@ -173,7 +173,7 @@ def test_a_folder_is_searched_recursively_in_sorted_order_whatever_the_names(tmp
     for name in ("notes.txt", ".hidden.png", "a/._z.png", ".cache/x.png"):
         (tmp_path / name).write_bytes(b"")
 
-    source = open_source(data_dir=str(tmp_path))
+    source = open_folder(str(tmp_path))
 
     labels = [os.path.relpath(source.label(index), tmp_path) for index in range(len(source))]
     assert labels == ["a/test_1.jpg", "b/x.PNG", "validation/y.webp", "z.png"]
@@ -210,7 +210,7 @@ def test_pictures_of_a_kind_that_is_not_read_are_counted_and_named_with_the_fix(
     (tmp_path / ".only").mkdir()
     (tmp_path / ".only/b.HEIC").write_bytes(b"anything")
     with pytest.raises(ValueError, match=r"--dataset_name=.*holds 1 .heic \(pip install pillow"):
-        load_rows(str(tmp_path / ".only"))
+        load_rows(NamedDataset(str(tmp_path / ".only")))
     with pytest.raises(ValueError, match=r"--validation_image: .*CR2 .* raw photographs"):
         open_files([tmp_path / "d.CR2"])
     (tmp_path / "a.jpg").write_bytes(png(0))
@@ -239,7 +239,7 @@ def test_what_datasets_leaves_out_of_a_folder_of_images_is_said(tmp_path, caplog
     for name in ("0.png", "1.png", "2.avif", "3.psb"):
         (tmp_path / name).write_bytes(png(0))
 
-    assert len(load_rows(str(tmp_path)).rows) == 2
+    assert len(load_rows(NamedDataset(str(tmp_path))).rows) == 2
 
     (warning,) = caplog.messages
     assert "1 .avif (pass the folder as --train_data_dir), 1 .psb (convert" in warning
@@ -293,14 +293,9 @@ def test_a_missing_folder_an_empty_one_and_packed_data_are_told_apart(tmp_path):
         (packed, r"holds no images; it holds \.parquet files: pass it as --dataset_name"),
     ):
         with pytest.raises(ValueError, match=f"--train_data_dir={folder} {message}"):
-            open_source(data_dir=str(folder))
+            open_folder(str(folder))
         with pytest.raises(ValueError, match="--validation_data_dir="):
-            open_source(data_dir=str(folder), data_dir_flag="--validation_data_dir")
-
-
-def test_no_data_at_all_names_both_flags():
-    with pytest.raises(ValueError, match="pass --dataset_name or --train_data_dir"):
-        open_source()
+            open_folder(str(folder), "--validation_data_dir")
 
 
 @pytest.mark.parametrize("streaming", [False, True])
@@ -314,7 +309,9 @@ def test_a_wrong_column_lists_the_columns_and_those_with_images(streaming, tmp_p
     ):
         for column in ("photo.txt", "caption", "txt"):
             with pytest.raises(ValueError, match=f"--image_column={column} .*{columns}"):
-                load_rows(str(tmp_path / name), image_column=column, streaming=streaming)
+                load_rows(
+                    NamedDataset(str(tmp_path / name), image_column=column), streaming=streaming
+                )
 
 
 def write_samples(path: Path, samples: list[str]) -> None:
@@ -334,7 +331,9 @@ def test_samples_of_a_webdataset_may_differ_in_their_image_format(column, stream
     kinds = ["jpg txt", "png json", "JPG", "txt webp", "jpeg cls", "pdf txt"]
     write_samples(tmp_path / "data/0.tar", kinds)
 
-    loaded = load_rows(str(tmp_path / "data"), image_column=column, streaming=streaming)
+    loaded = load_rows(
+        NamedDataset(str(tmp_path / "data"), image_column=column), streaming=streaming
+    )
 
     cells = [row[IMAGE] for row in loaded.rows]
     assert [cell["bytes"] for cell in cells] == [*map(png, range(5)), b""]
@@ -349,15 +348,15 @@ def test_of_several_images_in_a_sample_the_column_decides(streaming, tmp_path):
     options = {"streaming": streaming}
 
     with pytest.raises(ValueError, match=r"image_column=image: .* several images, jpg, png; name"):
-        load_rows(str(tmp_path / "pairs"), **options)
+        load_rows(NamedDataset(str(tmp_path / "pairs")), **options)
     for column, found in (("jpg", 2), ("png", 3)):  # a lone png is a mask where others have both
-        rows = load_rows(str(tmp_path / "pairs"), image_column=column, **options).rows
+        rows = load_rows(NamedDataset(str(tmp_path / "pairs"), image_column=column), **options).rows
         assert sum(bool(row[IMAGE]["bytes"]) for row in rows) == found
     for column, names in (
         ("jpg", ("jpg", "png", "jpg")),
         ("mask.png", ("mask.png", "mask.png", "mask.jpg")),
     ):
-        rows = load_rows(str(tmp_path / "masks"), image_column=column, **options).rows
+        rows = load_rows(NamedDataset(str(tmp_path / "masks"), image_column=column), **options).rows
         assert [row[IMAGE]["path"].split(".", 2)[2] for row in rows] == list(names)
 
 
@@ -366,13 +365,13 @@ def test_a_split_may_be_a_part_or_a_sum_of_splits_but_not_of_a_stream(tmp_path):
         rows_of_pngs().to_parquet(tmp_path / f"{split}.parquet")
 
     for split, size in (("train[:50%]", 3), ("test+train[4:]", 8)):
-        assert len(load_rows(str(tmp_path), split=split).rows) == size
+        assert len(load_rows(NamedDataset(str(tmp_path), split=split)).rows) == size
         with pytest.raises(ValueError, match=r"--train_split=.* cannot be read with --streaming"):
-            load_rows(str(tmp_path), split=split, streaming=True)
+            load_rows(NamedDataset(str(tmp_path), split=split), streaming=True)
     with pytest.raises(ValueError, match=r"no such split; name one of: .*test"):
-        load_rows(str(tmp_path), split="train+full[:9]")
-    assert load_rows(str(tmp_path), split="test").fingerprint != (
-        load_rows(str(tmp_path), split="train[:9]").fingerprint
+        load_rows(NamedDataset(str(tmp_path), split="train+full[:9]"))
+    assert load_rows(NamedDataset(str(tmp_path), split="test")).fingerprint != (
+        load_rows(NamedDataset(str(tmp_path), split="train[:9]")).fingerprint
     )
 
 
@@ -405,7 +404,10 @@ def test_a_missing_split_lists_the_splits_and_names_the_flag(write, streaming, t
     write(folder)
 
     with pytest.raises(ValueError, match=r"--validation_split=nope with --dataset_name.*train"):
-        load_rows(str(folder), split="nope", split_flag="--validation_split", streaming=streaming)
+        load_rows(
+            NamedDataset(str(folder), split="nope", split_flag="--validation_split"),
+            streaming=streaming,
+        )
 
 
 @pytest.mark.parametrize("streaming", [False, True])
@@ -414,22 +416,14 @@ def test_a_dataset_that_is_not_there_names_the_flag(streaming, tmp_path):
 
     for name in (tmp_path / "missing", tmp_path / "empty", "nobody/nothing"):
         with pytest.raises(ValueError, match=f"--dataset_name={re.escape(str(name))}"):
-            load_rows(str(name), streaming=streaming)
+            load_rows(NamedDataset(str(name)), streaming=streaming)
 
 
-def test_the_synthetic_set_is_a_dataset_like_any_other():
-    source = open_source(dataset_name="synthetic", num_images=5, resolution=32, seed=3)
-
-    assert len(source) == 5
-    assert source.open(4).size == (32, 32)
-    assert source.open(4).tobytes() != source.open(3).tobytes()
-
-
-def test_max_samples_takes_a_random_subset_that_belongs_to_the_seed(tmp_path):
+def test_a_random_subset_belongs_to_the_seed(tmp_path):
     write_folder(tmp_path)
 
     def labels(seed: int, max_samples: int) -> list[str]:
-        source = open_source(data_dir=str(tmp_path), max_samples=max_samples, seed=seed)
+        source = random_subset(open_folder(str(tmp_path)), max_samples, seed)
         return [source.label(index) for index in range(len(source))]
 
     assert labels(1, 4) == labels(1, 4)
@@ -452,8 +446,8 @@ def test_an_unreadable_picture_is_refused_only_when_it_is_opened(tmp_path):
     (tmp_path / "0/0.png").write_bytes(b"damaged")
 
     for source in (
-        open_source(data_dir=str(tmp_path)),
-        open_source(dataset_name=str(tmp_path)),
+        open_folder(str(tmp_path)),
+        open_rows(NamedDataset(str(tmp_path))),
         FileSource([tmp_path / "missing.png"]),
         RowSource(datasets.Dataset.from_dict({IMAGE: [None]}), "rows"),
     ):
@@ -513,7 +507,7 @@ def test_sources_travel_to_other_processes(tmp_path):
     write_parquet(tmp_path / "rows")
 
     for source in (
-        open_source(data_dir=str(tmp_path / "files"), max_samples=4),
-        open_source(dataset_name=str(tmp_path / "rows")),
+        random_subset(open_folder(str(tmp_path / "files")), 4, 0),
+        open_rows(NamedDataset(str(tmp_path / "rows"))),
     ):
         assert colours(pickle.loads(pickle.dumps(source))) == colours(source)

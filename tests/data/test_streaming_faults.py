@@ -23,7 +23,7 @@ from survival import RESUME, Variant, command
 from modules.data.sources import files as data_files
 from modules.data.sources import open as sources
 from modules.data.sources.files import NETWORK_ERRORS, fingerprint
-from modules.data.sources.hf_dataset import IMAGE, load_rows
+from modules.data.sources.hf_dataset import IMAGE, NamedDataset, load_rows
 from modules.data.streaming.lanes import Lane, ShardRows
 from modules.data.streaming.shards import SHARDS_AT_ONCE, Shards
 from modules.errors import ArgumentError, RunStopped
@@ -42,7 +42,7 @@ def offline(monkeypatch, tmp_path_factory):
 
 
 def opened(name: object, **options) -> Shards:
-    loaded = load_rows(str(name), image_column="png", streaming=True, **options)
+    loaded = load_rows(NamedDataset(str(name), image_column="png", **options), streaming=True)
     return Shards(loaded.rows, str(name), loaded.files, loaded.direct)
 
 
@@ -169,7 +169,7 @@ def test_what_can_be_seen_at_the_ends_of_the_files_is_said_at_the_start(streamin
         folder = tmp_path / f"{kind}-{fault.__name__}"
         paths = write_shards(folder, kind, [3] * 3)
         fault(paths[1])
-        load_rows(str(folder), image_column="png", streaming=streaming)
+        load_rows(NamedDataset(str(folder), image_column="png"), streaming=streaming)
 
     def empty(path: Path) -> None:
         path.write_bytes(b"")
@@ -214,7 +214,9 @@ def test_a_url_without_what_reads_it_is_a_mistake_of_the_arguments(monkeypatch):
 
     monkeypatch.setattr("modules.data.sources.hf_dataset.load_dataset_builder", missing)
     with pytest.raises(ArgumentError, match=r"--dataset_name=parquet: .*aiohttp.*with pip"):
-        load_rows("parquet", data_files=["http://127.0.0.1/a.parquet"], streaming=True)
+        load_rows(
+            NamedDataset("parquet", data_files=["http://127.0.0.1/a.parquet"]), streaming=True
+        )
 
 
 class Unreliable:
@@ -438,8 +440,8 @@ def test_a_saved_dataset_is_shuffled_like_shards_and_recognised(tmp_path):
 
     assert sorted(seen) == list(range(30))
     assert seen[:4] != [0, 1, 2, 3]
-    versions = [load_rows(str(tmp_path / "saved"), image_column="png", streaming=way).fingerprint
-                for way in (True, False)]  # fmt: skip
+    dataset = NamedDataset(str(tmp_path / "saved"), image_column="png")
+    versions = [load_rows(dataset, streaming=way).fingerprint for way in (True, False)]
     assert versions[0] == versions[1] != fingerprint([])
 
 

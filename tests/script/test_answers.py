@@ -26,7 +26,8 @@ from modules.config.answers import answer_to, exit_on_mistakes
 from modules.config.command_line import resolve_arguments
 from modules.data import shared_memory
 from modules.data.shared_memory import end_rather_than_drop, require_shared_memory
-from modules.data.sources.open import open_source
+from modules.data.sources.hf_dataset import NamedDataset
+from modules.data.sources.open import open_rows
 from modules.errors import ArgumentError, RunStopped, blaming
 from modules.models.lpips import build_lpips
 from modules.weights.model_config import network_of
@@ -162,7 +163,7 @@ def test_a_data_set_that_its_library_cannot_read_is_one_line(pictures, tmp_path)
 
     def refused(folder):
         with pytest.raises(ArgumentError, match=f"^--dataset_name={folder}[^\n]*$"):
-            open_source(dataset_name=str(folder), cache_dir=str(tmp_path / "cache"))
+            open_rows(NamedDataset(str(folder), cache_dir=str(tmp_path / "cache")))
 
     refused(scripted)
     for content in (whole[:-300], whole[:10], b"", b"x" * len(whole)):

@@ -13,8 +13,9 @@ from launching import launch
 from PIL import Image, ImageCms
 from survival import Variant, command, signal_at
 
-from modules.data.images.images import UnreadableImage, center_crop_adm, decode_rgb, random_crop
+from modules.data.images.images import UnreadableImage, center_crop_adm, decode, random_crop
 from modules.data.images.synthetic import SyntheticImages
+from modules.image_modes import in_mode
 
 
 def fill(folder: Path) -> tuple[list[Path], list[Path]]:
@@ -74,7 +75,7 @@ def zoo(tmp_path_factory) -> tuple[list[Path], list[Path]]:
 def test_every_usable_picture_is_neither_black_nor_white(zoo):
     for path in zoo[0]:
         for crop in (center_crop_adm, lambda i, r: random_crop(i, r, position=(0.5, 0.5))):
-            pixels = np.asarray(crop(decode_rgb(path), 16))
+            pixels = np.asarray(crop(in_mode(decode(path), "RGB"), 16))
             assert 5 < pixels.mean() < 250, path
 
 
@@ -82,7 +83,7 @@ def test_every_other_file_is_refused_at_once_with_a_reason(zoo):
     for path in zoo[1]:
         started = time.monotonic()
         with pytest.raises(UnreadableImage, match=r"\w{3}"):
-            decode_rgb(path)
+            decode(path)
         assert time.monotonic() - started < 2, path
 
 

@@ -255,6 +255,7 @@ def refused(argv: list[str]) -> str:
     ("flag", "key"),
     [
         ("--latent_channels=8", "latent_channels is 4 there and 8 here"),
+        ("--image_mode=L", "image_mode is RGB there and L here"),
         ("--block_out_channels 8 8 8 16", "block_out_channels is 8 8 8 8 there and 8 8 8 16 here"),
         ("--disc_hidden_channels=16", "disc_hidden_channels is 8 there and 16 here"),
         ("--disc_norm_type=none", "disc_norm_type is spectral_group there and none here"),

@@ -152,8 +152,8 @@ def test_every_configuration_takes_a_step_and_comes_back_from_its_files(config, 
 @pytest.mark.parametrize(
     ("entries", "message"),
     [
-        ({"out_channels": 4}, "out_channels is 4 and must be 3: only RGB"),
-        ({"in_channels": 1}, "in_channels is 1 and must be 3: only RGB"),
+        ({"out_channels": 4}, "out_channels is 4 and must be 3, as in_channels is"),
+        ({"in_channels": 2}, "in_channels is 2 and must be 1 .grey., 3"),
         ({"down_block_types": DOWN[:1]}, r"down_block_types is .* must be a list of 2 names"),
         ({"up_block_types": UP + UP[1:]}, r"up_block_types is .* must be a list of 2 names"),
         ({"block_out_channels": [16]}, r"down_block_types is .* must be a list of 1 names"),

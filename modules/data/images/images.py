@@ -1,4 +1,4 @@
-"""From the bytes of any image file to an upright RGB picture, its crops, and tensors."""
+"""From the bytes of any image file to an upright picture, its crops, and tensors."""
 
 from __future__ import annotations
 
@@ -62,8 +62,8 @@ class UnreadableImage(ValueError):
     """The file holds no picture that could be used; the message says why."""
 
 
-def decode_rgb(file: bytes | str | Path, target: int | None = None) -> Image.Image:
-    """The first frame of an image file: mode RGB, upright as its EXIF says, alpha over white.
+def decode(file: bytes | str | Path, target: int | None = None) -> Image.Image:
+    """The first frame of an image file, upright as its EXIF says: RGBA where it has alpha, or RGB.
 
     file: the encoded bytes, or a path, of which no more is read than the picture takes. 16-bit
     pixels are scaled by 1/257, floating-point ones must lie in [0, 1]; nothing is clipped. Colour
@@ -76,13 +76,13 @@ def decode_rgb(file: bytes | str | Path, target: int | None = None) -> Image.Ima
     """
     with _open(file) as image:
         _load(image, target)
-        orientation, picture = _orientation(image), _to_rgb(image)
+        orientation, picture = _orientation(image), _to_colours(image)
     del image  # its memory is needed to turn the picture
     return _upright(picture, orientation)
 
 
 def upright_shape(file: bytes | str | Path) -> tuple[int, int]:
-    """(height, width) of what `decode_rgb` makes of a file, from the header alone.
+    """(height, width) of what `decode` makes of a file, from the header alone.
 
     A JPEG that comes at a fraction of its size has its own. Raises UnreadableImage where there is
     no such header.
@@ -163,19 +163,15 @@ def _load(image: Image.Image, target: int | None) -> None:
     image.load()
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _to_colours(image: Image.Image) -> Image.Image:
+    """A copy in mode RGB or RGBA: the decoder's own memory may be larger."""
     if image.mode.startswith(("I", "F")):
-        return _deep_to_grey(image).convert("RGB")
-    if not image.has_transparency_data:
-        return image.convert("RGB")  # a copy even of RGB: the decoder's own memory may be larger
-    rgba = image if image.mode == "RGBA" else image.convert("RGBA")
-    white = Image.new("RGB", rgba.size, "white")
-    white.paste(rgba, mask=rgba)
-    return white
+        image = _deep_to_grey(image)
+    return image.convert("RGBA" if image.has_transparency_data else "RGB")
 
 
 def _deep_to_grey(image: Image.Image) -> Image.Image:
-    """Pixels of 16 bits (modes I;16* and I) or floating point (F) as mode L, rounded."""
+    """Pixels of 16 bits (modes I;16* and I) or floating point (F) as L or LA, rounded."""
     values = np.asarray(image)
     low, high = values.min(), values.max()
     limit = 1 if image.mode == "F" else 65535
@@ -184,9 +180,11 @@ def _deep_to_grey(image: Image.Image) -> Image.Image:
     grey = np.empty(values.shape, np.uint8)
     for grey_row, row in zip(grey, values, strict=True):  # whole, they would take 8 bytes a pixel
         grey_row[:] = np.rint(row * (255 / limit))
+    picture = Image.fromarray(grey)
     if isinstance(image.info.get("transparency"), int):
-        grey[values == image.info["transparency"]] = 255
-    return Image.fromarray(grey)
+        visible = Image.fromarray(values != image.info["transparency"]).convert("L")
+        picture.putalpha(visible)
+    return picture
 
 
 def _orientation(image: Image.Image) -> int:
@@ -264,17 +262,18 @@ def flip_horizontal(image: Image.Image) -> Image.Image:
 
 
 def to_uint8_tensor(image: Image.Image) -> Tensor:
-    """images: an RGB picture -> uint8 [3, H, W] in [0, 255], in memory of its own."""
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+    """A picture -> uint8 [K, H, W] in [0, 255], in memory of its own; of mode RGBa as RGBA."""
+    pixels = torch.from_numpy(np.array(image.convert("RGBA") if image.mode == "RGBa" else image))
+    return pixels.view(image.height, image.width, -1).permute(2, 0, 1).contiguous()
 
 
 def normalize(images: Tensor) -> Tensor:
-    """images: uint8 [..., 3, H, W] in [0, 255] -> float32 in [-1, 1], both ends exact."""
+    """images: uint8 [..., K, H, W] in [0, 255] -> float32 in [-1, 1], both ends exact."""
     return images.float() / 127.5 - 1
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """images: float [..., 3, H, W] -> uint8 in [0, 255]; [-1, 1] is clamped, scaled and rounded.
+    """images: float [..., K, H, W] -> uint8 in [0, 255]; [-1, 1] is clamped, scaled and rounded.
 
     Half to even as in torch.round, never truncated. Undoes `normalize` exactly. The uint8 of a NaN
     is undefined: the caller checks that the images are finite.

@@ -20,6 +20,7 @@ from torch import Tensor
 from modules.data.images.images import UnreadableImage, center_crop, flip_horizontal, random_crop
 from modules.data.images.images import to_uint8_tensor as to_tensor
 from modules.errors import RunStopped
+from modules.image_modes import in_mode
 from modules.seeding import seed_for
 
 MAX_ATTEMPTS = 100  # pictures tried in a row for one sample; so many failures are no accident
@@ -42,7 +43,7 @@ class Candidate(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """image: uint8 [3, H, W]; noise: standard normal float32 [C, h, w]."""
+    """image: uint8 [K, H, W]; noise: standard normal float32 [C, h, w]."""
 
     image: Tensor
     noise: Tensor
@@ -58,7 +59,7 @@ class SampleMaker:
     crops have noise in proportion. crop: "random" or "center". random_flip: mirror half of the
     samples. interpolation: "lanczos" or "bicubic". min_image_size: pictures with a shorter side
     below this are rejected. train_resolutions: what each batch draws its resolution from, if not R.
-    fast_jpeg_decoding: large JPEGs need not be decoded whole.
+    fast_jpeg_decoding: large JPEGs need not be decoded whole. image_mode: L, RGB or RGBA.
     """
 
     resolution: int
@@ -70,6 +71,7 @@ class SampleMaker:
     min_image_size: int | None = None
     train_resolutions: tuple[int, ...] | None = None
     fast_jpeg_decoding: bool = False
+    image_mode: str = "RGB"
 
     @property
     def resolutions(self) -> tuple[int, ...]:
@@ -129,7 +131,7 @@ class SampleMaker:
             )
 
     def _augment(self, picture: Image.Image, shape: tuple[int, int], seed: int) -> Image.Image:
-        draw = random.Random(seed)
+        draw, picture = random.Random(seed), in_mode(picture, self.image_mode)
         position, mirrored = (draw.random(), draw.random()), draw.random() < 0.5
         if self.crop == "center":
             picture = center_crop(picture, shape, interpolation=self.interpolation)
@@ -151,7 +153,7 @@ class TooSmall(UnreadableImage):
 
 
 def collate(samples: list[Sample]) -> dict[str, Any]:
-    """A batch of one shape: images uint8 [B, 3, H, W], noise float32 [B, C, h, w], what went on.
+    """A batch of one shape: images uint8 [B, K, H, W], noise float32 [B, C, h, w], what went on.
 
     upscaled: how many pictures were smaller than the crop, int64 []. rejected: a list of Rejection.
     """

@@ -40,13 +40,16 @@ LETTERS = string.ascii_letters + string.digits + "&?!@#%"
 class SyntheticImages:
     """`num_images` generated pictures; picture `index` depends on `seed` and `index` alone.
 
-    The same scene is drawn at every resolution, with finer texture at larger ones.
+    The same scene is drawn at every resolution, with finer texture at larger ones. alpha: most
+    pictures are cut out by a shape, mode RGBA.
     Raises ValueError for a resolution below 16 or fewer than one image.
     """
 
     name = "synthetic"
 
-    def __init__(self, num_images: int, resolution: int, seed: int = 0) -> None:
+    def __init__(
+        self, num_images: int, resolution: int, seed: int = 0, alpha: bool = False
+    ) -> None:
         if num_images < 1:
             raise ValueError(f"num_images={num_images} must be >= 1")
         if resolution < MIN_RESOLUTION:
@@ -55,12 +58,13 @@ class SyntheticImages:
                 "set; raise it, or train on images of your own"
             )
         self.num_images, self.resolution, self.seed = num_images, resolution, seed
+        self.alpha = alpha
 
     def __len__(self) -> int:
         return self.num_images
 
     def open(self, index: int) -> Image.Image:
-        """Picture `index`: mode RGB, exactly resolution x resolution; IndexError beyond the end."""
+        """Picture `index`, exactly resolution x resolution; IndexError beyond the end."""
         if not 0 <= index < self.num_images:
             raise IndexError(f"image {index} of {self.num_images}")
 
@@ -68,7 +72,10 @@ class SyntheticImages:
         rng = Random([bits & 0xFFFFFFFF, bits >> 32])
         scene = SCENES[rng.choice(len(SCENES), p=SCENE_SHARES)]
         canvas = finish(rng, scene(rng, self.resolution, draw_palette(rng)))
-        return Image.fromarray((canvas * 255 + 0.5).astype(np.uint8))
+        picture = Image.fromarray((canvas * 255 + 0.5).astype(np.uint8))
+        if self.alpha:
+            picture.putalpha(cut_out(rng, self.resolution))
+        return picture
 
     def label(self, index: int) -> str:
         return f"{self.name}/{self.seed}/{index}"
@@ -127,6 +134,15 @@ def shape_mask(
         path = np.stack(turn(*path.T, rng.uniform(0, 2 * np.pi)), -1) * radius
         draw.polygon([(x + a * half, y + b * half) for a, b in path], 255)
     return large.reduce(OVERSAMPLING)
+
+
+def cut_out(rng: Random, resolution: int) -> Image.Image:
+    """Alpha (mode L): of a quarter opaque, else of a shape with sharp, soft or glassy edges."""
+    kind = rng.choice(["ellipse", "blob", "polygon", "glyph"])
+    mask = shape_mask(rng, resolution, kind, tuple(rng.uniform(-0.3, 0.3, 2)), rng.uniform(0.5, 1))
+    soft = mask.filter(ImageFilter.GaussianBlur(float(rng.choice([0, 0, 0.05]) * resolution)))
+    least = int(rng.choice([0, 0, 100, 255]))
+    return soft.point([least + value * (255 - least) // 255 for value in range(256)])
 
 
 def as_field(mask: Image.Image) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -53,29 +54,34 @@ class LoadedRows(NamedTuple):
     direct: str | PictureTars | None = None
 
 
-def load_rows(
-    name: str,
-    *,
-    config_name: str | None = None,
-    data_files: Sequence[str] | None = None,
-    data_dir: str | None = None,
-    split: str = "train",
-    image_column: str = "image",
-    cache_dir: str | None = None,
-    revision: str | None = None,
-    token: str | None = None,
-    streaming: bool = False,
-    split_flag: str = "--train_split",
-) -> LoadedRows:
-    """A dataset's encoded images, in the one column IMAGE; an IterableDataset where `streaming`.
+@dataclass(frozen=True)
+class NamedDataset:
+    """A dataset as the flags name it.
 
     name: a Hub id, a local folder that `load_dataset` understands, or one that `save_to_disk`
     wrote. split: its name; where neither streamed nor saved so, also "train[:10%]" or "train+test".
     split_flag: the flag that chose it. image_column: of webdataset shards, as in `PictureTars`.
+    """
+
+    name: str
+    config_name: str | None = None
+    data_files: Sequence[str] | None = None
+    data_dir: str | None = None
+    split: str = "train"
+    image_column: str = "image"
+    cache_dir: str | None = None
+    token: str | None = None
+    split_flag: str = "--train_split"
+
+
+def load_rows(dataset: NamedDataset, streaming: bool = False) -> LoadedRows:
+    """A dataset's encoded images, in the one column IMAGE; an IterableDataset where `streaming`.
+
     Warns of pictures in the files that `load_dataset` leaves out. Raises ArgumentError naming the
     flag for a dataset, split, file or column that is not there.
     """
-    where, chosen = f"--dataset_name={name}", f"{split_flag}={split}"
+    name, split, image_column = dataset.name, dataset.split, dataset.image_column
+    where, chosen = f"--dataset_name={name}", f"{dataset.split_flag}={split}"
     with blaming(where, FIX, *READ_ERRORS):
         if (saved := _load_saved(name, split, f"{chosen} with {where}")) is not None:
             version = fingerprint([file["filename"] for file in saved.cache_files])
@@ -85,23 +91,22 @@ def load_rows(
         try:
             builder = load_dataset_builder(
                 name,
-                config_name,
-                data_files=list(data_files) if data_files else None,
-                data_dir=data_dir,
-                cache_dir=cache_dir,
-                revision=revision,
-                token=token,
+                dataset.config_name,
+                data_files=list(dataset.data_files) if dataset.data_files else None,
+                data_dir=dataset.data_dir,
+                cache_dir=dataset.cache_dir,
+                token=dataset.token,
             )
         except FileNotFoundError as error:
             if not (missed := left_out(_paths(name)) if Path(name).is_dir() else ""):
                 raise
             raise ArgumentError(f"{where}: it holds {missed}; {FIX}") from error
         if isinstance(builder, WebDataset):
-            builder, image_column = _pictures_of(builder, image_column, cache_dir), IMAGE
+            builder, image_column = _pictures_of(builder, dataset), IMAGE
         files, version = _files(builder, split, streaming, f"{chosen} with {where}")
         check_files(files, where)
-        if Path(name).is_dir() and not data_files:
-            _warn_of_left_out(builder, Path(name, data_dir or ""), where)
+        if Path(name).is_dir() and not dataset.data_files:
+            _warn_of_left_out(builder, Path(name, dataset.data_dir or ""), where)
         _check_that_no_run_wrote(files, where)
         if not streaming:
             builder.download_and_prepare()
@@ -114,17 +119,17 @@ def load_rows(
         return LoadedRows(rows, files, version, direct)
 
 
-def _pictures_of(builder: WebDataset, image_column: str, cache_dir: str | None) -> PictureTars:
+def _pictures_of(builder: WebDataset, dataset: NamedDataset) -> PictureTars:
     """The same shards, read for their pictures alone."""
     return PictureTars(
-        cache_dir=cache_dir,
+        cache_dir=dataset.cache_dir,
         dataset_name=builder.dataset_name,
         hash=builder.hash,
         base_path=builder.base_path,
         repo_id=builder.repo_id,
         token=builder.token,
         data_files=builder.config.data_files,
-        image_column=image_column,
+        image_column=dataset.image_column,
     )
 
 

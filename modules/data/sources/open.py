@@ -1,4 +1,4 @@
-"""Where pictures come from: files, rows of a dataset, or a generator, each seen as one sequence."""
+"""Where pictures come from: files or rows of a dataset, each seen as one sequence."""
 
 from __future__ import annotations
 
@@ -18,13 +18,12 @@ from datasets.utils.file_utils import is_local_path, xopen
 from PIL import Image
 
 from modules.data.images.image_kinds import remedy, suffixes
-from modules.data.images.images import UnreadableImage, decode_rgb, upright_shape
+from modules.data.images.images import UnreadableImage, decode, upright_shape
 from modules.data.images.left_out import left_out
-from modules.data.images.synthetic import SyntheticImages
 from modules.data.sources.files import NETWORK_ERRORS, fingerprint, wait_to_retry
 from modules.data.sources.folder_walk import FoundFile, files_below
-from modules.data.sources.hf_dataset import IMAGE, load_rows
-from modules.data.sources.parts import Concatenation, ImageSource, Subset, random_subset
+from modules.data.sources.hf_dataset import IMAGE, NamedDataset, load_rows
+from modules.data.sources.parts import Concatenation, ImageSource, Subset
 from modules.errors import ArgumentError, one_line
 
 logger = logging.getLogger(__name__)
@@ -56,8 +55,8 @@ class FileSource:
         return len(self.paths)
 
     def open(self, index: int) -> Image.Image:
-        """The picture in mode RGB, upright. Raises UnreadableImage."""
-        return decode_rgb(self.label(index), self.target)
+        """The picture in mode RGB or RGBA, upright. Raises UnreadableImage."""
+        return decode(self.label(index), self.target)
 
     def label(self, index: int) -> str:
         """The path."""
@@ -88,8 +87,8 @@ class RowSource:
         return len(self.rows)
 
     def open(self, index: int) -> Image.Image:
-        """The picture in mode RGB, upright. Raises UnreadableImage."""
-        return decode_rgb(encoded_image(self._cell(index), self.token), self.target)
+        """The picture in mode RGB or RGBA, upright. Raises UnreadableImage."""
+        return decode(encoded_image(self._cell(index), self.token), self.target)
 
     def _cell(self, index: int) -> Mapping[str, Any] | None:
         try:
@@ -118,7 +117,7 @@ class RowSource:
 
 
 def encoded_image(value: Mapping[str, Any] | None, token: str | None = None) -> bytes | str:
-    """What `decode_rgb` takes, from the cell of an image column.
+    """What `decode` takes, from the cell of an image column.
 
     value: {"bytes", "path"}, one of which may be None. A remote path is fetched. Raises
     UnreadableImage for an empty cell or a path that is not there, and RunStopped for a connection
@@ -233,50 +232,7 @@ class _Found:
         return FileSource(paths.take(order), name, inodes[order.to_numpy()])
 
 
-def open_source(
-    *,
-    dataset_name: str | None = None,
-    dataset_config_name: str | None = None,
-    data_files: Sequence[str] | None = None,
-    data_dir: str | None = None,
-    split: str = "train",
-    image_column: str = "image",
-    cache_dir: str | None = None,
-    revision: str | None = None,
-    max_samples: int | None = None,
-    seed: int = 0,
-    token: str | None = None,
-    num_images: int = 10_000,
-    resolution: int = 256,
-    data_dir_flag: str = "--train_data_dir",
-    split_flag: str = "--train_split",
-) -> ImageSource:
-    """The pictures that the flags name.
-
-    dataset_name: "synthetic" (`num_images` of `resolution`, by seed), a Hub id, or a folder of
-    parquet, webdataset shards, images, or what `save_to_disk` wrote. Without it, `data_dir` is a
-    folder of images. max_samples: a random subset of this size, by seed. data_dir_flag and
-    split_flag: what error messages call the two. split: as in `load_rows`.
-    Raises ArgumentError naming the flag and the fix.
-    """
-    if dataset_name == "synthetic":
-        source: ImageSource = SyntheticImages(num_images, resolution, seed)
-    elif dataset_name is None and data_dir is None:
-        raise ArgumentError(f"no images: pass --dataset_name or {data_dir_flag}")
-    elif dataset_name is None:
-        source = open_folder(data_dir, data_dir_flag)
-    else:
-        loaded = load_rows(
-            dataset_name,
-            config_name=dataset_config_name,
-            data_files=data_files,
-            data_dir=data_dir,
-            split=split,
-            image_column=image_column,
-            cache_dir=cache_dir,
-            revision=revision,
-            token=token,
-            split_flag=split_flag,
-        )
-        source = RowSource(loaded.rows, dataset_name, token, loaded.fingerprint)
-    return source if max_samples is None else random_subset(source, max_samples, seed)
+def open_rows(dataset: NamedDataset) -> RowSource:
+    """The pictures of a dataset that is not streamed. Raises ArgumentError as `load_rows` does."""
+    loaded = load_rows(dataset)
+    return RowSource(loaded.rows, dataset.name, dataset.token, loaded.fingerprint)

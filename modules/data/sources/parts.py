@@ -21,7 +21,7 @@ class ImageSource(Protocol):
     def __len__(self) -> int: ...
 
     def open(self, index: int) -> Image.Image:
-        """The picture in mode RGB, upright. Raises UnreadableImage."""
+        """The picture in mode RGB or RGBA, upright. Raises UnreadableImage."""
         ...
 
     def label(self, index: int) -> str:
@@ -48,7 +48,7 @@ class Subset:
         return len(self.indices)
 
     def open(self, index: int) -> Image.Image:
-        """The picture in mode RGB, upright. Raises UnreadableImage."""
+        """The picture in mode RGB or RGBA, upright. Raises UnreadableImage."""
         return self.source.open(int(self.indices[index]))
 
     def label(self, index: int) -> str:
@@ -76,7 +76,7 @@ class Concatenation:
         return int(self.ends[-1])
 
     def open(self, index: int) -> Image.Image:
-        """The picture in mode RGB, upright. Raises UnreadableImage."""
+        """The picture in mode RGB or RGBA, upright. Raises UnreadableImage."""
         source, place = self._find(index)
         return source.open(place)
 

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from modules.data.images.images import decode_rgb
+from modules.data.images.images import decode
 from modules.data.sources.open import encoded_image
 from modules.data.sources.parts import ImageSource
 from modules.data.streaming.shard_files import Cell
@@ -189,7 +189,7 @@ class ReadRows:
         return len(self.rows)
 
     def open(self, index: int) -> Image.Image:
-        """The picture in mode RGB, upright. Raises UnreadableImage."""
+        """The picture in mode RGB or RGBA, upright. Raises UnreadableImage."""
         return self.rows[index].open(None)
 
     def label(self, index: int) -> str:
@@ -207,7 +207,7 @@ class ReadRows:
 
 
 def _open(cell: Cell, token: str | None, target: int | None) -> Image.Image:
-    return decode_rgb(encoded_image(cell, token), target)
+    return decode(encoded_image(cell, token), target)
 
 
 def _label(cell: Cell, name: str) -> str:
