@@ -15,8 +15,8 @@ from torch.utils._pytree import tree_flatten
 
 import train_vae
 from eval import rehearsal
+from eval.memory.plan import BLOCK, AllocationMeter
 from eval.rehearsal import LATENTS, TRAINING, VALIDATION, levers, rehearse
-from eval.speed.memory_plan import BLOCK, AllocationMeter
 from modules.errors import RunStopped
 from modules.training.run import Run
 

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch.nn.parallel import DistributedDataParallel
 
 from eval import rehearsal
-from modules.training.checkpoint import checkpoint_steps
+from modules.output.checkpoint_folders import checkpoint_steps
 from modules.training.run import Run
 
 STEPS = 4
