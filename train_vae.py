@@ -29,60 +29,56 @@ if __name__ == "__main__":
     outlive_the_terminal()
     leave_when_interrupted("train_vae.py: interrupted before training; there was nothing to save")
 
-from modules.builders.places import check_places
+from modules.builders.first_checks import check_first
+from modules.builders.outline import outline
 from modules.config.answers import exit_on_mistakes
 from modules.config.command_line import for_trackers, parse_arguments, show_messages, to_yaml
 from modules.config.threads import undo_launchers_limit
-from modules.output.folder_lock import PATIENCE, FolderLock
 
-if __name__ == "__main__":  # before the slow imports: some mistakes are answered at once
+if __name__ == "__main__":  # before the slow imports: most mistakes are answered at once
     arguments = parse_arguments()
+    show_messages()
     with exit_on_mistakes():
-        check_places(arguments)
-        patience = PATIENCE if arguments.checkpoints.resume_from_checkpoint else 0.0
-        output_dir = arguments.checkpoints.output_dir
-        output_lock = None if arguments.dry_run else FolderLock(output_dir, patience)
+        output_lock = check_first(arguments)
+        if arguments.launch.dry_run:
+            print(outline(arguments))
     undo_launchers_limit(os.environ)
 
-import logging
+import sys
 from contextlib import closing, nullcontext
 from functools import partial
 from pathlib import Path
 
 import torch
 
-from eval.export import latent_config, planned_push
+from eval.dry_run import needs
+from eval.export import latent_config
 from eval.protocol.latents import measure_latents
 from eval.protocol.protocol import Protocol, ProtocolImages
 from eval.rehearsal import explained, rehearse
 from eval.validation import make_validation
 from eval.watch import Watch, begin
-from modules.builders.banner import banner
+from modules.builders.accelerator import refuse_together, settle_precision
+from modules.builders.banner import interrupted
 from modules.builders.data import open_data
 from modules.builders.loader import check_shared_memory, make_loader
 from modules.builders.networks import make_vae
-from modules.builders.output_dir import (
-    check_output_dir,
-    owned_files,
-    refuse_together,
-    resume_path,
-)
+from modules.builders.output_dir import owned_files, resume_path
 from modules.builders.run import make_run
 from modules.config.arguments import Arguments
+from modules.config.terminal import continuing
 from modules.data.bad_images import warn_of_upscaling
-from modules.distributed.launch_environment import check_environment
 from modules.errors import ArgumentError, dispensable
 from modules.export.vae import export_vae
 from modules.image_modes import mode_of
 from modules.models.autoencoder import TrainableVAE
 from modules.models.latents import posterior_spread
+from modules.output.folder_lock import FolderLock
 from modules.tracking.trackers import end_trackers, start_trackers
 from modules.training.checkpoint import save_checkpoint
 from modules.training.losses import batch_psnr, discriminator_loss, kl_loss, rec_loss
 from modules.training.resume import reached_by, resume, trainer_state
 from modules.training.run import Run
-
-logger = logging.getLogger("modules.train_vae")
 
 
 def train(run: Run, watch: Watch) -> bool:
@@ -246,17 +242,14 @@ def take_up(run: Run, watch: Watch, checkpoint: Path | None) -> None:
 
 def main(args: Arguments, lock: FolderLock | None) -> None:
     """Build, prepare, resume, train, export. lock: of output_dir; None for a dry run."""
-    show_messages()
     # Build what can be wrong first: nothing has touched a GPU or been written to yet.
-    accumulation = args.optimization.gradient_accumulation_steps
-    check_environment(os.environ, accumulation, args.precision.compile)
-    check_output_dir(args, create=not args.dry_run)
+    if args.launch.dry_run:
+        print(needs(args, partial(train, watch=None)))
+        return
+    args = settle_precision(args)
     vae = TrainableVAE(make_vae(args), args.model.decoder_only)
     checkpoint = resume_path(args.checkpoints)
     reached = reached_by(checkpoint, args, vae.vae)
-    if args.dry_run:
-        print(to_yaml(args), banner(args, vae.vae), planned_push(args), sep="\n")
-        return
     check_shared_memory(args, vae.vae)
     data = open_data(args, mode_of(vae.vae))
 
@@ -272,23 +265,19 @@ def main(args: Arguments, lock: FolderLock | None) -> None:
         take_up(run, watch, checkpoint)
         run.loader = make_loader(args, data, vae.vae, accelerator, run.samples, run.stream)
         run.meter.restart_clock()  # the loader may have looked at the sizes of all images
-        if not run.validation_due and train(run, watch) and export(run, watch):
-            if watch.publisher is not None:
-                watch.publisher.finish(run.step, lambda: watch.stop.received is not None)
-        else:
-            logger.info(
-                "stopped at step %d of %d by a signal; the same command with "
-                "--resume_from_checkpoint latest goes on",
-                run.step,
-                run.max_train_steps,
-            )
+        finished = not run.validation_due and train(run, watch) and export(run, watch)
+        if finished and watch.publisher is not None:
+            watch.publisher.finish(run.step, lambda: watch.stop.received is not None)
         # The networks first: where DDP is the last to let go of the processes' group, as when this
         # function returns, PyTorch waits for the group's threads while they wait for Python.
         run.vae, run.discriminator = accelerator.free_memory(run.vae, run.discriminator)
         end_trackers(accelerator.trackers)
         accelerator.end_training()
+    if not finished and accelerator.is_main_process:
+        print(interrupted(run), file=sys.stderr)
 
 
 if __name__ == "__main__":
-    with exit_on_mistakes(), explained(arguments), output_lock or nullcontext():
+    go_on = f"continue with: {continuing(arguments.launch.command)}"
+    with exit_on_mistakes(then=go_on), explained(arguments), output_lock or nullcontext():
         main(arguments, output_lock)

@@ -28,6 +28,14 @@ from modules.config.terminal import leave_when_interrupted, outlive_the_terminal
 from modules.errors import one_line
 
 
+class _Defaults(argparse.ArgumentDefaultsHelpFormatter):
+    """Says defaults, where there are any."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        unset = action.default in (None, [])
+        return action.help if unset else super()._get_help_string(action)
+
+
 class _Parser(argparse.ArgumentParser):
     """argparse that says what is wrong without its usage in front of it."""
 
@@ -59,7 +67,7 @@ def build_parser() -> argparse.ArgumentParser:
             name,
             help=module.HELP,
             description=module.__doc__,
-            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+            formatter_class=_Defaults,
             allow_abbrev=False,  # --resolution is the script's, --resolutions a command's
         )
         module.add_arguments(subparser)

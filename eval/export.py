@@ -104,7 +104,7 @@ def hub_datasets(args: DataArguments) -> list[str]:
 def _images(args: DataArguments) -> str:
     published, names = hub_datasets(args), args.dataset_name or ()
     parts = [f"[{name}](https://huggingface.co/datasets/{name})" for name in published]
-    if "synthetic" in names or not (names or args.train_data_dir):
+    if "synthetic" in names:
         parts.append("pictures drawn by the trainer itself (`--dataset_name synthetic`)")
     if {*names} - {*published, "synthetic"} or (args.train_data_dir and not names):
         parts.append("images that are not on the Hub")

@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from eval.metrics.columns import keys_of
 from eval.metrics.fid import extract_features
@@ -26,6 +26,7 @@ from eval.protocol.codecs import VAECodec
 from eval.protocol.protocol import Protocol
 from eval.protocol.tally import measure_batch
 from eval.validation import Validation, measured
+from modules.builders.state_sizes import moment_bytes
 from modules.config.answers import is_about_memory
 from modules.config.arguments import Arguments
 from modules.errors import RunStopped
@@ -38,7 +39,6 @@ from modules.training.run import Run
 TRAINING, BEFORE_GAN = "training", "before the GAN"
 VALIDATION, LATENTS = "validation", "measuring latents"
 WITHOUT_LIMIT = ("cpu",)  # devices on which a rehearsal would tell nothing
-STATES_8BIT_BLOCK = 256  # elements that share one float32 scale in 8-bit AdamW
 
 
 def rehearse(run: Run, train: Callable[[Run], object], watched: Validation | None) -> None:
@@ -173,14 +173,6 @@ def moments(run: Run) -> Iterator[None]:
     ]
     yield
     del held
-
-
-def moment_bytes(parameter: nn.Parameter, args: Arguments) -> int:
-    """What AdamW keeps of a parameter; bitsandbytes leaves fewer than 4096 elements in float32."""
-    count = parameter.numel()
-    if not args.precision.use_8bit_adam:
-        return 8 * count + 4  # and the number of steps
-    return 8 * count if count < 4096 else 2 * (count + 4 * -(-count // STATES_8BIT_BLOCK))
 
 
 def levers(args: Arguments, part: str) -> list[str]:

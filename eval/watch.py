@@ -118,7 +118,7 @@ def begin(run: Run, data: TrainingData, validation: Validation | None) -> Watch:
         if args.logging.push_to_hub:
             publisher = make_publisher(args)
         clear_output_dir(args)
-        print(banner(args, run.raw_vae.vae, data.describe(args), run), file=sys.stderr)
+        print(banner(run, data.describe(args)), file=sys.stderr)
     accelerator.wait_for_everyone()
     writes, every = accelerator.is_main_process, args.validation.validation_steps
     return Watch(

@@ -20,7 +20,8 @@ LEAVES = [
 ]
 WITHOUT_TORCH = [
     "modules.errors", "modules.output.folder_lock", "modules.builders.places",
-    "modules.distributed.launch_environment",
+    "modules.builders.first_checks",
+    "modules.builders.outline", "modules.distributed.launch_environment",
     *(f"modules.config.{file.stem}" for file in ROOT.glob("modules/config/*.py")),
 ]  # fmt: skip
 # Who may import whom, by folder; a folder always may import itself, and everybody FOUNDATION.
@@ -51,6 +52,8 @@ MAY_IMPORT = {
     "eval.export": {"modules"},
     "eval.watch": {"modules", "eval.protocol", "eval.report", "eval.validation", "eval.export"},
     "eval.rehearsal": {"modules", "eval.metrics", "eval.protocol", "eval.validation"},
+    "eval.memory": {"modules", "eval.rehearsal"},
+    "eval.dry_run": {"modules", "eval.memory", "eval.export"},
 }
 # They turn flags into a run, and compare a checkpoint's flags with the present ones.
 SEE_FLAGS = {"modules.training.run", "modules.training.resume"}

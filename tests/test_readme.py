@@ -167,7 +167,7 @@ def test_every_training_command_trains(argv, model, photos, tmp_path):
         small += ["--dataset_name", photos]
     argv = [str(photos) if word == "path/to/photos" else word for word in argv]
     succeed([*argv, *map(str, small)])
-    if not given.dry_run:
+    if not given.launch.dry_run:
         AutoencoderKL.from_pretrained(tmp_path)
 
 

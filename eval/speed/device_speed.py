@@ -9,8 +9,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from eval.memory.fake_run import fake_run
 from eval.rehearsal import random_batch
-from eval.speed.fake_run import fake_run
 from eval.speed.script import train_on
 from eval.speed.stopwatch import Stopwatch
 from modules.config.arguments import Arguments

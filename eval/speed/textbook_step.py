@@ -17,11 +17,11 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
+from eval.memory.fake_run import DTYPES
 from modules.data.images.images import normalize
 from modules.training.losses import PIXEL_LOSSES, discriminator_loss
 from modules.training.run import Run
 
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "no": torch.float32}
 EPSILON = 1e-4
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
 from itertools import product
@@ -11,9 +12,16 @@ from modules.builders.overlap import lies_in, searched_by_datasets, would_match
 from modules.builders.places import require_permission
 from modules.config.arguments import Arguments
 from modules.config.outputs import CheckpointArguments
-from modules.distributed.reduce import gather_from_processes
 from modules.errors import ArgumentError
-from modules.output.folder_lock import FolderLock
+from modules.output.checkpoint_folders import (
+    DamagedCheckpoint,
+    checkpoint_steps,
+    clear_debris,
+    is_checkpoint_of,
+    newest_checkpoint,
+    read_trainer_state,
+    verify,
+)
 from modules.output.owned_files import OwnedFiles, remove
 from modules.output.run_files import (
     AT_THE_END,
@@ -23,15 +31,8 @@ from modules.output.run_files import (
     top_names,
     tracker_files,
 )
-from modules.training.checkpoint import (
-    DamagedCheckpoint,
-    checkpoint_steps,
-    clear_debris,
-    is_checkpoint_of,
-    newest_checkpoint,
-    read_trainer_state,
-    verify,
-)
+
+logger = logging.getLogger(__name__)
 
 SIGNS_OF_A_RUN = ("checkpoints", "metrics.jsonl", "config.json")
 FOLDERS = ("checkpoints", "samples", "best", "discriminator")
@@ -57,11 +58,12 @@ def check_output_dir(args: Arguments, create: bool = True) -> None:
         if not args.checkpoints.overwrite_output_dir:
             wanted = args.checkpoints.resume_from_checkpoint
             without = f", and --resume_from_checkpoint={wanted} is none of its checkpoints"
+            resumes = newest_checkpoint(output_dir / "checkpoints") is not None
             raise ArgumentError(
                 f"--output_dir={output_dir} already holds a run ({', '.join(found)})"
-                f"{without if wanted else ''}: continue it with --resume_from_checkpoint latest "
-                "where it has a checkpoint, choose another folder, or delete what it wrote with "
-                "--overwrite_output_dir"
+                f"{without if wanted else ''}: "
+                f"{'continue it with --resume_from_checkpoint latest, ' if resumes else ''}"
+                "choose another folder, or delete what it wrote with --overwrite_output_dir"
             )
         _check_needed(args, owned)
     try:
@@ -163,13 +165,6 @@ def _check_needed(args: Arguments, owned: OwnedFiles) -> None:
                 )
 
 
-def refuse_together(lock: FolderLock) -> None:
-    """Raises ArgumentError on every process if the main one was refused the folder. Collective."""
-    refusals = [text for text in gather_from_processes([lock.refusal]) if text is not None]
-    if refusals:
-        raise ArgumentError(refusals[0])
-
-
 def clear_output_dir(args: Arguments) -> None:
     """Deletes what killed processes left and, if --overwrite_output_dir asks, all of an old run.
 
@@ -199,6 +194,9 @@ def resume_path(args: CheckpointArguments) -> Path | None:
                 f"--resume_from_checkpoint=latest: every checkpoint in {siblings} is damaged; "
                 "start again in another --output_dir, or here with --overwrite_output_dir alone"
             )
+        if newest is None:
+            logger.info("--resume_from_checkpoint=latest: %s has no checkpoint yet; a new run "
+                        "begins", siblings.parent)  # fmt: skip
         return newest
     path = Path(wanted)
     try:

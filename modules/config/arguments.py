@@ -6,7 +6,7 @@ checks its own flags, `Arguments` what they mean together.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from modules.config.inputs import DataArguments, ModelArguments
@@ -18,7 +18,22 @@ from modules.config.smallest_sides import LPIPS, SSIM_WINDOW, discriminator_side
 from modules.errors import ArgumentError
 
 # Never written to train_config.yaml: secrets, and what describes this launch rather than the run.
-LAUNCH_ONLY = ("hub_token", "resume_from_checkpoint", "overwrite_output_dir", "dry_run")
+LAUNCH_ONLY = ("hub_token", "resume_from_checkpoint", "overwrite_output_dir")
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What was typed beside the values of flags: of this launch, and no part of what the run is.
+
+    dry_run: "short", "full" or None. given: the flags that the user named, in a file or on the
+    command line, and not a recipe alone. command: as typed, from the launcher on.
+    """
+
+    dry_run: str | None = None
+    recipes: tuple[str, ...] = ()
+    given: frozenset[str] = frozenset()
+    command: tuple[str, ...] = ("python", "train_vae.py")
+
 
 FROM_SCRATCH, FINE_TUNING = 2e-4, 4.5e-6  # learning rates; the latter is also --scale_lr's base
 
@@ -36,7 +51,7 @@ class Arguments:
     validation: ValidationArguments
     checkpoints: CheckpointArguments
     logging: LoggingArguments
-    dry_run: bool = False
+    launch: Launch = field(default=Launch(), compare=False)
 
     def __post_init__(self) -> None:
         if not self.model.pretrained_model_name_or_path and (

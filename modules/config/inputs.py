@@ -128,8 +128,8 @@ class DataArguments:
 
     dataset_name: tuple[str, ...] | None = flag(
         None,
-        'hub id or local folder of a dataset, or several that are mixed; "synthetic" (also when '
-        "neither this nor --train_data_dir is given) is the built-in procedural set",
+        'hub id or local folder of a dataset, or several that are mixed; "synthetic" is the '
+        "built-in procedural set",
         path=True,
     )
     dataset_weights: tuple[float, ...] | None = flag(

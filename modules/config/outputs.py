@@ -69,6 +69,10 @@ class ValidationArguments:
         ]
         if len(given) > 1:
             raise ArgumentError(f"{' and '.join(given)} exclude each other; keep one")
+        images = self.validation_image or ()
+        for image in set(images):
+            require(images.count(image) == 1, "validation_image", image,
+                    "is given twice and would count twice; give it once")  # fmt: skip
 
 
 @dataclass(frozen=True)

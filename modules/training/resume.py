@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,16 +26,11 @@ from modules.config.fates import (
 )
 from modules.config.objective import GAN_LENGTHS
 from modules.data.streaming.reader import StreamPosition
-from modules.distributed.launch_environment import chosen_precision
 from modules.errors import ArgumentError
 from modules.image_modes import mode_of
 from modules.models.autoencoder import downsample_factor
-from modules.training.checkpoint import (
-    is_checkpoint_of,
-    load_checkpoint,
-    read_trainer_state,
-    rotate,
-)
+from modules.output.checkpoint_folders import is_checkpoint_of, read_trainer_state, rotate
+from modules.training.checkpoint import load_checkpoint
 from modules.training.run import Run
 from modules.training.schedule import BEGINNING, Reached
 
@@ -70,11 +64,9 @@ def trainer_state(run: Run, data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def flags_in_force(args: Arguments, vae: AutoencoderKL) -> dict[str, Any]:
-    """Every flag but secrets, as plain JSON; as the network and the launcher have settled it."""
-    precision = chosen_precision(args.precision.mixed_precision, os.environ)
+    """Every flag but secrets, as plain JSON; as the network has settled it."""
     settled = {key: vae.config[key] for key in ARCHITECTURE}
-    settled |= {"downsample_factor": downsample_factor(vae), "mixed_precision": precision}
-    settled["image_mode"] = mode_of(vae)
+    settled |= {"downsample_factor": downsample_factor(vae), "image_mode": mode_of(vae)}
     return json.loads(json.dumps(args.as_dict() | settled))
 
 

@@ -73,6 +73,19 @@ def test_every_recipe_resolves_and_only_sets_what_it_changes(name):
     assert {key for key in values if values[key] != defaults[key]} <= content.keys()
 
 
+def test_of_several_recipes_the_later_wins_and_the_data_of_the_first_stay():
+    both = resolve_arguments(["--recipe", "imagenet100", "8gb"])
+    assert resolve_arguments(["--recipe=imagenet100", "--recipe=8gb"]) == both
+    values, first, last = (flat(resolve_arguments(["--recipe", *names])) for names in (
+        ["imagenet100", "8gb"], ["imagenet100"], ["8gb"]))  # fmt: skip
+    for name in ("train_batch_size", "gradient_accumulation_steps", "recompute", "learning_rate"):
+        assert values[name] == last[name] != first[name]
+    for name in ("dataset_name", "validation_split", "num_validation_images", "min_image_size",
+                 "rec_loss"):  # fmt: skip
+        assert values[name] == first[name] != last[name]
+    assert both.launch.recipes == ("imagenet100", "8gb")
+
+
 def test_all_promised_recipes_are_shipped():
     assert {"8gb", "flowers", "imagenet100", "kl-f8", "ft-mse", "quickstart"} <= set(recipe_names())
 
@@ -195,7 +208,7 @@ def run_script(*argv: str) -> tuple[int, str, str]:
     return found.returncode, found.stdout, found.stderr
 
 
-@pytest.mark.parametrize("argv", [["--learning_rte=1"], ["--train_batch_size=0"], ["--recipe=x"]])
+@pytest.mark.parametrize("argv", [["--learning_rte=1"], ["--recipe=x"], ["--recipe=8gb"]])
 def test_a_mistake_is_answered_within_3_seconds_and_before_torch_is_imported(argv):
     start = time.monotonic()
     code, output, errors = run_script(*argv)
@@ -207,6 +220,17 @@ def test_a_mistake_is_answered_within_3_seconds_and_before_torch_is_imported(arg
     messages = [line for line in errors.splitlines() if not line.startswith("import time:")]
     assert len(messages) == 1
     assert messages[0].startswith(f"train_vae.py: error: {argv[0].split('=')[0]}")
+
+
+def test_a_folder_that_is_taken_is_refused_at_once_without_advice_that_leads_nowhere(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 0}\n')
+    code, _, errors = run_script("--recipe=quickstart", f"--output_dir={tmp_path}")
+    assert code == 2
+    assert not re.search(r"\| +torch$", errors, re.MULTILINE)
+    message = errors.splitlines()[-1]
+    assert f"--output_dir={tmp_path} already holds a run (metrics.jsonl): choose" in message
+    assert "--resume_from_checkpoint" not in message
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
 def test_help_shows_every_group_and_the_default_of_every_flag():

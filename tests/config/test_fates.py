@@ -22,8 +22,9 @@ from modules.config.fates import FATES, REFUSED, TABLE, TAKES_EFFECT, WARNED
 from modules.config.objective import GAN_LENGTHS
 from modules.data.images.synthetic import SyntheticImages
 from modules.errors import ArgumentError
+from modules.output.checkpoint_folders import TRAINER_STATE
 from modules.tracking.metrics_log import comparable
-from modules.training.checkpoint import TRAINER_STATE, save_checkpoint
+from modules.training.checkpoint import save_checkpoint
 from modules.training.resume import reached_by, resume, trainer_state
 from modules.training.run import Run
 from modules.training.schedule import Reached

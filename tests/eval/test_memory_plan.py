@@ -14,19 +14,13 @@ from tiny import batch, tiny_run, train
 import train_vae
 from eval import validation
 from eval.__main__ import main
+from eval.memory.fake_run import cuda_autocast, fake_run
+from eval.memory.plan import BLOCK, AllocationMeter, Peaks
 from eval.rehearsal import BEFORE_GAN, LATENTS, TRAINING, VALIDATION, random_batch
 from eval.speed import script
-from eval.speed.fake_run import cuda_autocast, fake_run
-from eval.speed.memory_plan import (
-    BLOCK,
-    TEXTBOOK,
-    AllocationMeter,
-    Peaks,
-    plan,
-    plan_textbook,
-    state_bytes,
-)
+from eval.speed.predicted import TEXTBOOK, plan, plan_textbook
 from modules.builders import run as builder
+from modules.builders.state_sizes import state_bytes
 from modules.config.arguments import Arguments
 
 FLAGS = (

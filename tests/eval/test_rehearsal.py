@@ -16,9 +16,9 @@ from torch.utils._pytree import tree_flatten
 
 import train_vae
 from eval import rehearsal, validation
+from eval.memory.plan import BLOCK, AllocationMeter
+from eval.memory.random_lpips import random_lpips
 from eval.rehearsal import LATENTS, TRAINING, VALIDATION, levers, rehearse
-from eval.speed.memory_plan import BLOCK, AllocationMeter
-from eval.speed.random_lpips import random_lpips
 from eval.validation import make_validation
 from modules.data.images.synthetic import SyntheticImages
 from modules.errors import RunStopped

@@ -12,10 +12,10 @@ from torch._dynamo.utils import counters
 
 import train_vae
 from eval import rehearsal
+from eval.memory.random_lpips import random_lpips
 from eval.metrics.precise import full_precision
 from eval.protocol.codecs import VAECodec
 from eval.protocol.protocol import Protocol
-from eval.speed.random_lpips import random_lpips
 from eval.validation import make_validation
 from modules.data.images.synthetic import SyntheticImages
 

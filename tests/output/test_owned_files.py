@@ -17,9 +17,9 @@ from modules.builders.output_dir import check_output_dir, clear_output_dir
 from modules.config.command_line import resolve_arguments
 from modules.errors import ArgumentError
 from modules.export.upload import HfApi, upload
+from modules.output.checkpoint_folders import checkpoint_steps, clear_debris, rotate
 from modules.output.owned_files import OwnedFiles
 from modules.output.run_files import AT_THE_END, RECORD, STEP, WHILE_TRAINING, find
-from modules.training.checkpoint import checkpoint_steps, clear_debris, rotate
 
 # What a run writes, one of each kind.
 WRITTEN = (

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from torch.nn.parallel import DistributedDataParallel
 
 from eval import rehearsal, validation
-from modules.training.checkpoint import checkpoint_steps
+from modules.output.checkpoint_folders import checkpoint_steps
 from modules.training.run import Run
 
 STEPS = 4

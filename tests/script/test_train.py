@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -203,9 +204,15 @@ def test_the_card_says_where_it_came_from_and_how_good_it_is(trained):
 
 
 def test_a_dry_run_shows_the_plan_and_writes_nothing(tmp_path):
-    output = succeed(flags(tmp_path / "run", "--dry_run"))
-    assert "resolution: 16" in output
+    output = succeed(flags(tmp_path / "run", "--dry_run", "full"))
+    assert "\nresolution: 16\n" in output
+    assert re.search(r"synthetic: 9,996 images to train on, 4 held back", output)
+    assert re.search(
+        r"GAN  discriminator trains from step 1, is felt from 2, in full from 4", output
+    )
     assert "AutoencoderKL f8c4, 48x compression, 0.02 M parameters" in output
+    assert re.search(r"Memory .*: training 0\.\d+, before the GAN 0\.\d+, validation", output)
+    assert "every 3 steps, all kept" in output
     assert not (tmp_path / "run" / "train_config.yaml").exists()
     assert not list((tmp_path / "run").glob("*"))
 

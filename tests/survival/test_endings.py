@@ -19,7 +19,7 @@ from survival import RESUME, signal_at
 
 from modules.distributed import signals
 from modules.errors import RunStopped
-from modules.training.checkpoint import checkpoint_steps
+from modules.output.checkpoint_folders import checkpoint_steps
 
 STEPS = 3
 
@@ -112,7 +112,7 @@ def test_a_signal_while_the_latents_are_measured_leaves_it_to_the_next_run(tmp_p
     place = partial(signal_at, "eval.protocol.latents:full_precision", signal.SIGHUP)
     code, output = launch(flags(tmp_path), place).wait()
     assert code == 0, output
-    assert f"stopped at step {STEPS} of {STEPS} by a signal" in output
+    assert f"Stopped at step {STEPS} of {STEPS} by a signal" in output
     assert checkpoint_steps(tmp_path / "checkpoints") == [STEPS]
     assert not (tmp_path / "config.json").exists()
     succeed(flags(tmp_path, *RESUME))
@@ -126,7 +126,7 @@ def ignore_hangups_and_get_one() -> None:
 
 def test_a_run_under_nohup_goes_on(tmp_path):
     output = succeed_with(ignore_hangups_and_get_one, tmp_path)
-    assert "stopped at" not in output
+    assert "Stopped at" not in output
 
 
 def succeed_with(before, folder: Path) -> str:
