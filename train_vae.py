@@ -31,7 +31,8 @@ if __name__ == "__main__":
 
 from modules.builders.places import check_places
 from modules.config.answers import exit_on_mistakes
-from modules.config.command_line import for_trackers, parse_arguments, show_messages, to_yaml
+from modules.config.command_line import for_trackers, parse_arguments, to_yaml
+from modules.config.messages import show_messages
 from modules.config.threads import undo_launchers_limit
 from modules.output.folder_lock import PATIENCE, FolderLock
 
@@ -177,8 +178,6 @@ def validate(run: Run, watch: Watch) -> None:
         if result.grid is not None:
             watch.journal.draw(run.step, result.grid)
             watch.journal.draw_latents(run.step, result.latent_grid, result.grid_latents)
-        if run.accelerator.is_main_process:
-            watch.write_report(run, result)
         if watch.validation.improves(metrics, run.best, run.args.validation.best_metric):
             run.require_finite_weights()
             finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
@@ -187,6 +186,7 @@ def validate(run: Run, watch: Watch) -> None:
                 with dispensable(str(run.output_dir / "best"), (OSError, ArgumentError)):
                     config = latent_config(run.args, result.latents)
                     export_vae(run.raw_vae.vae, run.output_dir / "best", **config)
+    watch.tell(run, result)
     run.meter.restart_clock()
 
 

@@ -12,7 +12,7 @@ from diffusers import AutoencoderKL
 from PIL import Image
 from torch import Tensor, nn
 
-from eval.protocol.codecs import VAECodec
+from eval.protocol.codecs import Codec, VAECodec, open_codec
 from eval.protocol.evaluate import evaluate_reconstruction
 from eval.protocol.loading import Interrupted
 from eval.protocol.protocol import Protocol, ProtocolImages
@@ -22,8 +22,11 @@ from eval.report.latent_picture import latent_picture
 from modules.data.images.images import UnreadableImage
 from modules.data.sources.open import ImageSource
 from modules.errors import ArgumentError
+from modules.models.autoencoder import downsample_factor
 from modules.models.latents import LatentStatistics
 from modules.training.run import Run
+
+JPEG = "jpeg:10"  # about as far from the original as a good f8c4
 
 
 def metrics(lpips: Iterable[str]) -> list[str]:
@@ -83,6 +86,8 @@ class Validation:
         self.batch_size = batch_size
         self.num_grid_images = num_grid_images
         self.device = device
+        self.baselines: dict[str, Evaluation] = {}  # what needs no training, measured once
+        self.latest: ValidationResult | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -109,9 +114,13 @@ class Validation:
 
         stop: asked between batches, collective as well; None is returned where it says so.
         """
+        codecs: dict[str, Codec] = {"vae": VAECodec(vae)}
+        if not self.baselines:
+            names = (f"downsample:{downsample_factor(vae)}", JPEG)
+            codecs |= {name: open_codec(name) for name in names}
         try:
-            evaluation = evaluate_reconstruction(
-                {"vae": VAECodec(vae)},
+            evaluations = evaluate_reconstruction(
+                codecs,
                 self.images,
                 metrics(self.lpips),
                 protocol=self.protocol,
@@ -122,17 +131,20 @@ class Validation:
                 num_samples=self.num_grid_images,
                 progress=False,
                 stop=stop,
-            )["vae"]
+            )
         except Interrupted:
             return None
+        evaluation = evaluations.pop("vae")
+        self.baselines |= evaluations
         kept = evaluation.samples
         spread = {"latent_std": evaluation.latents.global_std} if evaluation.latents else {}
-        return ValidationResult(
+        self.latest = ValidationResult(
             metrics=evaluation.summary() | spread,
             evaluation=evaluation,
             grid=comparison_grid({"reconstruction": evaluation}) if kept else None,
             grid_latents=torch.stack([sample.latent for sample in kept]) if kept else None,
         )
+        return self.latest
 
 
 def make_validation(run: Run, images: ImageSource | None) -> Validation | None:

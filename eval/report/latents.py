@@ -11,11 +11,11 @@ from eval.report.page import Cell, write_page
 from eval.report.terminal import print_table
 from modules.models.latents import SPECTRUM_BINS, LatentStatistics
 
-HEADER = ("model", "images", "mean", "std", "1 / std", "KL, nats per image", "dead channels")
+HEADER = ("model", "images", "mean", "std", "KL, nats per image", "dead channels")
 CHANNEL_HEADER = ("channel", "mean", "std", "signal", "noise", "KL, nats")
 SCALE = (
-    "A diffusion model sees latents times scaling_factor, which 1 / std brings to unit scale. "
-    "config.json holds what was measured when the model was written, over other images."
+    "A diffusion model sees latents times scaling_factor, which brings them to unit scale where it "
+    "is about 1 / std. It was measured when the model was written, over other images."
 )
 
 
@@ -24,7 +24,7 @@ def latent_values(
 ) -> dict[str, Any]:
     """What `latents` of parts.html draws; empty without models.
 
-    explained: how "1 / std" relates to the scaling_factor that a configuration holds.
+    explained: how "std" relates to the scaling_factor that a configuration holds.
     scaling_factors: those of the configurations, of each model or of none.
     """
     if not models:
@@ -86,7 +86,6 @@ def summary_row(found: LatentStatistics) -> list[str]:
         str(found.num_images),
         f"{found.global_mean:+.4f}",
         f"{found.global_std:.4f}",
-        f"{1 / found.global_std:.5f}" if found.global_std > 0 else "–",
         f"{found.kl:.1f}",
         ", ".join(map(str, found.dead_channels)) or "none",
     ]

@@ -16,7 +16,6 @@ from modules.config.objective import DiscriminatorArguments
 from modules.distributed.device import device_name
 from modules.models.autoencoder import describe, latent_shape
 from modules.tracking.journal import Journal
-from modules.tracking.metrics_log import best_psnr, whole_validations
 from modules.training.run import Run
 
 
@@ -82,24 +81,27 @@ def _size(count: int) -> str:
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
 
 
-def facts(run: Run, journal: Journal) -> dict[str, str]:
-    """What a report says of the run beside its numbers; secrets are no part of `as_dict`.
+def changed_flags(args: Arguments) -> list[str]:
+    """Flags that differ from the defaults, as one types them: what the world may know of them.
 
-    Nor are paths part of it: the report goes to the Hub with the run.
+    Secrets are no part of `as_dict`, and what may be a path of this machine is left out.
     """
     known = {f.name: f for group in GROUPS.values() for f in fields(group)}
-    changed = [
+    return [
         _typed(name, value)
-        for name, value in run.args.as_dict().items()
+        for name, value in args.as_dict().items()
         if value != known[name].default and not known[name].metadata["limits"].path
     ]
+
+
+def facts(run: Run, journal: Journal) -> dict[str, str]:
+    """What the report and the card say of the run beside its numbers and flags."""
     accelerator, took = run.accelerator, timedelta(seconds=round(time.monotonic() - journal.began))
     since = f" since step {journal.first_step:,}" if journal.first_step else ""
     return {
         "Hardware": f"{accelerator.num_processes} x {device_name(accelerator.device)}",
         "Precision": accelerator.mixed_precision.replace("no", "fp32"),
         "Time": f"{took}{since}, for {run.step:,} of {run.max_train_steps:,} steps",
-        "Flags that differ from the defaults": "  ".join(changed),
     }
 
 
@@ -108,19 +110,3 @@ def _typed(name: str, value: object) -> str:
     if isinstance(value, bool):
         return f"--{name}" if value else f"--no_{name}"
     return f"--{name} {' '.join(map(str, value)) if isinstance(value, tuple) else value}"
-
-
-def summary(vae: AutoencoderKL, output_dir: Path, rows: list[dict[str, float]]) -> str:
-    """What came out, in a few lines. rows: those of metrics.jsonl."""
-    validations = whole_validations(rows)
-    lines = [f"Wrote {output_dir}/, scaling_factor {vae.config.scaling_factor:.5g}."]
-    if validations:
-        first, last = validations[0], validations[-1]
-        best = best_psnr(validations)
-        lines.append(
-            f"PSNR {first['val/psnr']:.2f} dB at step {first['step']}, "
-            f"{last['val/psnr']:.2f} dB at step {last['step']}; "
-            f"the best was {best['val/psnr']:.2f} dB at step {best['step']}."
-        )
-    lines.append(f'Load it with AutoencoderKL.from_pretrained("{output_dir}").')
-    return "\n".join(lines)
