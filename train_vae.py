@@ -31,8 +31,7 @@ if __name__ == "__main__":
 
 from modules.builders.places import check_places
 from modules.config.answers import exit_on_mistakes
-from modules.config.command_line import for_trackers, parse_arguments, to_yaml
-from modules.config.messages import show_messages
+from modules.config.command_line import for_trackers, parse_arguments, show_messages, to_yaml
 from modules.config.threads import undo_launchers_limit
 from modules.output.folder_lock import PATIENCE, FolderLock
 

@@ -12,7 +12,7 @@ from diffusers import AutoencoderKL
 from PIL import Image
 from torch import Tensor, nn
 
-from eval.protocol.codecs import Codec, VAECodec, open_codec
+from eval.protocol.codecs import VAECodec, open_codec
 from eval.protocol.evaluate import evaluate_reconstruction
 from eval.protocol.loading import Interrupted
 from eval.protocol.protocol import Protocol, ProtocolImages
@@ -114,13 +114,11 @@ class Validation:
 
         stop: asked between batches, collective as well; None is returned where it says so.
         """
-        codecs: dict[str, Codec] = {"vae": VAECodec(vae)}
-        if not self.baselines:
-            names = (f"downsample:{downsample_factor(vae)}", JPEG)
-            codecs |= {name: open_codec(name) for name in names}
         try:
-            evaluations = evaluate_reconstruction(
-                codecs,
+            if not self.baselines:
+                self.baselines = self._measure_baselines(downsample_factor(vae), stop)
+            evaluation = evaluate_reconstruction(
+                {"vae": VAECodec(vae)},
                 self.images,
                 metrics(self.lpips),
                 protocol=self.protocol,
@@ -131,11 +129,9 @@ class Validation:
                 num_samples=self.num_grid_images,
                 progress=False,
                 stop=stop,
-            )
+            )["vae"]
         except Interrupted:
             return None
-        evaluation = evaluations.pop("vae")
-        self.baselines |= evaluations
         kept = evaluation.samples
         spread = {"latent_std": evaluation.latents.global_std} if evaluation.latents else {}
         self.latest = ValidationResult(
@@ -145,6 +141,19 @@ class Validation:
             grid_latents=torch.stack([sample.latent for sample in kept]) if kept else None,
         )
         return self.latest
+
+    def _measure_baselines(self, factor: int, stop: Callable[[], bool]) -> dict[str, Evaluation]:
+        """Bicubic down and up by the VAE's factor, and JPEG: what any training has to beat."""
+        return evaluate_reconstruction(
+            {name: open_codec(name) for name in (f"downsample:{factor}", JPEG)},
+            self.images,
+            ["psnr", "ssim"],
+            protocol=self.protocol,
+            batch_size=self.batch_size,
+            device=self.device,
+            progress=False,
+            stop=stop,
+        )
 
 
 def make_validation(run: Run, images: ImageSource | None) -> Validation | None:

@@ -15,6 +15,7 @@ from modules.config.arguments import Arguments
 from modules.distributed.device import convolution_layout
 from modules.models.autoencoder import TrainableVAE
 from modules.models.compilation import compile_networks
+from modules.training.checkpoint import leave_out_discriminator
 from modules.training.ema import ExponentialMovingAverage
 from modules.training.gan_guard import GanGuard
 from modules.training.guard import FiniteGuard
@@ -39,6 +40,8 @@ def make_run(
     schedulers = make_schedulers(args, *optimizers, schedule, steps, reached)
     if args.precision.compile:
         compile_networks(vae.vae, discriminator, perceptual, args.data.several_shapes)
+    if not args.discriminator.enabled:
+        leave_out_discriminator(accelerator)
     prepared = accelerator.prepare(vae, discriminator, *optimizers, *schedulers)
     for optimizer in prepared[2:4]:
         optimizer.scaler = None  # float16's loss scale is handled in `Run.update`, for both at once

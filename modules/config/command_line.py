@@ -10,6 +10,7 @@ import argparse
 import dataclasses
 import difflib
 import json
+import logging
 import os
 import sys
 import types
@@ -39,6 +40,14 @@ def parse_arguments(argv: Sequence[str] | None = None) -> Arguments:
     """Reads flags, recipe and YAML file; on a mistake prints one message and exits with 2."""
     with exit_on_mistakes():
         return resolve_arguments(sys.argv[1:] if argv is None else argv)
+
+
+def show_messages() -> None:
+    """Shows the trainer's own messages, and only warnings of the libraries; once over processes."""
+    main_process = os.environ.get("RANK", "0") == "0"
+    form = "%(asctime)s %(levelname)s %(message)s"
+    logging.basicConfig(format=form, datefmt="%H:%M:%S", level=logging.WARNING)
+    logging.getLogger("modules").setLevel(logging.INFO if main_process else logging.ERROR)
 
 
 def resolve_arguments(argv: Sequence[str]) -> Arguments:

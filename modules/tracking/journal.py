@@ -7,12 +7,14 @@ import re
 import sys
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 
 from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from modules.errors import dispensable
 from modules.tracking.metrics_log import MetricsLog
@@ -41,6 +43,7 @@ class Journal:
         self.samples = output_dir / "samples"
         self.max_train_steps, self.drawn_every = max_train_steps, drawn_every
         self.bar: tqdm | None = None
+        self.messages = ExitStack()  # above the bar, while it moves
         self.next_line, self.speed = 0.0, 0.0
 
     def start_at(self, step: int) -> None:
@@ -59,6 +62,8 @@ class Journal:
             mininterval=0.2,
             dynamic_ncols=True,
         )
+        if not self.bar.disable:
+            self.messages.enter_context(logging_redirect_tqdm())
 
     def write(self, step: int, kind: str, values: Mapping[str, float]) -> None:
         """Adds one row of numbers, named `kind`/name; kind: "train" or "val"."""
@@ -119,6 +124,7 @@ class Journal:
 
     def close(self) -> None:
         """Ends the bar, so that what is printed next starts on its own line."""
+        self.messages.close()
         if self.bar is not None:
             self.bar.close()
 

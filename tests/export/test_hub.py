@@ -395,6 +395,25 @@ def test_names_cannot_break_out_of_the_card(vae, tmp_path):
         assert "<script>" not in found.text
 
 
+def test_the_card_tells_baselines_hardware_and_flags(vae, tmp_path):
+    vae.save_config(tmp_path)
+    rows = [{"step": step, "val/psnr": 20.0 + step, "val/kl": 7.0, **COUNTS} for step in (0, 9)]
+    known = {"baselines": {"downsample:8": {"psnr": 22.125}}, "facts": {"Time": "0:01:05"},
+             "flags": ["--kl_scale 0.5", "--tracker_project_name <b>"]}  # fmt: skip
+    training = describe_training(resolve_arguments([]), **known)
+    write_model_card(tmp_path, training, steps=9, rows=rows)
+    lines = (tmp_path / "README.md").read_text().splitlines()
+    table = [line for line in lines if line.startswith("|")][:4]
+    assert len({line.count("|") for line in table}) == 1
+    assert table[0].endswith("| step 0 | step 9 | downsample:8 |")
+    assert table[2] == "| PSNR (dB) | 20 | 29 | 22.12 |"
+    assert table[3] == "| KL (nats per image) | 7 | 7 |  |"
+    assert "- Time: 0:01:05" in lines
+    at = lines.index("    --kl_scale 0.5")
+    assert lines[at - 1] == ""
+    assert lines[at + 1] == "    --tracker_project_name &lt;b&gt;"
+
+
 @pytest.mark.parametrize(
     "config",
     [
