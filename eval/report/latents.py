@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 from eval.report.charts import Chart, line_chart
-from eval.report.page import Cell, write_page
+from eval.report.page import Cell
 from eval.report.terminal import print_table
 from modules.models.latents import SPECTRUM_BINS, LatentStatistics
 
@@ -47,18 +46,6 @@ def latent_values(
         },
         "spectra": _spectra(models),
     }
-
-
-def write_latent_page(
-    file: Path,
-    models: Mapping[str, LatentStatistics],
-    scaling_factors: Mapping[str, float],
-    stamp: Sequence[str],
-) -> None:
-    """A report of latents alone."""
-    latents = latent_values(models, SCALE, scaling_factors)
-    lead = ", ".join(models)
-    write_page(file, "latents.html", title="Latents", lead=lead, latents=latents, stamp=stamp)
 
 
 def print_latents(
