@@ -34,11 +34,11 @@ COMPARABLE = {
 }
 # The others of a validation; what a newer one measures stands under its own name.
 TITLES = COMPARABLE | {
-    "psnr_pooled": "PSNR of the mean squared error of all images (dB)",
-    "rec_l1": "mean absolute error, on [-1, 1]",
-    "rec_l2": "mean squared error, on [-1, 1]",
+    "psnr_pooled": "PSNR, pooled (dB)",
+    "rec_l1": "L1, on [-1, 1]",
+    "rec_l2": "L2, on [-1, 1]",
     "kl": "KL (nats per image)",
-    "latent_std": "standard deviation of the latents",
+    "latent_std": "std of the latents",
 }
 COUNTS = ("val/num_images", "val/nan_images")  # what is no metric in a validation's row
 
