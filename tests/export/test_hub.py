@@ -399,7 +399,8 @@ def test_the_card_tells_baselines_hardware_and_flags(vae, tmp_path):
     vae.save_config(tmp_path)
     rows = [{"step": step, "val/psnr": 20.0 + step, "val/ssim": 0.5, **COUNTS} for step in (0, 9)]
     known = {"baselines": {"downsample:8": {"psnr": 22.125, "ssim": 0.25}},
-             "facts": {"Time": "0:01:05"}, "flags": ["--kl_scale 0.5", "--tracker_project_name <b>"]}  # fmt: skip
+             "facts": {"Time": "0:01:05"},
+             "flags": ["--kl_scale 0.5", "--tracker_project_name <b>"]}  # fmt: skip
     training = describe_training(resolve_arguments([]), **known)
     write_model_card(tmp_path, training, steps=9, rows=rows)
     lines = (tmp_path / "README.md").read_text().splitlines()
