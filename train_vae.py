@@ -173,14 +173,13 @@ def validate(run: Run, watch: Watch) -> None:
         if result.grid is not None:
             watch.journal.draw(run.step, result.grid)
             watch.journal.draw_latents(run.step, result.latent_grid, result.grid_latents)
-        if run.accelerator.is_main_process:
-            watch.write_report(run, result)
         better = watch.validation.improves(metrics, run.best)
         run.judge_validation(metrics, better)
         if better and run.accelerator.is_main_process:
             with dispensable(str(run.output_dir / "best"), (OSError, ArgumentError)):
                 config = latent_config(run.args, result.latents)
                 export_vae(run.raw_vae.vae, run.output_dir / "best", **config)
+    watch.tell(run, result)
     run.meter.restart_clock()
 
 

@@ -48,13 +48,12 @@ def describe_training(
     architecture: str = "",
     history: Iterable[Mapping[str, Any]] = (),
     repository: str | None = None,
-    protocol: str = "",
-    stamp: Mapping[str, Any] | None = None,
+    **known: Any,
 ) -> Training:
     """What a model card says of the run.
 
     history: at which steps it was resumed with other flags, as in a checkpoint. repository: the
-    full id, if it is pushed to the Hub. protocol, stamp: of the validation, in words and by name.
+    full id, if it is pushed to the Hub. known: what else there is to say, fields of Training.
     """
     data, wanted = args.data, args.logging.hub_model_id
     base, validation = args.model.pretrained_model_name_or_path, args.validation
@@ -73,9 +72,8 @@ def describe_training(
         validation_dataset=published[0] if one else None,
         validation_split=(validation.validation_split or data.train_split) if one else None,
         decoder_only=args.model.decoder_only,
-        protocol=protocol,
-        stamp=stamp or {},
         changes=[text for change in history if (text := _change(change))],
+        **known,
     )
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from eval.metrics.columns import COLUMN
 from eval.metrics.fid import InceptionUnavailable, Reference, build_inception
 from eval.metrics.networks import Networks
-from eval.protocol.codecs import VAECodec
+from eval.protocol.codecs import VAECodec, open_codec
 from eval.protocol.evaluate import evaluate_reconstruction
 from eval.protocol.loading import Interrupted
 from eval.protocol.protocol import Protocol, ProtocolImages
@@ -27,9 +27,12 @@ from modules.data.images.images import UnreadableImage
 from modules.data.sources.open import ImageSource
 from modules.distributed.reduce import gather_from_processes
 from modules.errors import ArgumentError
+from modules.models.autoencoder import downsample_factor
 from modules.models.latents import LatentStatistics
 from modules.models.lpips import build_lpips
 from modules.training.run import Run
+
+JPEG = "jpeg:10"  # about as far from the original as a good f8c4
 
 
 def measured(args: Arguments) -> list[str]:
@@ -118,6 +121,8 @@ class Validation:
         self.batch_size = batch_size
         self.num_grid_images = num_grid_images
         self.device = device
+        self.baselines: dict[str, Evaluation] = {}  # what needs no training, measured once
+        self.latest: ValidationResult | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -145,6 +150,8 @@ class Validation:
         stop: asked between batches, collective as well; None is returned where it says so.
         """
         try:
+            if not self.baselines:
+                self.baselines = self._measure_baselines(downsample_factor(vae), stop)
             evaluation = evaluate_reconstruction(
                 {"vae": VAECodec(vae)},
                 self.images,
@@ -165,12 +172,26 @@ class Validation:
         kept, numbers = evaluation.samples, evaluation.summary()
         if latents := evaluation.latents:
             numbers |= {"latent_std": latents.global_std, "posterior_std": latents.posterior_std}
-        return ValidationResult(
+        self.latest = ValidationResult(
             # The main process's in all of them: they decide by it, to the last digit.
             metrics=gather_from_processes([numbers])[0],
             evaluation=evaluation,
             grid=comparison_grid({"reconstruction": evaluation}) if kept else None,
             grid_latents=torch.stack([sample.latent for sample in kept]) if kept else None,
+        )
+        return self.latest
+
+    def _measure_baselines(self, factor: int, stop: Callable[[], bool]) -> dict[str, Evaluation]:
+        """Bicubic down and up by the VAE's factor, and JPEG: what any training has to beat."""
+        return evaluate_reconstruction(
+            {name: open_codec(name) for name in (f"downsample:{factor}", JPEG)},
+            self.images,
+            ["psnr", "ssim"],
+            protocol=self.protocol,
+            batch_size=self.batch_size,
+            device=self.device,
+            progress=False,
+            stop=stop,
         )
 
 

@@ -12,7 +12,6 @@ from diffusers import AutoencoderKL
 
 from modules.builders.outline import (
     aligned,
-    changed_flags,
     gan_line,
     optimizer_line,
     recipe_line,
@@ -24,7 +23,6 @@ from modules.config.terminal import continuing
 from modules.distributed.device import device_name
 from modules.models.autoencoder import describe, latent_shape
 from modules.tracking.journal import Journal
-from modules.tracking.metrics_log import best_psnr, whole_validations
 from modules.training.run import Run
 
 
@@ -81,17 +79,13 @@ def _size(count: int) -> str:
 
 
 def facts(run: Run, journal: Journal) -> dict[str, str]:
-    """What a report says of the run beside its numbers; secrets are no part of `as_dict`.
-
-    Nor are paths part of it: the report goes to the Hub with the run.
-    """
+    """What the report and the card say of the run beside its numbers and flags."""
     accelerator, took = run.accelerator, timedelta(seconds=round(time.monotonic() - journal.began))
     since = f" since step {journal.first_step:,}" if journal.first_step else ""
     return {
         "Hardware": f"{accelerator.num_processes} x {device_name(accelerator.device)}",
         "Precision": accelerator.mixed_precision.replace("no", "fp32"),
         "Time": f"{took}{since}, for {run.step:,} of {run.max_train_steps:,} steps",
-        "Flags that differ from the defaults": "  ".join(changed_flags(run.args, paths=False)),
     }
 
 
@@ -99,19 +93,3 @@ def interrupted(run: Run) -> str:
     """Where a signal has stopped the run, and last the command by which it goes on."""
     where = f"Stopped at step {run.step:,} of {run.max_train_steps:,} by a signal. To go on:"
     return f"{where}\n{continuing(run.args.launch.command)}"
-
-
-def summary(vae: AutoencoderKL, output_dir: Path, rows: list[dict[str, float]]) -> str:
-    """What came out, in a few lines. rows: those of metrics.jsonl."""
-    validations = whole_validations(rows)
-    lines = [f"Wrote {output_dir}/, scaling_factor {vae.config.scaling_factor:.5g}."]
-    if validations:
-        first, last = validations[0], validations[-1]
-        best = best_psnr(validations)
-        lines.append(
-            f"PSNR {first['val/psnr']:.2f} dB at step {first['step']}, "
-            f"{last['val/psnr']:.2f} dB at step {last['step']}; "
-            f"the best was {best['val/psnr']:.2f} dB at step {best['step']}."
-        )
-    lines.append(f'Load it with AutoencoderKL.from_pretrained("{output_dir}").')
-    return "\n".join(lines)

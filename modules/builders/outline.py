@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from itertools import accumulate
 
@@ -108,15 +108,20 @@ def gan_line(
     return f"discriminator trains from step {start}, is felt from {felt}, in full from {full}"
 
 
-def changed_flags(args: Arguments, paths: bool = True) -> Iterator[str]:
+def changed_flags(args: Arguments, paths: bool = True) -> list[str]:
     """The flags that differ from the defaults, as one types them; secrets are never among them.
 
-    paths: also those that name places on this machine.
+    paths: also those that name places on this machine, of which the world need not know.
     """
     known = {f.name: f for group in GROUPS.values() for f in fields(group)}
-    for name, value in args.as_dict().items():
-        if value != known[name].default and (paths or not known[name].metadata["limits"].path):
-            if isinstance(value, bool):
-                yield f"--{name}" if value else f"--no_{name}"
-            else:
-                yield f"--{name} {' '.join(map(str, value)) if isinstance(value, tuple) else value}"
+    return [
+        _typed(name, value)
+        for name, value in args.as_dict().items()
+        if value != known[name].default and (paths or not known[name].metadata["limits"].path)
+    ]
+
+
+def _typed(name: str, value: object) -> str:
+    if isinstance(value, bool):
+        return f"--{name}" if value else f"--no_{name}"
+    return f"--{name} {' '.join(map(str, value)) if isinstance(value, tuple) else value}"

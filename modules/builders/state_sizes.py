@@ -44,9 +44,8 @@ def state_bytes(run: Run, judges: Mapping[str, nn.Module] | None = None) -> dict
 
 
 def checkpoint_bytes(run: Run) -> int:
-    """Of a checkpoint once both networks train; the discriminator is in it without a GAN, too."""
-    saved = [n for name, n in state_bytes(run).items() if not name.endswith(NOT_SAVED)]
-    return sum(saved) + (0 if run.args.discriminator.enabled else _whole(run.raw_discriminator))
+    """Of a checkpoint once both networks train."""
+    return sum(n for name, n in state_bytes(run).items() if not name.endswith(NOT_SAVED))
 
 
 def _whole(network: nn.Module) -> int:

@@ -46,7 +46,8 @@ def parse_arguments(argv: Sequence[str] | None = None) -> Arguments:
 def show_messages() -> None:
     """Shows the trainer's own messages, and only warnings of the libraries; once over processes."""
     main_process = os.environ.get("RANK", "0") == "0"
-    logging.basicConfig(format="%(levelname)s %(message)s", level=logging.WARNING)
+    form = "%(asctime)s %(levelname)s %(message)s"
+    logging.basicConfig(format=form, datefmt="%H:%M:%S", level=logging.WARNING)
     logging.getLogger("modules").setLevel(logging.INFO if main_process else logging.ERROR)
 
 

@@ -35,6 +35,7 @@ from modules.output.durable import flush
 from modules.training.ema import ExponentialMovingAverage
 
 EMA_WEIGHTS = "ema.safetensors"
+DISCRIMINATOR = "model_1.safetensors"  # accelerate's name for the second network
 
 
 def save_checkpoint(
@@ -72,18 +73,26 @@ def save_checkpoint(
     return final
 
 
+def leave_out_discriminator(accelerator: Accelerator) -> None:
+    """From here on checkpoints hold none: of a run without a GAN it would be as it was drawn."""
+    accelerator.register_save_state_pre_hook(lambda models, weights, folder: weights.pop())
+
+
 def load_checkpoint(
     accelerator: Accelerator, path: Path, ema: ExponentialMovingAverage | None
 ) -> None:
     """Restores networks, optimizers, schedulers, random generators and EMA from a verified folder.
 
     Raises ArgumentError when the run wants an average that the checkpoint does not hold, or when a
-    file of it holds objects that could run code: it is not a checkpoint of ours.
+    file of it holds objects that could run code: it is not a checkpoint of ours. A discriminator
+    that the checkpoint does not hold stays as it is.
     """
     if ema is not None and not (path / EMA_WEIGHTS).exists():
         raise ArgumentError(
             f"--resume_from_checkpoint={path} was trained without --use_ema; drop --use_ema"
         )
+    kept = (path / DISCRIMINATOR).exists()
+    hook = accelerator.register_load_state_pre_hook(lambda nets, _: None if kept else nets.pop())
     try:
         if ema is not None:
             ema.load_state_dict(load_file(path / EMA_WEIGHTS))
@@ -97,6 +106,8 @@ def load_checkpoint(
             f"--resume_from_checkpoint={path} is refused: a file of it is not what this program "
             f"writes, and could run code when read; give another checkpoint ({reason})"
         ) from error
+    finally:
+        hook.remove()
     accelerator.step = 0  # a checkpoint lies between two accumulation windows
 
 

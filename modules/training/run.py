@@ -217,8 +217,8 @@ class Run:
         )
 
     def learning_rates(self) -> dict[str, float]:
-        """The present learning rate of each network."""
-        return {
-            "lr": self.scheduler_vae.get_last_lr()[0],
-            "disc_lr": self.scheduler_disc.get_last_lr()[0],
-        }
+        """The present learning rate of each network that is ever trained."""
+        rates = {"lr": self.scheduler_vae.get_last_lr()[0]}
+        if self.args.discriminator.enabled:
+            rates["disc_lr"] = self.scheduler_disc.get_last_lr()[0]
+        return rates

@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import batch, tiny_arguments, tiny_run, train
+from tiny import batch, tiny_arguments, tiny_run, train, weights
 
 from modules.builders.data import open_data
 from modules.builders.networks import training_length
@@ -24,7 +24,7 @@ from modules.data.images.synthetic import SyntheticImages
 from modules.errors import ArgumentError
 from modules.output.checkpoint_folders import TRAINER_STATE
 from modules.tracking.metrics_log import comparable
-from modules.training.checkpoint import save_checkpoint
+from modules.training.checkpoint import DISCRIMINATOR, save_checkpoint
 from modules.training.resume import reached_by, resume, trainer_state
 from modules.training.run import Run
 from modules.training.schedule import Reached
@@ -143,6 +143,22 @@ def test_the_optimizers_and_their_schedules_are_those_of_the_flags(checkpoint):
     before = run.raw_vae.vae.decoder.conv_out.weight.clone()
     train(run, [batch(seed=3)])
     assert not torch.equal(before, run.raw_vae.vae.decoder.conv_out.weight)
+
+
+def test_a_run_without_a_gan_keeps_no_discriminator_and_one_can_come_later(checkpoint, tmp_path):
+    off = f"{COSINE} --disc_factor 0"
+    path = save(train(tiny_run(off), [batch(seed=seed) for seed in range(3)]), tmp_path)
+    assert (checkpoint / DISCRIMINATOR).exists()
+    assert not (path / DISCRIMINATOR).exists()
+    drawn = weights(tiny_run(off).raw_discriminator)
+    for source, flags, rates in ((path, "--disc_factor 0", {"lr"}), (path, "", {"lr", "disc_lr"}),
+                                 (checkpoint, "--disc_factor 0", {"lr"})):  # fmt: skip
+        run = resumed(source, flags)
+        assert run.learning_rates().keys() == rates
+        found = weights(run.raw_discriminator)
+        same = all(torch.equal(found[name], tensor) for name, tensor in drawn.items())
+        assert same == (source == path)
+        assert train(run, [batch(seed=3)]).step == 4
 
 
 @pytest.mark.parametrize("start", [0, 5])

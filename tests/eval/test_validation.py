@@ -14,8 +14,8 @@ from tiny import tiny_run
 
 from eval import validation
 from eval.__main__ import main
-from eval.metrics import fid, networks
 from eval.memory.random_lpips import random_lpips
+from eval.metrics import fid, networks
 from eval.validation import Validation, make_validation
 from modules.data.images.synthetic import SyntheticImages
 from modules.data.sources.open import open_folder

@@ -16,7 +16,7 @@ from launching import ADVERSARIAL, ROOT, TINY, launch, succeed
 from PIL import Image
 from safetensors.torch import load_file
 
-from eval.protocol.codecs import VAECodec
+from eval.protocol.codecs import VAECodec, open_codec
 from eval.protocol.evaluate import evaluate_reconstruction
 from eval.protocol.latents import measure_latents
 from eval.protocol.protocol import Protocol, ProtocolImages
@@ -61,17 +61,26 @@ def arguments(folder: Path):
     return resolve_arguments(["--config", str(folder / "train_config.yaml")])
 
 
-def validation_of(folder: Path, vae: AutoencoderKL, batch_size: int = 4) -> dict[str, float]:
-    """What `python -m eval` says of these weights on the run's validation images."""
+def validation_of(
+    folder: Path, model: AutoencoderKL | str, batch_size: int = 4
+) -> dict[str, float]:
+    """What `python -m eval` says of these weights, or a baseline, on the validation images."""
     protocol = Protocol(resolution=16)
     return evaluate_reconstruction(
-        {"vae": VAECodec(vae)},
+        {"model": open_codec(model) if isinstance(model, str) else VAECodec(model)},
         ProtocolImages(open_data(arguments(folder)).validation, protocol, 4),
         ["psnr", "ssim", "rec", "kl"],
         protocol=protocol,
         batch_size=batch_size,
         progress=False,
-    )["vae"].summary()
+    )["model"].summary()
+
+
+def test_the_card_compares_with_what_needs_no_training(trained):
+    card = (trained / "README.md").read_text()
+    for name in ("downsample:8", "jpeg:10"):
+        found = validation_of(trained, name)
+        assert f"| `{name}` | {found['psnr']:.4g} | {found['ssim']:.4g} |" in card
 
 
 def test_everything_that_was_promised_is_there(trained):
@@ -196,7 +205,7 @@ def test_the_card_says_where_it_came_from_and_how_good_it_is(trained):
     assert card.startswith("---\n")
     assert "AutoencoderKL.from_pretrained(" in card
     assert (
-        f"| psnr | {rows(trained)[0]['val/psnr']:.4g} | {rows(trained)[-1]['val/psnr']:.4g} |"
+        f"| PSNR (dB) | {rows(trained)[0]['val/psnr']:.4g} | {rows(trained)[-1]['val/psnr']:.4g} |"
         in card
     )
     assert "`scaling_factor` is" in card
