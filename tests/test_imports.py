@@ -48,6 +48,7 @@ MAY_IMPORT = {
     "eval.validation": {"modules", "eval.metrics", "eval.protocol", "eval.report"},
     "eval.export": {"modules"},
     "eval.watch": {"modules", "eval.protocol", "eval.report", "eval.validation", "eval.export"},
+    "eval.quality": {"modules", "eval.metrics", "eval.protocol", "eval.report"},
     "eval.rehearsal": {"modules", "eval.metrics", "eval.protocol", "eval.validation"},
 }
 # They turn flags into a run, and compare a checkpoint's flags with the present ones.

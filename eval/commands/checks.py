@@ -13,7 +13,7 @@ from modules.config.limits import shown, wrong_text
 from modules.errors import ArgumentError
 
 FILES = ("json", "markdown", "report", "grid")
-FOLDERS = ("output",)
+FOLDERS = ("output", "output_dir")
 PATHS = (*FILES, *FOLDERS, "model", "data", "data_cache_dir", "lpips_weights", "inception_weights")
 
 
