@@ -43,7 +43,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--jobs", type=integer(1, 64), default=1, help="trainings at a time, sharing the cores")
     add("--metrics", nargs="+", choices=tuple(METRICS), default=["psnr", "ssim", "frequency", "kl"],
         help="of the models; lpips_squeeze and its like take --lpips_weights")  # fmt: skip
-    add("--baselines", nargs="*", default=["downsample:8"], help="no autoencoders, shown beside")
     add("--output_dir", required=True, metavar="FOLDER", help="a folder for each arm and seed, "
         "quality.json, quality.html, and a picture for each arm")  # fmt: skip
     parser.set_defaults(training_flags=[], arms=[])
@@ -58,19 +57,19 @@ def run(args: argparse.Namespace) -> int:
 
     from eval.quality.judge import Judge
     from eval.quality.measure import measure_all
-    from eval.quality.report import Comparison, write_quality
+    from eval.quality.report import write_quality
     from eval.quality.training import plan, train_all
+    from modules.errors import RunStopped
 
-    judge = Judge(shared, args.metrics)
-    trainings = plan(arms, common, args.seeds, output)
+    judge, trainings = Judge(shared, args.metrics), plan(arms, common, args.seeds, output)
     failed = train_all(trainings, args.jobs)
+    if len(failed) == len(trainings):
+        raise RunStopped("no training ended well; there is nothing to compare")
     found = measure_all([t for t in trainings if t not in failed], judge.measure)
-    comparison = Comparison(
-        arms=found,
-        baselines={name: judge.measure(name) for name in args.baselines},
-        commands={arm.name: shlex.join(arm.words) for arm in arms},
-        failed={f"{t.name}, seed {t.seed}": reason for t, reason in failed.items()},
-        stamp=judge.stamp,
-    )
-    write_quality(comparison, output)
+    facts = {
+        "commands": {arm.name: shlex.join(arm.words) for arm in arms},
+        "failed": {f"{t.name}, seed {t.seed}": reason for t, reason in failed.items()},
+        "stamp": judge.stamp,
+    }
+    write_quality(output, found, judge.baselines(), facts)
     return 1 if failed else 0

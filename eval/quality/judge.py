@@ -26,7 +26,7 @@ class Judge:
 
     def __init__(self, args: Arguments, metrics: Sequence[str]) -> None:
         weights, folder = args.losses.lpips_weights, args.validation.validation_data_dir
-        self.args, self.metrics = args, metrics
+        self.metrics, self.factor = ["psnr", *metrics], args.model.downsample_factor
         self.networks = open_networks(metrics, [weights] if weights else None)
         if self.networks.unavailable:
             reasons = "; ".join(f"{k}: {v}" for k, v in self.networks.unavailable.items())
@@ -49,6 +49,11 @@ class Judge:
             num_samples=PICTURES,
             progress=False,
         )[model]
+
+    def baselines(self) -> dict[str, Evaluation]:
+        """What any autoencoder has to beat: bicubic down and up by its factor."""
+        name = f"downsample:{self.factor}"
+        return {name: self.measure(name)}
 
     @property
     def stamp(self) -> list[str]:

@@ -2,163 +2,112 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from eval.protocol.results import Evaluation
-from eval.quality.measure import COLUMNS, Measured, summary_of
+from eval.quality.measure import COLUMNS, Measured, numbers_of
 from eval.quality.summary import Spread, mean_curve, paired, verdict
-from eval.report.charts import line_chart
+from eval.report.charts import Chart, line_chart
 from eval.report.grid import comparison_grid
 from eval.report.outputs import write_json
 from eval.report.page import Cell, write_page
 from eval.report.terminal import print_table
 
-EXPLAINED = (
-    "A difference is taken seed by seed; within one standard deviation of these it is called none."
-)
+Arms = Mapping[str, Mapping[int, Measured]]  # by name and seed; the first is the reference
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """What was measured, by arm; the first arm is what the others are compared with.
+def write_quality(
+    output: Path, arms: Arms, baselines: Mapping[str, Evaluation], facts: Mapping[str, Any]
+) -> None:
+    """Prints the tables; writes quality.json, quality.html and a picture of each arm.
 
-    commands: what trained each. failed: why a training did not end well, by "arm, seed".
+    facts: what else is known, for the JSON and the page: "commands" by arm, reasons by "failed"
+    training, the lines of the "stamp".
     """
+    keys, data = _keys(arms), {name: _compared(arms, name) for name in arms}
+    beside = {name: numbers_of(evaluation) for name, evaluation in baselines.items()}
+    write_json(str(output / "quality.json"), {"arms": data, "baselines": beside, **facts})
 
-    arms: Mapping[str, Mapping[int, Measured]]
-    baselines: Mapping[str, Evaluation]
-    commands: Mapping[str, str]
-    failed: Mapping[str, str]
-    stamp: Sequence[str]
+    rows = {name: [_cell(found, key) for key in keys] for name, found in data.items()}
+    rows |= {name: [Cell(COLUMNS[key].format(numbers.get(key))) for key in keys]
+             for name, numbers in beside.items()}  # fmt: skip
+    header, first = ["arm", *(COLUMNS[key].heading for key in keys)], next(iter(arms))
+    print_table([header, *([name, *(c.text for c in cells)] for name, cells in rows.items())])
+    others = [[name, *(c.detail for c in rows[name])] for name in [*arms][1:]]
+    if others:
+        print()
+        print_table([[f"minus {first}", *header[1:]], *others])
+    explained = (
+        "Mean and standard deviation over seeds. Differences are taken seed by seed; within one "
+        "standard deviation of these they are called none. " + "; ".join(
+            f"{COLUMNS[key].title}: {COLUMNS[key].meaning}" for key in keys)
+    )  # fmt: skip
+    print("", explained, *facts["stamp"], sep="\n", flush=True)
 
-    @property
-    def keys(self) -> list[str]:
-        """Numbers that any arm has, in table order."""
-        present = {key for seeds in self.arms.values() for m in seeds.values() for key in m.numbers}
-        return [key for key in COLUMNS if key in present]
-
-    @property
-    def explained(self) -> str:
-        """How to read the tables."""
-        seeds = sorted({len(each) for each in self.arms.values()})
-        return f"Mean and standard deviation over {' or '.join(map(str, seeds))} seeds. {EXPLAINED}"
-
-    def values(self, arm: str, key: str) -> dict[int, float]:
-        """By seed."""
-        found = {seed: m.numbers.get(key) for seed, m in self.arms[arm].items()}
-        return {seed: value for seed, value in found.items() if value is not None}
-
-    def spread(self, arm: str, key: str) -> Spread | None:
-        """Over the seeds; None where the arm does not have this number."""
-        values = self.values(arm, key)
-        return Spread.of([*values.values()]) if values else None
-
-    def difference(self, arm: str, key: str) -> Spread | None:
-        """To the first arm, paired by seed."""
-        return paired(self.values(arm, key), self.values(next(iter(self.arms)), key))
-
-
-def write_quality(found: Comparison, output: Path) -> None:
-    """Prints both tables; writes quality.json, quality.html and a grid of pictures for each arm."""
-    names = [name for name in found.arms if found.arms[name]]
-    tables = _tables(found, names)
-    for header, rows in tables:
-        print_table([[header[0], *header[1:]]] + [
-            [name, *(f"{cell.text} {cell.detail}".strip() for cell in cells)]
-            for name, cells in rows.items()
-        ])  # fmt: skip
-        print(flush=True)
-    print(found.explained, meanings_of(found.keys), *found.stamp, sep="\n")
-    write_json(str(output / "quality.json"), quality_data(found, names))
-    grids = {}
-    for name in names:
-        first = min(found.arms[name])
-        label = f"{name}, seed {first}"
-        grids[label] = comparison_grid({label: found.arms[name][first].evaluation})
-        grids[label].save(output / f"{name}.png")
+    grids = {name: comparison_grid({name: found[min(found)].evaluation})
+             for name, found in arms.items()}  # fmt: skip
+    for name, grid in grids.items():
+        grid.save(output / f"{name}.png")
     write_page(
         output / "quality.html", "quality.html", title="Training arms side by side",
-        lead=f"{len(names)} arms, differences to {names[0]}", tables=tables,
-        explained=found.explained,
-        meanings=meanings_of(found.keys), charts=_charts(found, names), grids=grids,
-        commands=found.commands, failed=found.failed, stamp=found.stamp,
+        lead=f"{len(arms)} arms; small print: difference to {first}", header=header, rows=rows,
+        explained=explained, charts=_charts(arms), grids=grids, **facts,
     )  # fmt: skip
 
 
-def quality_data(found: Comparison, names: Sequence[str]) -> dict[str, Any]:
-    """Everything measured: by arm its spreads, its differences with verdicts, and its runs."""
-    return {
-        "arms": {
-            name: {
-                "command": found.commands[name],
-                "measures": {key: asdict(spread) for key in found.keys
-                             if (spread := found.spread(name, key))},
-                "differences": {key: {**asdict(difference), "verdict": _verdict(difference, key)}
-                                for key in found.keys
-                                if (difference := found.difference(name, key))},
-                "runs": {seed: {"numbers": measured.numbers, "curve": measured.curve}
-                         for seed, measured in found.arms[name].items()},
-            }
-            for name in names
-        },
-        "baselines": {name: summary_of(found) for name, found in found.baselines.items()},
-        "failed": found.failed,
-        "stamp": found.stamp,
+def _keys(arms: Arms) -> list[str]:
+    present = {key for seeds in arms.values() for found in seeds.values() for key in found.numbers}
+    return [key for key in COLUMNS if key in present]
+
+
+def _compared(arms: Arms, name: str) -> dict[str, Any]:
+    """One arm's part of the JSON: spreads, differences to the first arm with verdicts, runs."""
+    measures, differences = {}, {}
+    for key in _keys(arms):
+        values, reference = (
+            {seed: found.numbers[key] for seed, found in seeds.items() if key in found.numbers}
+            for seeds in (arms[name], next(iter(arms.values())))
+        )
+        if values:
+            measures[key] = asdict(Spread.of([*values.values()]))
+        if difference := paired(values, reference):
+            word = verdict(difference, COLUMNS[key].better)
+            differences[key] = {**asdict(difference), "verdict": word}
+    runs = {seed: {"numbers": found.numbers, "curve": found.curve}
+            for seed, found in arms[name].items()}  # fmt: skip
+    return {"measures": measures, "differences": differences, "runs": runs}
+
+
+def _cell(found: Mapping[str, Any], key: str) -> Cell:
+    """Mean and deviation; as its detail the difference and the verdict."""
+
+    def text(part: str, sign: str = "") -> str:
+        spread, digits = found[part].get(key), COLUMNS[key].digits
+        if spread is None:
+            return "–"
+        deviation = f" ± {spread['std']:.{digits}f}" if spread["seeds"] > 1 else ""
+        word = f" {spread['verdict']}" if sign else ""
+        return f"{spread['mean']:{sign}.{digits}f}{deviation}{word}"
+
+    return Cell(text("measures"), text("differences", "+"))
+
+
+def _charts(arms: Arms) -> list[Chart]:
+    """PSNR over images and over time, means of the seeds; and over sharpness, a point an arm."""
+    curves = {name: [found.curve for found in seeds.values()] for name, seeds in arms.items()}
+    charts = [
+        line_chart("Validation PSNR, dB", title, {
+            name: mean_curve([[(point[axis], point[2]) for point in curve] for curve in each])
+            for name, each in curves.items()
+        })
+        for axis, title in enumerate(("images", "seconds of training"))
+    ]  # fmt: skip
+    points = {
+        name: mean_curve([[(found.numbers["high_frequency"], found.numbers["psnr"])]
+                          for found in seeds.values() if "high_frequency" in found.numbers])
+        for name, seeds in arms.items()
     }  # fmt: skip
-
-
-def meanings_of(keys: Sequence[str]) -> str:
-    """What the columns are, in one paragraph."""
-    return "; ".join(f"{COLUMNS[key].title}: {COLUMNS[key].meaning}" for key in keys) + "."
-
-
-def _tables(
-    found: Comparison, names: Sequence[str]
-) -> list[tuple[list[str], dict[str, list[Cell]]]]:
-    """Means with spread, baselines under them; then differences to the first arm."""
-    heads = [COLUMNS[key].heading for key in found.keys]
-    means = {name: [_cell(found.spread(name, key), key) for key in found.keys] for name in names}
-    for name, evaluation in found.baselines.items():
-        numbers = summary_of(evaluation)
-        means[name] = [Cell(COLUMNS[key].format(numbers.get(key))) for key in found.keys]
-    differences = {
-        name: [_cell(found.difference(name, key), key, sign="+") for key in found.keys]
-        for name in names[1:]
-    }
-    tables = [(["arm", *heads], means)]
-    return [*tables, ([f"minus {names[0]}", *heads], differences)] if differences else tables
-
-
-def _cell(spread: Spread | None, key: str, sign: str = "") -> Cell:
-    if spread is None:
-        return Cell("–")
-    digits = COLUMNS[key].digits
-    spreads = f" ± {spread.std:.{digits}f}" if spread.seeds > 1 else ""
-    text = f"{spread.mean:{sign}.{digits}f}{spreads}"
-    return Cell(text, _verdict(spread, key) if sign else "")
-
-
-def _verdict(difference: Spread, key: str) -> str:
-    return verdict(difference, COLUMNS[key].better)
-
-
-def _charts(found: Comparison, names: Sequence[str]) -> list[Any]:
-    """PSNR over images and over time, means of seeds; and against sharpness, one point an arm."""
-    curves = {name: [m.curve for m in found.arms[name].values()] for name in names}
-    by_images = {name: mean_curve([[(i, psnr) for i, _, psnr in c] for c in each])
-                 for name, each in curves.items()}  # fmt: skip
-    by_time = {name: mean_curve([[(s, psnr) for _, s, psnr in c] for c in each])
-               for name, each in curves.items()}  # fmt: skip
-    trade = {
-        name: [(sharp.mean, psnr.mean)]
-        for name in names
-        if (sharp := found.spread(name, "high_frequency")) and (psnr := found.spread(name, "psnr"))
-    }
-    return [
-        line_chart("Validation PSNR, dB", "images", by_images),
-        line_chart("Validation PSNR, dB", "seconds of training", by_time),
-        line_chart("PSNR, dB, against sharpness", "high-frequency ratio", trade),
-    ]
+    return [*charts, line_chart("PSNR, dB", "high-frequency ratio; 1 is as sharp", points)]

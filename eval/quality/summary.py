@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+Curve = Sequence[tuple[float, float]]
+
 
 @dataclass(frozen=True)
 class Spread:
@@ -29,17 +31,17 @@ class Spread:
 def paired(values: Mapping[int, float], reference: Mapping[int, float]) -> Spread | None:
     """`values` minus `reference`, seed by seed; None where they have no seed in common.
 
-    What a seed does to both (its order, crops, initial weights) is not in the spread.
+    What a seed does to both, by its order, crops and first weights, is not in this spread.
     """
     differences = [values[seed] - reference[seed] for seed in values if seed in reference]
     return Spread.of(differences) if differences else None
 
 
 def verdict(difference: Spread, better: str) -> str:
-    """ "better", "worse", or "different" where `better` is neither "higher" nor "lower".
+    """In a word; better: "higher" or "lower", or else a difference is only "different".
 
-    "no difference" where the mean is within one standard deviation of the differences of seeds;
-    "one seed" says that this is not known.
+    "no difference" where the mean is within one standard deviation of the differences of seeds,
+    and "one seed" where that is not known.
     """
     if difference.mean == 0 or abs(difference.mean) <= difference.std:
         return "no difference"
@@ -50,17 +52,17 @@ def verdict(difference: Spread, better: str) -> str:
     return "better" if (difference.mean > 0) == (better == "higher") else "worse"
 
 
-def value_at(points: Sequence[tuple[float, float]], x: float) -> float:
-    """The curve at x, linear between its points (x ascending); its last value after the last."""
-    for (x0, y0), (x1, y1) in pairwise(points):
+def value_at(curve: Curve, x: float) -> float:
+    """y at x, linear between points (x ascending), constant before the first and after the last."""
+    for (x0, y0), (x1, y1) in pairwise(curve):
         if x0 <= x < x1:
             return y0 + (y1 - y0) * (x - x0) / (x1 - x0)
-    return points[-1][1] if x >= points[-1][0] else points[0][1]
+    return curve[0][1] if x < curve[0][0] else curve[-1][1]
 
 
-def mean_curve(curves: Sequence[Sequence[tuple[float, float]]]) -> list[tuple[float, float]]:
-    """Several curves as one: the mean of x and y of their first, second, ... points."""
+def mean_curve(curves: Sequence[Curve]) -> list[tuple[float, float]]:
+    """The mean of the first points, of the second ones, and so on, as far as all curves go."""
     return [
-        (statistics.fmean(x for x, _ in points), statistics.fmean(y for _, y in points))
+        tuple(map(statistics.fmean, zip(*points, strict=True)))
         for points in zip(*curves, strict=False)
     ]
