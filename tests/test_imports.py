@@ -51,6 +51,7 @@ MAY_IMPORT = {
     "eval.validation": {"modules", "eval.metrics", "eval.protocol", "eval.report"},
     "eval.export": {"modules"},
     "eval.watch": {"modules", "eval.protocol", "eval.report", "eval.validation", "eval.export"},
+    "eval.quality": {"modules", "eval.metrics", "eval.protocol", "eval.report"},
     "eval.rehearsal": {"modules", "eval.metrics", "eval.protocol", "eval.validation"},
     "eval.memory": {"modules", "eval.rehearsal"},
     "eval.dry_run": {"modules", "eval.memory", "eval.export"},

@@ -15,7 +15,7 @@ from modules.errors import ArgumentError
 FILES = ("json", "markdown", "report", "grid", "latents", "out")
 PICTURES = ("grid", "out")
 POSITIONAL = {"picture": "IN", "out": "OUT"}
-FOLDERS = ("output",)
+FOLDERS = ("output", "output_dir")
 READ = ("model", "data", "reference", "data_cache_dir", "lpips_weights", "inception_weights",
         "picture", "from_latents")  # fmt: skip
 PATHS = (*FILES, *FOLDERS, *READ)
