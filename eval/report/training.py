@@ -33,6 +33,13 @@ FIGURES = (
     ("KL, nats per image", {"validation": "val/kl"}),
     ("Adversary: losses", {"discriminator": "train/d_loss", "generator": "train/g_loss"}),
     ("Adversary: logits", {"real": "train/logits_real", "fake": "train/logits_fake"}),
+    ("Adversary: patches it tells right", {
+        "real": "train/disc_acc_real", "fake": "train/disc_acc_fake",
+    }),
+    ("Adversary: what the VAE feels", {
+        "factor by skill": "train/gan_felt", "share of the gradient": "train/gan_share",
+        "weights at the clamp": "train/d_weight_clamped",
+    }),
     ("Adaptive weight", {"d_weight": "train/d_weight"}),
     ("Gradient norms before clipping", {
         "VAE": "train/grad_norm_vae", "discriminator": "train/grad_norm_disc",

@@ -121,6 +121,13 @@ def test_what_is_logged_is_that_of_the_whole_batch(runs):
             assert two[name] == pytest.approx(one[name], rel=1e-4, abs=1e-5), name
 
 
+def test_skill_is_that_of_the_whole_batch(runs):
+    states = [run / "checkpoints" / f"step-{STEPS:06d}" / "trainer_state.json" for run in runs[:2]]
+    one, two = (json.loads(state.read_text())["adversary"] for state in states)
+    assert one["accuracy"] != [0.5, 0.5]
+    assert two["accuracy"] == pytest.approx(one["accuracy"], abs=1e-5)
+
+
 def test_validation_does_not_depend_on_the_number_of_processes(runs):
     """At step 0 the weights are equal, and so is every digit but of sums over all images."""
     one, two = rows(runs[0])[0], rows(runs[1])[0]
