@@ -151,7 +151,7 @@ def load_checkpoint(
     """
     if ema is not None and not (path / EMA_WEIGHTS).exists():
         raise ArgumentError(
-            f"--resume_from_checkpoint={path} was trained without --use_ema; drop --use_ema"
+            f"--resume_from_checkpoint={path} was trained without --use_ema; add --no_use_ema"
         )
     try:
         if ema is not None:
