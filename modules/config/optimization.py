@@ -76,7 +76,7 @@ class OptimizationArguments:
         "update both networks at every step, or in turns as diffusers' script does",
         choices=("every_step", "every_other_step"),
     )
-    use_ema: bool = flag(False, "average the VAE's weights; the average is validated and exported")
+    use_ema: bool = flag(True, "average the VAE's weights; the average is validated and exported")
     ema_half_life: float = flag(
         0.05,
         "half-life of the average, as a share of the updates so far: the same in a short run as in "

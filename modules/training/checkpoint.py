@@ -89,7 +89,7 @@ def load_checkpoint(
     """
     if ema is not None and not (path / EMA_WEIGHTS).exists():
         raise ArgumentError(
-            f"--resume_from_checkpoint={path} was trained without --use_ema; drop --use_ema"
+            f"--resume_from_checkpoint={path} was trained without --use_ema; add --no_use_ema"
         )
     kept = (path / DISCRIMINATOR).exists()
     hook = accelerator.register_load_state_pre_hook(lambda nets, _: None if kept else nets.pop())

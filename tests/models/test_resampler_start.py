@@ -8,8 +8,10 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import tiny_arguments
 from torch import Tensor
 
+from modules.builders.networks import make_vae
 from modules.data.images.images import normalize, to_uint8_tensor
 from modules.data.images.synthetic import SyntheticImages
 from modules.errors import ArgumentError
@@ -94,6 +96,32 @@ def test_groups_too_few_for_all_colours_carry_their_mean() -> None:
 def test_groups_that_cannot_carry_an_image_are_refused(widths, groups) -> None:
     with pytest.raises(ArgumentError, match=r"at least 3 channels.*--norm_num_groups"):
         start_as_resampler(network(widths, groups))
+
+
+def test_every_vae_from_scratch_starts_so_where_it_can_and_says_what_it_does(caplog) -> None:
+    caplog.set_level("INFO")
+
+    def start(flags: str) -> tuple[dict[str, Tensor], str]:
+        caplog.clear()
+        torch.manual_seed(0)
+        vae = make_vae(tiny_arguments(flags))
+        return vae.state_dict(), "".join(record.getMessage() for record in caplog.records)
+
+    weights, said = start("")
+    wanted, asked = start("--vae_init resampler")
+    assert said == asked
+    assert "starts as a linear down- and upsampler (--vae_init=resampler)" in said
+    assert all(torch.equal(weights[name], wanted[name]) for name in weights)
+    drawn, said = start("--vae_init random")
+    assert "starts from random weights (--vae_init=random)" in said
+    assert not torch.equal(weights["decoder.conv_out.weight"], drawn["decoder.conv_out.weight"])
+    drawn, said = start("--norm_num_groups 8 --vae_init random")
+    weights, said = start("--norm_num_groups 8")
+    assert "starts from random weights: " in said
+    assert "8 groups over 8 channels are smaller" in said
+    assert all(torch.equal(weights[name], drawn[name]) for name in weights)
+    with pytest.raises(ArgumentError, match="8 groups over 8 channels"):
+        start("--norm_num_groups 8 --vae_init resampler")
 
 
 def test_every_weight_learns_after_the_first_step() -> None:
