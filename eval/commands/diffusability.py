@@ -72,11 +72,10 @@ def run(args: argparse.Namespace) -> int:
     images, reference = open_images(args, protocol), _open_reference(args)
     _check(args, images, reference)
     features, missing = _open_features(args)
-    labels, found, factors = distinct_labels(args.model), {}, {}
+    labels, found = distinct_labels(args.model), {}
     with device_and_processes(args) as device:
         for label, name in zip(labels, args.model, strict=True):
             codec = VAECodec(open_vae(name, args.pretrained_weights))
-            factors[label] = codec.vae.config.scaling_factor
             found[label] = measure_diffusability(
                 codec,
                 images,
@@ -104,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
          "reference": reference.describe()},
     )  # fmt: skip
     if args.report:
-        write_diffusability_page(Path(args.report), found, factors, lines, stamp)
+        write_diffusability_page(Path(args.report), found, lines, stamp)
     return 0
 
 
