@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--num_reference_images", type=integer(1), default=10000, help="evenly spaced over it")
     add = parser.add_argument_group("Measures").add_argument
     add("--denoiser_steps", type=integer(1), default=2000, help="batches of 32 that it learns from")
-    add("--seeds", type=integer(1, 1000), default=3, help="how often all that is drawn is repeated")
+    add("--seeds", type=integer(1, 50), default=3, help="how often all that is drawn is repeated")
     add(
         "--features",
         choices=("inception", "random"),
