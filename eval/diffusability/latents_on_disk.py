@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,6 +78,7 @@ def store_latents(
         posterior = codec.encode(pictures)
         if values is None:
             shape = (len(images), *posterior.mean.shape[1:])
+            _reserve(file, 4 * math.prod(shape))
             values = torch.from_file(str(file), shared=True, size=math.prod(shape)).view(shape)
         values[len(digests) : len(digests) + batch.count] = posterior.mean.cpu()
         digests += batch.digests
@@ -86,3 +88,10 @@ def store_latents(
     if not math.isfinite(statistics.global_std):
         raise ArgumentError("--model: the encoder gives NaN or infinity for some images")
     return StoredLatents(values[: len(digests)], torch.tensor(digests), statistics)
+
+
+def _reserve(file: Path, size: int) -> None:
+    """OSError now where the disk is too full; a mapped page without room would kill the process."""
+    with open(file, "wb") as opened:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(opened.fileno(), 0, size)

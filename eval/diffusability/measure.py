@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,7 +14,7 @@ from eval.diffusability.denoiser import sampled, train_denoiser, validation_loss
 from eval.diffusability.gap import Gap, GapMeter
 from eval.diffusability.interpolation import interpolated
 from eval.diffusability.latents_on_disk import Scale, store_latents
-from eval.metrics.fid import FeatureStatistics, extract_features, frechet_distance
+from eval.metrics.fid import StreamedFID
 from eval.protocol.codecs import VAECodec, all_prepared
 from modules.models.latents import LatentStatistics
 
@@ -35,7 +34,7 @@ class Diffusability:
     loss: list[float]  # of the denoiser on latents that it has not seen; 2 if it knows nothing
     ifid: list[float]
     sample_fid: list[float]
-    samples: Tensor  # [PICTURES or fewer, 3, H, W] uint8, of the first seed
+    samples: list[Tensor]  # PICTURES or fewer, [3, H, W] uint8
 
 
 @torch.no_grad()
@@ -58,12 +57,14 @@ def measure_diffusability(
     tuple with [B, D], for the Fréchet distances; None leaves them out. Raises ArgumentError where
     numbers are not finite.
     """
-    features = None if features is None else features.to(device)
-    gap, originals = GapMeter(codec), _Features(features)
+    gap = GapMeter(codec)
+    labels = [f"{kind} {seed}" for seed in range(seeds) for kind in ("ifid", "samples")]
+    fid = None if features is None else StreamedFID(features.to(device), labels)
 
     def look(images: Tensor, latents: Tensor) -> None:
         gap.add(images, latents)
-        originals.add(images)
+        if fid is not None:
+            fid.add_originals(images, len(images))
 
     with all_prepared([codec], device), TemporaryDirectory(prefix="latents-") as folder:
         options = {"device": device, "batch_size": batch_size, "num_workers": num_workers,
@@ -72,24 +73,21 @@ def measure_diffusability(
         own = store_latents(codec, data, Path(folder, "data"), **options, watch=look)
         scale = Scale.of(known.statistics)
         known, own = known.scaled(scale), own.scaled(scale)
-        losses, ifid, sample_fid, samples = [], [], [], torch.empty(0)
-
-        def pictures(latents: Iterable[Tensor]) -> Iterator[Tensor]:
-            for part in latents:
-                for some in part.split(batch_size):
-                    yield scale.decode(codec, some, device)
-
+        losses, shown, (count, *shape) = [], [], own.values.shape
         for seed in range(seeds):
             network = train_denoiser(known.values, steps, seed, device)
             losses.append(validation_loss(network, own.values, device))
-            shape, count = own.values.shape[1:], len(own.values)
-            if seed == 0:
-                few = pictures(sampled(network, min(count, PICTURES), shape, seed, device))
-                samples = torch.cat(list(few)).cpu()
-            if features is not None:
-                made = sampled(network, count, shape, seed, device)
-                sample_fid.append(originals.distance(pictures(made)))
-                ifid.append(originals.distance(pictures(interpolated(own, known, seed))))
+            made = {"ifid": interpolated(own, known, seed),
+                    "samples": sampled(network, count, shape, seed, device)}  # fmt: skip
+            for kind, latents in made.items():
+                for part in (part for whole in latents for part in whole.split(batch_size)):
+                    images = scale.decode(codec, part, device)
+                    if fid is not None:
+                        everyone = torch.ones(len(images), dtype=torch.bool)
+                        fid.add_reconstructions(f"{kind} {seed}", images, everyone, len(images))
+                    if kind == "samples" and len(shown) < PICTURES:
+                        shown += images[: PICTURES - len(shown)].cpu()
+    distances = fid.finish() if fid else {}
     plain, gaps = gap.result()
     return Diffusability(
         num_images=len(own.values),
@@ -99,30 +97,7 @@ def measure_diffusability(
         gaps=gaps,
         latents=known.statistics,
         loss=losses,
-        ifid=ifid,
-        sample_fid=sample_fid,
-        samples=samples,
+        ifid=[distances[f"ifid {seed}"] for seed in range(seeds) if fid],
+        sample_fid=[distances[f"samples {seed}"] for seed in range(seeds) if fid],
+        samples=shown,
     )
-
-
-class _Features:
-    """Statistics of the originals' features, and the Fréchet distance of others' to them."""
-
-    def __init__(self, network: nn.Module | None) -> None:
-        self.network, self.statistics = network, None
-
-    def add(self, images: Tensor) -> None:
-        if self.network is not None:
-            self.statistics = self._updated(self.statistics, images)
-
-    def distance(self, pictures: Iterable[Tensor]) -> float:
-        found = None
-        for images in pictures:
-            found = self._updated(found, images)
-        return frechet_distance(self.statistics.result(), found.result())
-
-    def _updated(self, statistics: FeatureStatistics | None, images: Tensor) -> FeatureStatistics:
-        features = extract_features(self.network, images)
-        statistics = statistics or FeatureStatistics(features.shape[1])
-        statistics.update(features)
-        return statistics

@@ -10,9 +10,10 @@ from typing import Any
 
 from eval.diffusability.gap import HALF
 from eval.diffusability.measure import Diffusability
-from eval.report.latents import SCALE, latent_values
+from eval.report.latents import latent_values
 from eval.report.page import Cell, Picture, write_page
 
+SCALED = "Of --reference; the denoiser sees each channel scaled to unit deviation."
 EXPLAINED = (
     "Gap: how much more PSNR a changed picture has when it is encoded itself than when the latents "
     "of the unchanged one are changed and decoded. High frequencies: share of the latents' power "
@@ -85,7 +86,6 @@ def as_data(models: Mapping[str, Diffusability]) -> dict[str, Any]:
 def write_diffusability_page(
     file: Path,
     models: Mapping[str, Diffusability],
-    scaling_factors: Mapping[str, float],
     lines: Sequence[str],
     stamp: Sequence[str],
 ) -> None:
@@ -104,6 +104,6 @@ def write_diffusability_page(
             (label, [Picture(image, f"sample {n + 1}") for n, image in enumerate(found.samples)])
             for label, found in models.items()
         ],
-        latents=latent_values({n: m.latents for n, m in models.items()}, SCALE, scaling_factors),
+        latents=latent_values({n: m.latents for n, m in models.items()}, SCALED, {}),
         stamp=stamp,
     )

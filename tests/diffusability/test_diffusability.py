@@ -19,7 +19,7 @@ from eval.__main__ import main
 from eval.diffusability import interpolation
 from eval.diffusability.denoiser import Denoiser, flow_loss, sampled, train_denoiser
 from eval.diffusability.denoiser import validation_loss as loss_of
-from eval.diffusability.gap import HALF, MIRROR, TURN, GapMeter
+from eval.diffusability.gap import HALF, MIRROR, TURN, GapMeter, changes
 from eval.diffusability.interpolation import half_way, interpolated, nearest
 from eval.diffusability.latents_on_disk import Scale, StoredLatents, store_latents
 from eval.diffusability.report import mean_and_spread
@@ -27,6 +27,7 @@ from eval.metrics.fid import FeatureStatistics, extract_features, frechet_distan
 from eval.metrics.random_features import RandomFeatures
 from eval.protocol.codecs import VAECodec, quantize
 from modules.data.images.images import normalize
+from modules.errors import ArgumentError
 from modules.models.latents import LatentAccumulator
 
 CPU = torch.device("cpu")
@@ -66,12 +67,12 @@ def gaps(codec: Averages, images: Tensor) -> tuple:
 
 def test_an_equivariant_autoencoder_has_no_gap_and_one_that_is_not_has():
     plain, found = gaps(Averages(), photographs(5))
-    assert found[TURN].decibels == found[MIRROR].decibels == 0
-    assert found[TURN].native == pytest.approx(plain)
+    assert [found[name].decibels for name in (TURN, MIRROR)] == pytest.approx([0, 0], abs=0.01)
+    assert found[TURN].native == pytest.approx(plain, abs=0.01)
     assert abs(found[HALF].decibels) < 1.5  # averages of what is resampled are not the resampled
     _, tilted = gaps(Averages(0.3), photographs(5))
-    # It errs on both alike; but an encoder that makes up for the tilt would not be helped by T(z).
-    assert tilted[MIRROR].decibels == 0
+    # It errs on both alike.
+    assert tilted[MIRROR].decibels == pytest.approx(0, abs=0.01)
     assert tilted[MIRROR].native < found[MIRROR].native - 3
 
 
@@ -122,13 +123,13 @@ def test_neighbours_are_those_of_the_whole_reference_and_never_the_image_itself(
 
 def test_neighbours_are_drawn_by_distance_and_the_draw_belongs_to_the_seed(monkeypatch):
     monkeypatch.setattr(interpolation, "QUERIES", 3)
-    far, near = torch.randn(30, 2, 2, 2) * 100, torch.randn(8, 2, 2, 2)
+    far, near = torch.randn(30, 2, 2, 2) * 100, torch.randn(8, 2, 2, 2) * 10
     # The nearest neighbour lies on the query, under another digest; all others are far away.
     reference = stored(torch.cat([far, near]), range(100, 138))
     for made, own in zip(interpolated(stored(near), reference, 0), near.split(3), strict=True):
         torch.testing.assert_close(made, own)
-    alike = stored(near[:1] * torch.linspace(0.5, 1.5, 12).view(-1, 1, 1, 1), range(50, 62))
-    draws = [torch.cat(list(interpolated(stored(near), alike, seed))) for seed in (0, 0, 1)]
+    alike = stored(near[:1] / 10 * torch.linspace(0.5, 1.5, 12).view(-1, 1, 1, 1), range(50, 62))
+    draws = [torch.cat(list(interpolated(stored(near / 10), alike, seed))) for seed in (0, 0, 1)]
     assert torch.equal(draws[0], draws[1])
     assert not torch.equal(draws[0], draws[2])
 
@@ -238,7 +239,6 @@ def test_the_command_says_the_same_in_table_json_and_page(model, tmp_path, capsy
         ("--reference nowhere/at/all", "--reference=nowhere/at/all"),
         ("--reference synthetic --crop full", "--crop=full gives images of several sizes"),
         ("--reference synthetic --num_images 1", "FID needs 2"),
-        ("--reference synthetic --resolution 4", "--resolution gives latents of 1x1, which"),
         ("--reference synthetic --features inception --inception_weights nowhere",
          "--inception_weights=nowhere does not exist"),
     ],
@@ -246,3 +246,5 @@ def test_the_command_says_the_same_in_table_json_and_page(model, tmp_path, capsy
 def test_mistakes_are_named_with_their_flag(argv, message, model, capsys):
     assert main([*COMMAND, model, *argv.split()]) == 2
     assert message in capsys.readouterr().err
+    with pytest.raises(ArgumentError, match="--resolution gives latents of 8x1, which"):
+        changes(1, 8)

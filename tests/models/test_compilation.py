@@ -38,7 +38,7 @@ def graphs() -> int:
 
 
 @pytest.mark.usefixtures("quick_compiler")
-@pytest.mark.parametrize("flags", ["", "--eq_prob 0.7 --resolution 64"])
+@pytest.mark.parametrize("flags", ["", "--eq_prob 0.7"])
 def test_compiled_networks_train_as_uncompiled_ones(flags: str) -> None:
     flags = f"--lpips_backbone squeeze --perceptual_scale 1 {flags}"
     with random_lpips():
@@ -87,6 +87,16 @@ def test_five_levels_are_compiled_and_their_validation_is_not(
     assert needed > 20  # 12 blocks, with gradients and in the discriminator's turn without
     train(run, [batch(seed=seed, shape=(4, 2, 2)) for seed in range(2)])
     assert graphs() == needed
+
+
+@pytest.mark.usefixtures("quick_compiler")
+def test_changed_latents_of_all_sizes_share_their_graphs() -> None:
+    run = tiny_run("--compile --eq_prob 1 --resolution 64 --disc_factor 0")
+    batches, needed = [rehearsal.random_batch(run, 1, 64)] * 12, []
+    for part in (batches[:6], batches[6:]):
+        train(run, part)
+        needed.append(graphs())
+    assert needed[1] == needed[0] < 30
 
 
 @pytest.mark.usefixtures("quick_compiler")
