@@ -65,8 +65,10 @@ def test_only_what_was_asked_for_is_measured_and_built(inception):
     assert images.judges.lpips == {}
     assert images.judges.inception is None
     assert not {"ssim", "rfid", "lpips_squeeze"} & images.run(vae).metrics.keys()
-    images, vae = watched("--perceptual_scale 1 --lpips_backbone squeeze")
-    assert {"psnr", "ssim", "lpips_squeeze"} <= images.run(vae).metrics.keys()
+    run = tiny_run("--perceptual_scale 1 --lpips_backbone squeeze")
+    images = make_validation(run, SyntheticImages(2, 32, 5))
+    assert images.judges.lpips == {"squeeze": run.perceptual}
+    assert {"psnr", "ssim", "lpips_squeeze"} <= images.run(run.raw_vae.vae).metrics.keys()
     assert inception.calls == 0
 
 
