@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
 
@@ -109,4 +110,5 @@ def changed_flags(args: Arguments, paths: bool = True) -> Iterator[str]:
             if isinstance(value, bool):
                 yield f"--{name}" if value else f"--no_{name}"
             else:
-                yield f"--{name} {' '.join(map(str, value)) if isinstance(value, tuple) else value}"
+                parts = value if isinstance(value, tuple) else (value,)
+                yield f"--{name} {shlex.join(map(str, parts))}"

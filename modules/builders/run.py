@@ -14,7 +14,7 @@ from modules.builders.networks import (
 from modules.config.arguments import Arguments
 from modules.distributed.device import convolution_layout
 from modules.models.autoencoder import TrainableVAE
-from modules.models.compilation import compile_networks
+from modules.models.compilation import compile_networks, require_compiler
 from modules.training.ema import ExponentialMovingAverage
 from modules.training.gan_guard import GanGuard
 from modules.training.guard import FiniteGuard
@@ -38,6 +38,7 @@ def make_run(
     optimizers = make_optimizers(args, vae, discriminator, accelerator.num_processes)
     schedulers = make_schedulers(args, *optimizers, schedule, steps, reached)
     if args.precision.compile:
+        require_compiler(accelerator.device)
         compile_networks(vae.vae, discriminator, perceptual, args.data.several_shapes)
     prepared = accelerator.prepare(vae, discriminator, *optimizers, *schedulers)
     for optimizer in prepared[2:4]:
