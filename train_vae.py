@@ -1,19 +1,17 @@
 """Train an image autoencoder (AutoencoderKL) that diffusers loads.
 
 Try it, on any machine, in minutes:
-    accelerate launch --config_file accelerate_config.yaml train_vae.py --recipe quickstart
+    python train_vae.py --recipe quickstart
 
 The SD 1.5 VAE from scratch on one 8 GB card:
-    accelerate launch --config_file accelerate_config.yaml train_vae.py --recipe 8gb \
-        --train_data_dir photos
+    python train_vae.py --recipe 8gb --train_data_dir photos
 
 On 4 GPUs:
     accelerate launch --multi_gpu --num_processes 4 --mixed_precision bf16 train_vae.py \
         --recipe imagenet100
 
 Fine-tune Stable Diffusion's decoder:
-    accelerate launch --config_file accelerate_config.yaml train_vae.py --recipe ft-mse \
-        --train_data_dir photos
+    python train_vae.py --recipe ft-mse --train_data_dir photos
 
 Continue after whatever happened: the same command, and
     --resume_from_checkpoint latest

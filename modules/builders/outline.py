@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from itertools import accumulate
@@ -124,4 +125,5 @@ def changed_flags(args: Arguments, paths: bool = True) -> list[str]:
 def _typed(name: str, value: object) -> str:
     if isinstance(value, bool):
         return f"--{name}" if value else f"--no_{name}"
-    return f"--{name} {' '.join(map(str, value)) if isinstance(value, tuple) else value}"
+    parts = value if isinstance(value, tuple) else (value,)
+    return f"--{name} {shlex.join(map(str, parts))}"

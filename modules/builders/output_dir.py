@@ -25,7 +25,9 @@ from modules.output.checkpoint_folders import (
 from modules.output.owned_files import OwnedFiles, remove
 from modules.output.run_files import (
     AT_THE_END,
+    CARD,
     CONFIG,
+    RECORD,
     SNAPSHOT,
     WHILE_TRAINING,
     top_names,
@@ -113,14 +115,17 @@ def _names_while_training(args: Arguments) -> tuple[str, ...]:
 def _check_collisions(args: Arguments, owned: OwnedFiles) -> None:
     """Raises ArgumentError for files of others under names that a run writes to.
 
-    An old train_config.yaml that a user has edited is none of them: `clear_output_dir` keeps it.
+    An old train_config.yaml or model card that a user has edited is none of them: `owned.claim`
+    keeps it under another name before a new one is written.
     """
-    kept = owned.changed & {CONFIG}
+    kept = owned.changed & {CONFIG, CARD}
     foreign = owned.foreign(name for name in _names(args) if name not in kept)
     logs = () if args.logging.report_to == "none" else (args.logging.logging_dir,)
     for folder in (owned.folder / name for name in (*FOLDERS, *logs)):
         if os.path.lexists(folder) and not folder.is_dir():
             foreign.append(folder)
+    if (owned.folder / RECORD).is_dir():
+        foreign.append(owned.folder / RECORD)
     if foreign:
         names = [path.relative_to(owned.folder).as_posix() for path in foreign]
         more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""

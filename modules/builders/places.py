@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from modules.config.arguments import Arguments
+from modules.data.sources.folder_walk import files_below
 from modules.errors import ArgumentError
 
 
@@ -21,6 +22,8 @@ def check_places(args: Arguments) -> None:
     for name, folder in folders.items():
         if folder and not os.path.isdir(folder):
             raise ArgumentError(f"--{name}={folder} is not a folder; check the path")
+        if folder and next(files_below(folder), None) is None:
+            raise ArgumentError(f"--{name}={folder} holds no files; check the path")
     files = [("lpips_weights", args.losses.lpips_weights),
              ("inception_weights", args.validation.inception_weights)]  # fmt: skip
     files += [("validation_image", file) for file in args.validation.validation_image or ()]

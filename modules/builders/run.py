@@ -14,7 +14,7 @@ from modules.builders.networks import (
 from modules.config.arguments import Arguments
 from modules.distributed.device import convolution_layout
 from modules.models.autoencoder import TrainableVAE
-from modules.models.compilation import compile_networks
+from modules.models.compilation import compile_networks, require_compiler
 from modules.training.adversary import Adversary
 from modules.training.checkpoint import leave_out_discriminator
 from modules.training.ema import ExponentialMovingAverage
@@ -39,6 +39,7 @@ def make_run(
     optimizers = make_optimizers(args, vae, discriminator, accelerator.num_processes)
     schedulers = make_schedulers(args, *optimizers, schedule, steps, reached)
     if args.precision.compile:
+        require_compiler(accelerator.device)
         several = args.data.several_shapes or args.losses.eq_prob > 0
         compile_networks(vae.vae, discriminator, perceptual, any_shape=several)
     if not args.discriminator.enabled:

@@ -19,7 +19,14 @@ def test_a_path_that_leads_nowhere_is_named_with_its_flag(flag, tmp_path):
     with pytest.raises(ArgumentError, match=f"--{flag}.*nowhere.*check the path"):
         check_places(resolve_arguments([f"--{flag}", str(tmp_path / "nowhere")]))
     place = tmp_path / "somewhere"
-    place.touch() if "weights" in flag or flag == "validation_image" else place.mkdir()
+    if "weights" in flag or flag == "validation_image":
+        place.touch()
+    else:
+        place.mkdir()
+        if flag in ("train_data_dir", "validation_data_dir"):
+            with pytest.raises(ArgumentError, match=f"--{flag}=.*somewhere holds no files"):
+                check_places(resolve_arguments([f"--{flag}", str(place)]))
+        (place / "any").touch()
     images = [] if flag in ("train_data_dir", "dataset_name") else ["--dataset_name=synthetic"]
     check_places(resolve_arguments([f"--{flag}", str(place), *images]))
 

@@ -78,7 +78,7 @@ def test_of_several_recipes_the_later_wins_and_the_data_of_the_first_stay():
     assert resolve_arguments(["--recipe=imagenet100", "--recipe=8gb"]) == both
     values, first, last = (flat(resolve_arguments(["--recipe", *names])) for names in (
         ["imagenet100", "8gb"], ["imagenet100"], ["8gb"]))  # fmt: skip
-    for name in ("train_batch_size", "gradient_accumulation_steps", "recompute", "learning_rate"):
+    for name in ("train_batch_size", "recompute", "learning_rate", "checkpointing_steps"):
         assert values[name] == last[name] != first[name]
     for name in ("dataset_name", "validation_split", "num_validation_images", "min_image_size",
                  "rec_loss"):  # fmt: skip
@@ -176,6 +176,7 @@ def test_the_written_configuration_gives_equal_arguments(tmp_path):
         ("--validation_metrics=fid", "invalid choice: 'fid'"),
         ("--early_stopping=3 --num_validation_images=0", "or drop --early_stopping"),
         ("--validation_split=test", "--validation_split=test needs --dataset_name"),
+        ("--validation_image a b a", "--validation_image=a is given twice"),
         ("--validation_split=t --validation_image=i", "exclude each other; keep one"),
         ("--hub_token=x --report_to=wandb", "run `hf auth login` instead"),
         ("--recipe=none", "--recipe=none is not one of"),

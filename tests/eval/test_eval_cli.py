@@ -66,6 +66,7 @@ def test_help_and_mistakes_answer_without_importing_torch(tmp_path):
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
         assert done.returncode == code, done.stderr
         assert time.monotonic() - start < 10
+        assert "(default: None)" not in done.stdout
     assert "--crop" in done.stderr
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from launching import ADVERSARIAL, TINY, launch, succeed
+from launching import ADVERSARIAL, SCRIPT, TINY, launch, succeed
 
 from modules.config.command_line import resolve_arguments
 from modules.output.checkpoint_folders import checkpoint_steps, verify
