@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Container
 from dataclasses import fields
 from datetime import timedelta
 from pathlib import Path
@@ -81,16 +82,19 @@ def _size(count: int) -> str:
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
 
 
-def changed_flags(args: Arguments) -> list[str]:
+def changed_flags(args: Arguments, among: Container[str] | None = None) -> list[str]:
     """Flags that differ from the defaults, as one types them: what the world may know of them.
 
-    Secrets are no part of `as_dict`, and what may be a path of this machine is left out.
+    Secrets are no part of `as_dict`, and what may be a path of this machine is left out. among: of
+    these names only.
     """
     known = {f.name: f for group in GROUPS.values() for f in fields(group)}
     return [
         _typed(name, value)
         for name, value in args.as_dict().items()
-        if value != known[name].default and not known[name].metadata["limits"].path
+        if value != known[name].default
+        and not known[name].metadata["limits"].path
+        and (among is None or name in among)
     ]
 
 

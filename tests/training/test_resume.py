@@ -93,7 +93,10 @@ def assert_equal_runs(ours: Path, theirs: Path) -> None:
     assert len(exported) == 3  # the VAE, the best VAE, the discriminator
     for path in (*exported, "config.json", "best/config.json", "README.md"):
         ours_text, theirs_text = (
-            re.sub(rb"\n- Time: .*", b"", (folder / path).read_bytes()) for folder in (ours, theirs)
+            re.sub(
+                rb"\n(- Time:|    --dataloader_num_workers) .*", b"", (folder / path).read_bytes()
+            )
+            for folder in (ours, theirs)
         )
         assert ours_text.replace(ours.name.encode(), theirs.name.encode()) == theirs_text
 
