@@ -11,6 +11,7 @@ from typing import Any
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+from modules.builders.outline import changed_flags
 from modules.config.arguments import GROUPS, Arguments
 from modules.config.fates import shown
 from modules.config.inputs import DataArguments
@@ -72,6 +73,7 @@ def describe_training(
         validation_dataset=published[0] if one else None,
         validation_split=(validation.validation_split or data.train_split) if one else None,
         decoder_only=args.model.decoder_only,
+        flags=changed_flags(args, paths=False, among=OF_THE_WEIGHTS),
         changes=[text for change in history if (text := _change(change))],
         **known,
     )

@@ -58,7 +58,6 @@ class Watch:
             stamp=protocol.stamp() if protocol else {},
             baselines=self.baselines,
             facts=facts(run, self.journal),
-            flags=changed_flags(run.args, paths=False),
         )
 
     def rows(self, run: Run) -> list[dict[str, float]]:

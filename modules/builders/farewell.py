@@ -27,12 +27,14 @@ def farewell(args: Arguments, scaling_factor: float, rows: Sequence[Row], verdic
         )
     if verdict:
         lines.append(f"The last validation is {verdict}.")
-    lines += [f"{what}: {path}" for what, path in (("Report", report), ("Best weights", best))
-              if path.exists()]  # fmt: skip
-    models = [
-        quote(str(path)) for path in (output_dir, best) if path == output_dir or path.exists()
-    ]
-    here = "" if Path.cwd() == ROOT else f"PYTHONPATH={quote(str(ROOT))} "
+    models = [quote(str(output_dir))]
+    if report.exists():
+        lines.append(f"Report: {report}")
+    if best.exists():
+        lines.append(f"Best weights: {best}")
+        models.append(quote(str(best)))
+    found = Path("eval", "__main__.py").exists()  # the working directory itself may be gone
+    here = "" if found else f"PYTHONPATH={quote(str(ROOT))} "
     return "\n".join([
         *lines,
         "", "Measure it, on pictures that it was not trained on:",
@@ -40,7 +42,7 @@ def farewell(args: Arguments, scaling_factor: float, rows: Sequence[Row], verdic
         f"    --resolution {args.data.resolution} {_unseen(args)}",
         "", "Use it, in Python:",
         "from diffusers import AutoencoderKL",
-        f"vae = AutoencoderKL.from_pretrained({json.dumps(str(output_dir))})",
+        f"vae = AutoencoderKL.from_pretrained({json.dumps(str(output_dir), ensure_ascii=False)})",
     ])  # fmt: skip
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import fields
 from itertools import accumulate
 
@@ -109,16 +109,21 @@ def gan_line(
     return f"discriminator trains from step {start}, is felt from {felt}, in full from {full}"
 
 
-def changed_flags(args: Arguments, paths: bool = True) -> list[str]:
+def changed_flags(
+    args: Arguments, paths: bool = True, among: Container[str] | None = None
+) -> list[str]:
     """The flags that differ from the defaults, as one types them; secrets are never among them.
 
     paths: also those that name places on this machine, of which the world need not know.
+    among: of these names only.
     """
     known = {f.name: f for group in GROUPS.values() for f in fields(group)}
     return [
         _typed(name, value)
         for name, value in args.as_dict().items()
-        if value != known[name].default and (paths or not known[name].metadata["limits"].path)
+        if value != known[name].default
+        and (paths or not known[name].metadata["limits"].path)
+        and (among is None or name in among)
     ]
 
 

@@ -295,7 +295,7 @@ def test_the_report_of_a_run_says_what_ran_where_and_what_needs_no_training(tmp_
     html = training_report(tmp_path)
     for text in ("1 x Abacus", "--kl_scale 0.1", "latest, step 9", "KL, nats per image"):
         assert text in html
-    assert re.search(r'>downsample:8</th>\s*<td data-title="PSNR ↑">22.12</td>', html)
+    assert re.search(r'>downsample:8</th>\s*<td data-title="PSNR ↑" class="">22.12</td>', html)
 
 
 def test_a_report_of_a_run_tells_one_scaling_factor_the_exported_one(tmp_path):

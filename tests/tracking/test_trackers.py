@@ -303,7 +303,7 @@ def test_a_message_stands_above_the_bar_that_moves_in_a_terminal(tmp_path, monke
     journal.start_at(0)
     logging.getLogger("modules").warning("said in between")
     journal.close()
-    shown = [line.split("\r")[-1] for line in terminal.getvalue().splitlines()]
+    shown = [line.split("\r")[-1] for line in terminal.getvalue().split("\n")]
     assert shown[0] == "said in between"
     assert shown[1].startswith("Steps")
     assert logging.root.handlers == [handler]
