@@ -7,6 +7,7 @@ python -m eval export --model runs/mine --output runs/mine --format fp16 ldm onn
 torchrun --nproc_per_node 2 -m eval reconstruction --model runs/mine --data photos/
 python -m eval benchmark --recipe 8gb --compare textbook --random_lpips
 python -m eval memory --recipe 8gb
+python -m eval quality --arm "a:" --arm "b: --rec_loss l1" --output_dir runs/arms --recipe ...
 python -m eval loader
 """
 

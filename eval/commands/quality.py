@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
     found = measure_all([t for t in trainings if t not in failed], judge.measure)
     facts = {
         "commands": {arm.name: shlex.join(arm.words) for arm in arms},
-        "failed": {f"{t.name}, seed {t.seed}": reason for t, reason in failed.items()},
+        "failed": {str(training): reason for training, reason in failed.items()},
         "stamp": judge.stamp,
     }
     write_quality(output, found, judge.baselines(), facts)

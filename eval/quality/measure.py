@@ -68,12 +68,12 @@ def _measure(training: Training, evaluate: Evaluate) -> Measured:
     if early:
         numbers["early_psnr"] = sum(early) / len(early)
     ours = bool(whole_validations(rows))
-    steps = _validated(rows, training.images_per_step) if ours else _left(training, evaluate)
+    steps = own_curve(rows, training.images_per_step) if ours else peers_curve(training, evaluate)
     curve = [(step * training.images_per_step, *rest) for step, *rest in steps]
     return Measured(numbers, curve, evaluation)
 
 
-def _validated(rows: Sequence[Row], images_per_step: int) -> list[Point]:
+def own_curve(rows: Sequence[Row], images_per_step: int) -> list[Point]:
     """(step, seconds, PSNR) from the rows of metrics.jsonl."""
     seconds, before, points = 0.0, 0, []
     for row in rows:
@@ -84,7 +84,7 @@ def _validated(rows: Sequence[Row], images_per_step: int) -> list[Point]:
     return points
 
 
-def _left(training: Training, evaluate: Evaluate) -> list[Point]:
+def peers_curve(training: Training, evaluate: Evaluate) -> list[Point]:
     """(step, seconds, PSNR) of the models in step-N and of the last, by when they were written."""
     models = {int(path.name[5:]): path for path in training.output.glob("step-*")}
     models[training.steps] = training.output

@@ -31,6 +31,9 @@ class Training:
     steps: int
     images_per_step: int
 
+    def __str__(self) -> str:
+        return f"{self.name}, seed {self.seed}"
+
     @property
     def log(self) -> Path:
         """Everything that the process printed."""
@@ -38,14 +41,14 @@ class Training:
 
     @property
     def record(self) -> Path:
-        """JSON with the command and the seconds it took."""
+        """The command, as JSON."""
         return self.output.with_name(f"{self.output.name}.json")
 
     def finished(self) -> bool:
         """Whether it need not be repeated. ArgumentError where another command was trained here."""
         if not self.record.exists():
             return False
-        if json.loads(self.record.read_text())["command"] != [*self.command]:
+        if json.loads(self.record.read_text()) != [*self.command]:
             raise ArgumentError(
                 f"--output_dir: {self.output} was trained by another command ({self.record}); "
                 "rename the arm, or delete both"
@@ -82,24 +85,21 @@ def train_all(trainings: Sequence[Training], at_once: int) -> dict[Training, str
     threads = str(max(1, len(os.sched_getaffinity(0)) // at_once))
     environment = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, **os.environ}
     waiting = deque(training for training in trainings if not training.finished())
-    running: list[tuple[Training, subprocess.Popen[bytes], float]] = []
+    running: dict[Training, subprocess.Popen[bytes]] = {}
     failed, total = {}, len(waiting)
     try:
         while waiting or running:
             while waiting and len(running) < at_once:
                 training = waiting.popleft()
-                print(f"[{total - len(waiting)}/{total}] {training.name}, seed {training.seed}",
-                      flush=True)  # fmt: skip
-                running.append((training, _start(training, environment), time.monotonic()))
+                print(f"[{total - len(waiting)}/{total}] {training}", flush=True)
+                running[training] = _start(training, environment)
             time.sleep(PATIENCE)
-            for ended in [entry for entry in running if entry[1].poll() is not None]:
-                running.remove(ended)
-                training, process, began = ended
-                if reason := _end(training, process.returncode, time.monotonic() - began):
+            for training in [t for t, process in running.items() if process.poll() is not None]:
+                if reason := _end(training, running.pop(training).returncode):
                     failed[training] = reason
-                    print(f"{training.name}, seed {training.seed}, failed: {reason}", flush=True)
+                    print(f"{training} failed: {reason}", flush=True)
     finally:
-        for _, process, _ in running:
+        for process in running.values():
             process.terminate()
     return failed
 
@@ -112,11 +112,11 @@ def _start(training: Training, environment: dict[str, str]) -> subprocess.Popen[
         )
 
 
-def _end(training: Training, code: int, seconds: float) -> str | None:
+def _end(training: Training, code: int) -> str | None:
     """Writes the record and drops the checkpoints; why it failed, if it did."""
     if code or not (training.output / "config.json").exists():
         lines = training.log.read_text(errors="replace").splitlines()[-LAST_LINES:]
         return "\n  ".join([f"exit code {code}; the end of {training.log}:", *lines])
     shutil.rmtree(training.output / "checkpoints", ignore_errors=True)
-    training.record.write_text(json.dumps({"command": training.command, "seconds": seconds}))
+    training.record.write_text(json.dumps(training.command))
     return None
