@@ -56,7 +56,7 @@ MAY_IMPORT = {
     "eval.watch": {"modules", "eval.protocol", "eval.report", "eval.validation", "eval.export"},
     "eval.quality": {"modules", "eval.metrics", "eval.protocol", "eval.report"},
     "eval.rehearsal": {"modules", "eval.metrics", "eval.protocol", "eval.validation"},
-    "eval.memory": {"modules", "eval.rehearsal"},
+    "eval.memory": {"modules", "eval.metrics", "eval.validation", "eval.rehearsal"},
     "eval.dry_run": {"modules", "eval.memory", "eval.export"},
 }
 # They turn flags into a run, and compare a checkpoint's flags with the present ones.

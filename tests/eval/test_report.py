@@ -30,7 +30,8 @@ from eval.report.page import Cell, Picture, data_uri, render
 from eval.report.tables import best_models, markdown_table, notes, rows
 from eval.report.terminal import table_text
 from eval.report.training import write_training_report
-from modules.builders.banner import changed_flags, facts
+from modules.builders.banner import facts
+from modules.builders.outline import changed_flags
 from modules.config.command_line import resolve_arguments
 
 HARMFUL = "<script>alert(\"x\")</script> & 'quoted'"
@@ -315,7 +316,7 @@ def test_a_run_tells_its_flags_as_they_are_typed_and_keeps_its_secrets():
         max_train_steps=10,
     )
     told = facts(run, SimpleNamespace(began=time.monotonic() - 65, first_step=3))
-    flags = changed_flags(run.args)
+    flags = changed_flags(run.args, paths=False)
     assert {"--kl_scale 0.5", "--no_random_flip", "--use_ema"} <= set(flags)
     assert "secret" not in str([told, flags])
     assert told["Hardware"].startswith("2 x CPU")
