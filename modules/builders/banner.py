@@ -42,7 +42,8 @@ def banner(
         "Steps": f"{steps} of {opt.train_batch_size} images x "
         f"{opt.gradient_accumulation_steps} accumulated on each device",
         "Objective": losses.rec_loss + (perceptual if losses.perceptual_scale else "")
-        + f" + {losses.kl_scale:g} KL",
+        + f" + {losses.kl_scale:g} KL"
+        + (f", of changed latents with probability {losses.eq_prob:g}" if losses.eq_prob else ""),
         "GAN": _gan(args.discriminator, max_train_steps) if args.discriminator.enabled else "off",
         "Device": _situation(run.accelerator) if run else "not looked for in a dry run",
         "Output": _output(args, vae),
