@@ -45,6 +45,7 @@ MEASURE_SMALL = ["--resolution", "16", "--num_images", "4", "--no_progress", "--
 EVALUATION_SMALL = {
     "reconstruction": [*MEASURE_SMALL, "--metrics", "psnr", "ssim", "frequency"],
     "latents": MEASURE_SMALL,
+    "diffusability": [*MEASURE_SMALL, "--features", "random", "--denoiser_steps", "1"],
     "precision": MEASURE_SMALL,
     "export": [],
     "memory": [*TINY, "--resolutions", "16", "--batches", "1"],

@@ -52,7 +52,8 @@ def networks(args: Arguments, vae: AutoencoderKL) -> dict[str, str]:
         "Model": describe(vae) + (", decoder only" if args.model.decoder_only else ""),
         "Latents": f"{shape} for {args.data.resolution} x {args.data.resolution} pixels",
         "Objective": losses.rec_loss + (perceptual if losses.perceptual_scale else "")
-        + f" + {losses.kl_scale:g} KL",
+        + f" + {losses.kl_scale:g} KL"
+        + (f", of changed latents with probability {losses.eq_prob:g}" if losses.eq_prob else ""),
     }  # fmt: skip
 
 
