@@ -232,17 +232,10 @@ class DataArguments:
     def _check_mixture(self) -> None:
         names, weights = self.dataset_name or (), self.dataset_weights
         if set(names) <= {"synthetic"}:
-            for option, value in (
-                ("dataset_config_name", self.dataset_config_name),
-                ("data_files", " ".join(self.data_files or ())),
-            ):
-                require(
-                    not value,
-                    option,
-                    value,
-                    "needs the --dataset_name that it "
-                    "belongs to (for files alone parquet, or webdataset)",
-                )
+            rule = "needs the --dataset_name it belongs to (for files alone parquet or webdataset)"
+            config, files = self.dataset_config_name, " ".join(self.data_files or ())
+            require(not config, "dataset_config_name", config, rule)
+            require(not files, "data_files", files, rule)
             require(not (names and self.train_data_dir), "train_data_dir", self.train_data_dir,
                     "is not read with --dataset_name=synthetic; drop one of the two")  # fmt: skip
         for option in ("dataset_config_name", "data_files", "train_data_dir"):

@@ -12,7 +12,7 @@ from launching import launch, succeed
 from survival import RESUME, Variant, command, differences, kill_at, rows
 from tiny import batch, tiny_run
 
-from modules.distributed.determinism import WORKSPACE, make_deterministic
+from modules.distributed.device import WORKSPACE, make_deterministic
 from modules.errors import ArgumentError
 from modules.models.discriminator import NLayerDiscriminator
 from modules.training.gan_guard import LEAST_SHARE, LOGIT_LIMIT, PATIENCE, GanGuard
