@@ -20,7 +20,7 @@ from eval.protocol.results import Evaluation
 from eval.report.grid import comparison_grid
 from eval.report.latent_picture import latent_picture
 from modules.data.images.images import UnreadableImage
-from modules.data.sources.open import ImageSource
+from modules.data.sources.parts import ImageSource
 from modules.errors import ArgumentError
 from modules.models.latents import LatentStatistics
 from modules.training.run import Run

@@ -63,8 +63,8 @@ class SyntheticImages:
     def __len__(self) -> int:
         return self.num_images
 
-    def open(self, index: int) -> Image.Image:
-        """Picture `index`, exactly resolution x resolution; IndexError beyond the end."""
+    def open(self, index: int, target: int | None = None) -> Image.Image:
+        """Picture `index`, always exactly resolution x resolution; IndexError beyond the end."""
         if not 0 <= index < self.num_images:
             raise IndexError(f"image {index} of {self.num_images}")
 
