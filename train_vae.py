@@ -1,19 +1,17 @@
 """Train an image autoencoder (AutoencoderKL) that diffusers loads.
 
 Try it, on any machine, in minutes:
-    accelerate launch --config_file accelerate_config.yaml train_vae.py --recipe quickstart
+    python train_vae.py --recipe quickstart
 
 The SD 1.5 VAE from scratch on one 8 GB card:
-    accelerate launch --config_file accelerate_config.yaml train_vae.py --recipe 8gb \
-        --train_data_dir photos
+    python train_vae.py --recipe 8gb --train_data_dir photos
 
 On 4 GPUs:
     accelerate launch --multi_gpu --num_processes 4 --mixed_precision bf16 train_vae.py \
         --recipe imagenet100
 
 Fine-tune Stable Diffusion's decoder:
-    accelerate launch --config_file accelerate_config.yaml train_vae.py --recipe ft-mse \
-        --train_data_dir photos
+    python train_vae.py --recipe ft-mse --train_data_dir photos
 
 Continue after whatever happened: the same command, and
     --resume_from_checkpoint latest
@@ -29,79 +27,75 @@ if __name__ == "__main__":
     outlive_the_terminal()
     leave_when_interrupted("train_vae.py: interrupted before training; there was nothing to save")
 
-from modules.builders.places import check_places
+from modules.builders.first_checks import check_first
+from modules.builders.outline import outline
 from modules.config.answers import exit_on_mistakes
 from modules.config.command_line import for_trackers, parse_arguments, show_messages, to_yaml
 from modules.config.threads import undo_launchers_limit
-from modules.output.folder_lock import PATIENCE, FolderLock
 
-if __name__ == "__main__":  # before the slow imports: some mistakes are answered at once
+if __name__ == "__main__":  # before the slow imports: most mistakes are answered at once
     arguments = parse_arguments()
+    show_messages()
     with exit_on_mistakes():
-        check_places(arguments)
-        patience = PATIENCE if arguments.checkpoints.resume_from_checkpoint else 0.0
-        output_dir = arguments.checkpoints.output_dir
-        output_lock = None if arguments.dry_run else FolderLock(output_dir, patience)
+        output_lock = check_first(arguments)
+        if arguments.launch.dry_run:
+            print(outline(arguments))
     undo_launchers_limit(os.environ)
 
-import logging
-import math
+import sys
 from contextlib import closing, nullcontext
 from functools import partial
 from pathlib import Path
 
 import torch
 
-from eval.export import latent_config, planned_push
+from eval.dry_run import needs
+from eval.export import latent_config
 from eval.protocol.latents import measure_latents
 from eval.protocol.protocol import Protocol, ProtocolImages
 from eval.rehearsal import explained, rehearse
+from eval.validation import make_validation
 from eval.watch import Watch, begin
-from modules.builders.banner import banner
+from modules.builders.accelerator import refuse_together, settle_precision
+from modules.builders.banner import interrupted
 from modules.builders.data import open_data
 from modules.builders.loader import check_shared_memory, make_loader
 from modules.builders.networks import make_vae
-from modules.builders.output_dir import (
-    check_output_dir,
-    owned_files,
-    refuse_together,
-    resume_path,
-)
+from modules.builders.output_dir import owned_files, resume_path
 from modules.builders.run import make_run
 from modules.config.arguments import Arguments
+from modules.config.terminal import continuing
 from modules.data.bad_images import warn_of_upscaling
-from modules.distributed.launch_environment import check_environment
 from modules.errors import ArgumentError, dispensable
 from modules.export.vae import export_vae
 from modules.image_modes import mode_of
 from modules.models.autoencoder import TrainableVAE
+from modules.models.latents import posterior_spread
+from modules.output.folder_lock import FolderLock
 from modules.tracking.trackers import end_trackers, start_trackers
 from modules.training.checkpoint import save_checkpoint
 from modules.training.losses import batch_psnr, discriminator_loss, kl_loss, rec_loss
 from modules.training.resume import reached_by, resume, trainer_state
 from modules.training.run import Run
 
-logger = logging.getLogger("modules.train_vae")
-
 
 def train(run: Run, watch: Watch) -> bool:
     """Takes optimizer steps until the last one; False if a signal asked to stop before it."""
     accelerator, losses, disc = run.accelerator, run.args.losses, run.args.discriminator
     for batch in run.loader:
-        if run.step >= run.max_train_steps:
+        if run.finished:
             return True
         vae_turn = run.schedule.trains_vae(run.step)
         disc_turn = run.schedule.trains_discriminator(run.step)
         images, noise = run.to_device(batch)
-        elements, terms = images[0].numel(), {}
-        share = run.adversarial_share(elements)
+        change, elements, terms = run.change(images, noise), images[0].numel(), {}
 
         with accelerator.accumulate(run.vae, run.discriminator):
-            # Generator: reconstruct through the prepared module, and let the frozen discriminator
-            # judge; one backward carries every term through the VAE.
+            # Generator: reconstruct through the prepared module, with --eq_prob from latents that
+            # change as the images do, and let the frozen discriminator judge; one backward for all.
             with torch.set_grad_enabled(vae_turn):
-                reconstructions, posterior = run.vae(images, noise)
-            fakes = reconstructions.detach()
+                reconstructions, posterior = run.vae(images, noise, change)
+            images, fakes = change(images), reconstructions.detach()
             if vae_turn:
                 nll = terms["rec_loss"] = rec_loss(losses.rec_loss, images, reconstructions)
                 if run.perceptual is not None:
@@ -109,20 +103,19 @@ def train(run: Run, watch: Watch) -> bool:
                     nll = nll + losses.perceptual_scale * p_loss
                 kl = terms["kl_loss"] = kl_loss(posterior.kl(), elements)
                 loss = nll + losses.kl_scale * kl
-                if share:
+                if run.schedule.adversarial_share(run.step):
                     g_loss = terms["g_loss"] = run.judge(reconstructions)
-                    d_weight = terms["d_weight"] = run.d_weight(nll, g_loss, elements)
-                    loss = loss + share * d_weight * g_loss
+                    weight, health = run.adversarial_weight(nll, g_loss, elements)
+                    loss, terms = loss + weight * g_loss, terms | health
                 accelerator.backward(loss)
-                terms["psnr"] = batch_psnr(images, fakes)
+                terms |= {"psnr": batch_psnr(images, fakes), **posterior_spread(posterior)}
 
             # Discriminator: real and fake in one forward, so that DDP sees one graph.
             if disc_turn:
                 logits_real, logits_fake = run.discriminator(images, fakes)
                 d_loss = discriminator_loss(disc.disc_loss, logits_real, logits_fake)
                 accelerator.backward(d_loss)
-                terms |= {"d_loss": d_loss, "logits_real": logits_real.mean(),
-                          "logits_fake": logits_fake.mean()}  # fmt: skip
+                terms |= {"d_loss": d_loss, **run.adversary.watch(logits_real, logits_fake)}
             run.record(**terms)
 
         # One optimizer step is complete: update the VAE, then the discriminator; then look around.
@@ -135,15 +128,15 @@ def train(run: Run, watch: Watch) -> bool:
 
 def after_step(run: Run, watch: Watch) -> bool:
     """Between two optimizer steps: logs, validates and saves when due; False if asked to stop."""
-    args, last = run.args, run.step == run.max_train_steps
+    args = run.args
     watch.journal.advance()
-    if run.step % args.logging.logging_steps == 0 or last:
+    if run.step % args.logging.logging_steps == 0 or run.finished:
         log(run, watch)
-    if run.step % args.validation.validation_steps == 0 or last:
+    if run.step % args.validation.validation_steps == 0 or run.finished:
         run.validation_due = True
     if run.validation_due:
         validate(run, watch)
-    stop = watch.stop.agreed()
+    stop, last = watch.stop.agreed(), run.finished  # a validation may have ended it
     if run.step % args.checkpoints.checkpointing_steps == 0 or last or stop:
         save(run, watch)
     if watch.publisher is not None and not (last or stop):
@@ -155,7 +148,7 @@ def log(run: Run, watch: Watch) -> None:
     """Writes the means since the last row; the only place of the loop where the host waits."""
     watch.name_bad_images(run)
     means = run.meter.flush() | run.guard.check() | run.learning_rates()
-    means |= run.gan_guard.judge(means)
+    means |= run.adversary.judge(means)
     if means["upscaled"]:
         warn_of_upscaling(max(run.args.data.training_resolutions))
     watch.journal.write(run.step, "train", means)
@@ -178,16 +171,13 @@ def validate(run: Run, watch: Watch) -> None:
         if result.grid is not None:
             watch.journal.draw(run.step, result.grid)
             watch.journal.draw_latents(run.step, result.latent_grid, result.grid_latents)
-        if run.accelerator.is_main_process:
-            watch.write_report(run, result)
-        if watch.validation.improves(metrics, run.best, run.args.validation.best_metric):
-            run.require_finite_weights()
-            finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
-            run.best = {"step": run.step, **finite}
-            if run.accelerator.is_main_process:
-                with dispensable(str(run.output_dir / "best"), (OSError, ArgumentError)):
-                    config = latent_config(run.args, result.latents)
-                    export_vae(run.raw_vae.vae, run.output_dir / "best", **config)
+        better = watch.validation.improves(metrics, run.best)
+        run.judge_validation(metrics, better)
+        if better and run.accelerator.is_main_process:
+            with dispensable(str(run.output_dir / "best"), (OSError, ArgumentError)):
+                config = latent_config(run.args, result.latents)
+                export_vae(run.raw_vae.vae, run.output_dir / "best", **config)
+    watch.tell(run, result)
     run.meter.restart_clock()
 
 
@@ -249,48 +239,42 @@ def take_up(run: Run, watch: Watch, checkpoint: Path | None) -> None:
 
 def main(args: Arguments, lock: FolderLock | None) -> None:
     """Build, prepare, resume, train, export. lock: of output_dir; None for a dry run."""
-    show_messages()
     # Build what can be wrong first: nothing has touched a GPU or been written to yet.
-    accumulation = args.optimization.gradient_accumulation_steps
-    check_environment(os.environ, accumulation, args.precision.compile)
-    check_output_dir(args, create=not args.dry_run)
+    if args.launch.dry_run:
+        print(needs(args, partial(train, watch=None)))
+        return
+    args = settle_precision(args)
     vae = TrainableVAE(make_vae(args), args.model.decoder_only)
     checkpoint = resume_path(args.checkpoints)
     reached = reached_by(checkpoint, args, vae.vae)
-    if args.dry_run:
-        print(to_yaml(args), banner(args, vae.vae), planned_push(args), sep="\n")
-        return
     check_shared_memory(args, vae.vae)
     data = open_data(args, mode_of(vae.vae))
 
     # Prepare, and try what will need most.
     run = make_run(args, vae, data.size, reached)
     refuse_together(lock)
-    rehearse(run, partial(train, watch=None), len(data.validation or ()))
-    watch, accelerator = begin(run, data), run.accelerator
+    validation = make_validation(run, data.validation)
+    rehearse(run, partial(train, watch=None), validation)
+    watch, accelerator = begin(run, data, validation), run.accelerator
 
     # Resume, train, export.
     with closing(watch.journal), watch.publisher or nullcontext():
         take_up(run, watch, checkpoint)
         run.loader = make_loader(args, data, vae.vae, accelerator, run.samples, run.stream)
         run.meter.restart_clock()  # the loader may have looked at the sizes of all images
-        if not run.validation_due and train(run, watch) and export(run, watch):
-            if watch.publisher is not None:
-                watch.publisher.finish(run.step, lambda: watch.stop.received is not None)
-        else:
-            logger.info(
-                "stopped at step %d of %d by a signal; the same command with "
-                "--resume_from_checkpoint latest goes on",
-                run.step,
-                run.max_train_steps,
-            )
+        finished = not run.validation_due and train(run, watch) and export(run, watch)
+        if finished and watch.publisher is not None:
+            watch.publisher.finish(run.step, lambda: watch.stop.received is not None)
         # The networks first: where DDP is the last to let go of the processes' group, as when this
         # function returns, PyTorch waits for the group's threads while they wait for Python.
         run.vae, run.discriminator = accelerator.free_memory(run.vae, run.discriminator)
         end_trackers(accelerator.trackers)
         accelerator.end_training()
+    if not finished and accelerator.is_main_process:
+        print(interrupted(run), file=sys.stderr)
 
 
 if __name__ == "__main__":
-    with exit_on_mistakes(), explained(arguments), output_lock or nullcontext():
+    go_on = f"continue with: {continuing(arguments.launch.command)}"
+    with exit_on_mistakes(then=go_on), explained(arguments), output_lock or nullcontext():
         main(arguments, output_lock)

@@ -7,6 +7,7 @@ python -m eval export --model runs/mine --output runs/mine --format fp16 ldm onn
 torchrun --nproc_per_node 2 -m eval reconstruction --model runs/mine --data photos/
 python -m eval benchmark --recipe 8gb --compare textbook --random_lpips
 python -m eval memory --recipe 8gb
+python -m eval quality --arm "a:" --arm "b: --rec_loss l1" --output_dir runs/arms --recipe ...
 python -m eval loader
 """
 
@@ -26,6 +27,14 @@ from eval.report.terminal import print_help
 from modules.config.answers import Answer, answer_to
 from modules.config.terminal import leave_when_interrupted, outlive_the_terminal
 from modules.errors import one_line
+
+
+class _Defaults(argparse.ArgumentDefaultsHelpFormatter):
+    """Says defaults, where there are any."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        unset = action.default in (None, [])
+        return action.help if unset else super()._get_help_string(action)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -59,7 +68,7 @@ def build_parser() -> argparse.ArgumentParser:
             name,
             help=module.HELP,
             description=module.__doc__,
-            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+            formatter_class=_Defaults,
             allow_abbrev=False,  # --resolution is the script's, --resolutions a command's
         )
         module.add_arguments(subparser)

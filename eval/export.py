@@ -11,6 +11,7 @@ from typing import Any
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+from modules.builders.outline import changed_flags
 from modules.config.arguments import GROUPS, Arguments
 from modules.config.fates import shown
 from modules.config.inputs import DataArguments
@@ -48,13 +49,12 @@ def describe_training(
     architecture: str = "",
     history: Iterable[Mapping[str, Any]] = (),
     repository: str | None = None,
-    protocol: str = "",
-    stamp: Mapping[str, Any] | None = None,
+    **known: Any,
 ) -> Training:
     """What a model card says of the run.
 
     history: at which steps it was resumed with other flags, as in a checkpoint. repository: the
-    full id, if it is pushed to the Hub. protocol, stamp: of the validation, in words and by name.
+    full id, if it is pushed to the Hub. known: what else there is to say, fields of Training.
     """
     data, wanted = args.data, args.logging.hub_model_id
     base, validation = args.model.pretrained_model_name_or_path, args.validation
@@ -73,9 +73,9 @@ def describe_training(
         validation_dataset=published[0] if one else None,
         validation_split=(validation.validation_split or data.train_split) if one else None,
         decoder_only=args.model.decoder_only,
-        protocol=protocol,
-        stamp=stamp or {},
+        flags=changed_flags(args, paths=False, among=OF_THE_WEIGHTS),
         changes=[text for change in history if (text := _change(change))],
+        **known,
     )
 
 
@@ -104,7 +104,7 @@ def hub_datasets(args: DataArguments) -> list[str]:
 def _images(args: DataArguments) -> str:
     published, names = hub_datasets(args), args.dataset_name or ()
     parts = [f"[{name}](https://huggingface.co/datasets/{name})" for name in published]
-    if "synthetic" in names or not (names or args.train_data_dir):
+    if "synthetic" in names:
         parts.append("pictures drawn by the trainer itself (`--dataset_name synthetic`)")
     if {*names} - {*published, "synthetic"} or (args.train_data_dir and not names):
         parts.append("images that are not on the Hub")

@@ -10,22 +10,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from eval.metrics.columns import keys_of
+from eval.metrics.fid import extract_features
+from eval.metrics.networks import Networks
 from eval.metrics.precise import full_precision
 from eval.protocol.codecs import VAECodec
 from eval.protocol.protocol import Protocol
 from eval.protocol.tally import measure_batch
-from eval.validation import metrics
+from eval.validation import Validation, measured
+from modules.builders.state_sizes import moment_bytes
 from modules.config.answers import is_about_memory
 from modules.config.arguments import Arguments
 from modules.errors import RunStopped
+from modules.image_modes import rgb_views
 from modules.models.autoencoder import latent_shape
 from modules.training.guard import FiniteGuard
 from modules.training.meter import Meter
@@ -34,14 +39,13 @@ from modules.training.run import Run
 TRAINING, BEFORE_GAN = "training", "before the GAN"
 VALIDATION, LATENTS = "validation", "measuring latents"
 WITHOUT_LIMIT = ("cpu",)  # devices on which a rehearsal would tell nothing
-STATES_8BIT_BLOCK = 256  # elements that share one float32 scale in 8-bit AdamW
 
 
-def rehearse(run: Run, train: Callable[[Run], object], num_validation_images: int) -> None:
+def rehearse(run: Run, train: Callable[[Run], object], watched: Validation | None) -> None:
     """Tries what is still to come of `run`, on a GPU. Collective.
 
-    train: the script's loop. num_validation_images: 0 for no validation. Raises RunStopped where
-    the memory does not suffice, naming what was tried and the flags that lower it.
+    train: the script's loop. watched: the validation that is to come, if any. Raises RunStopped
+    where the memory does not suffice, naming what was tried and the flags that lower it.
     """
     if run.accelerator.device.type in WITHOUT_LIMIT:
         return
@@ -50,22 +54,24 @@ def rehearse(run: Run, train: Callable[[Run], object], num_validation_images: in
             with explained(run.args, TRAINING):
                 # The last two: everything that ever works is at work, and it is everyone's turn.
                 rehearse_training(run, train, run.max_train_steps - 2, run.max_train_steps - 1)
-        if num_validation_images:
+        if watched is not None:
             with explained(run.args, VALIDATION):
-                batch_size = min(num_validation_images, run.args.validation_batch_size)
-                rehearse_validation(run, batch_size)
+                batch_size = min(len(watched), run.args.validation_batch_size)
+                rehearse_validation(run, watched.judges, batch_size)
         elif not run.args.model.decoder_only:  # a validation has done it already
             with explained(run.args, LATENTS):
                 rehearse_latents(run, run.args.validation_batch_size)
 
 
-def parts(run: Run, train: Callable[[Run], object]) -> dict[str, Callable[[], None]]:
+def parts(
+    run: Run, train: Callable[[Run], object], judges: Networks
+) -> dict[str, Callable[[], None]]:
     """Every part of a run by name, at full GAN and at its largest, each to be tried by a call."""
     size = run.args.validation_batch_size
     found = {TRAINING: partial(rehearse_training, run, train, run.step)}
     if run.schedule.adversarial_share(0) < run.schedule.adversarial_share(run.step):
         found[BEFORE_GAN] = partial(rehearse_training, run, train, 0)
-    found[VALIDATION] = partial(rehearse_validation, run, size)
+    found[VALIDATION] = partial(rehearse_validation, run, judges, size)
     if not run.args.model.decoder_only:
         found[LATENTS] = partial(rehearse_latents, run, size)
     return found
@@ -79,11 +85,14 @@ def rehearse_training(run: Run, train: Callable[[Run], object], *steps: int) -> 
     # Where gradients stay, from the micro-batch before or as zeros, a second one meets them.
     kept = opt.gradient_accumulation_steps > 1 or not run.args.precision.set_grads_to_none
     batches = [largest_batch(run)] * (2 if kept else 1)
+    # Latents that --eq_prob changes are smaller.
+    args = replace(run.args, losses=replace(run.args.losses, eq_prob=0.0))
     with unfinished(accelerator, len(batches)):
         for step in steps:
             accelerator.step = 0
-            train(replace(run, step=step, loader=batches, rejected=[], meter=Meter(accelerator),
-                          guard=FiniteGuard(accelerator, 1)))  # fmt: skip
+            train(replace(run, args=args, step=step, loader=batches, rejected=[],
+                          meter=Meter(accelerator), guard=FiniteGuard(accelerator, 1),
+                          adversary=deepcopy(run.adversary)))  # fmt: skip
             for network in networks:
                 network.zero_grad(set_to_none=True)
     for buffer, before in buffers:  # spectral norm's, which every forward moves
@@ -104,14 +113,15 @@ def unfinished(accelerator: Any, count: int) -> Iterator[None]:
 
 
 @torch.no_grad()
-def rehearse_validation(run: Run, batch_size: int) -> None:
+def rehearse_validation(run: Run, judges: Networks, batch_size: int) -> None:
     """One batch, reconstructed and measured as in a validation."""
     images, codec = _black(run, batch_size), VAECodec(run.raw_vae.vae)
     protocol = Protocol.of(run.raw_vae.vae, run.args.data.resolution)
-    lpips = {run.args.losses.lpips_backbone: run.perceptual} if run.perceptual else {}
     with full_precision(), codec.prepared(images.device):
         output = codec.reconstruct(images, range(batch_size), protocol)
-        measure_batch(keys_of(metrics(lpips)), images, output, lpips)
+        measure_batch(keys_of(measured(run.args)), images, output, judges.lpips)
+        if judges.inception is not None:
+            extract_features(judges.inception, rgb_views(output.images)[0])
 
 
 @torch.no_grad()
@@ -163,14 +173,6 @@ def moments(run: Run) -> Iterator[None]:
     ]
     yield
     del held
-
-
-def moment_bytes(parameter: nn.Parameter, args: Arguments) -> int:
-    """What AdamW keeps of a parameter; bitsandbytes leaves fewer than 4096 elements in float32."""
-    count = parameter.numel()
-    if not args.precision.use_8bit_adam:
-        return 8 * count + 4  # and the number of steps
-    return 8 * count if count < 4096 else 2 * (count + 4 * -(-count // STATES_8BIT_BLOCK))
 
 
 def levers(args: Arguments, part: str) -> list[str]:

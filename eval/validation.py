@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -12,23 +12,54 @@ from diffusers import AutoencoderKL
 from PIL import Image
 from torch import Tensor, nn
 
-from eval.protocol.codecs import VAECodec
+from eval.metrics.columns import COLUMN
+from eval.metrics.fid import InceptionUnavailable, Reference, build_inception
+from eval.metrics.networks import Networks
+from eval.protocol.codecs import VAECodec, open_codec
 from eval.protocol.evaluate import evaluate_reconstruction
 from eval.protocol.loading import Interrupted
 from eval.protocol.protocol import Protocol, ProtocolImages
 from eval.protocol.results import Evaluation
 from eval.report.grid import comparison_grid
 from eval.report.latent_picture import latent_picture
+from modules.config.arguments import Arguments
 from modules.data.images.images import UnreadableImage
 from modules.data.sources.parts import ImageSource
+from modules.distributed.reduce import gather_from_processes
 from modules.errors import ArgumentError
+from modules.models.autoencoder import downsample_factor
 from modules.models.latents import LatentStatistics
+from modules.models.lpips import build_lpips
 from modules.training.run import Run
 
+JPEG = "jpeg:10"  # about as far from the original as a good f8c4
 
-def metrics(lpips: Iterable[str]) -> list[str]:
-    """What a validation measures, with LPIPS over these backbones."""
-    return ["psnr", "ssim", "rec", "kl", *(f"lpips_{name}" for name in lpips)]
+
+def measured(args: Arguments) -> list[str]:
+    """What a validation measures, by the names of `eval.metrics.columns.METRICS`."""
+    lpips = f"lpips_{args.losses.lpips_backbone}"
+    chosen = [lpips if name == "lpips" else name for name in args.validation_metrics]
+    return [*chosen, "rec", "kl"]
+
+
+def open_judges(
+    args: Arguments, perceptual: nn.Module | None, device: torch.device | str
+) -> Networks:
+    """The networks behind --validation_metrics; LPIPS is training's, where that has one.
+
+    Raises ArgumentError, naming the flag, for weights that are missing or do not fit.
+    """
+    judges, losses, chosen = Networks(), args.losses, args.validation_metrics
+    if "lpips" in chosen:
+        judges.lpips[losses.lpips_backbone] = perceptual or build_lpips(
+            losses.lpips_backbone, losses.lpips_weights, args.precision.perceptual_slice_size
+        ).to(device)
+    if "rfid" in chosen:
+        try:
+            judges.inception = build_inception(args.validation.inception_weights).to(device)
+        except (InceptionUnavailable, ValueError) as error:
+            raise ArgumentError(f"{error}; or leave rfid out of --validation_metrics") from error
+    return judges
 
 
 @dataclass(frozen=True)
@@ -66,8 +97,9 @@ class Validation:
         protocol: Protocol,
         *,
         num_images: int | None,
-        lpips: nn.Module | None,
-        lpips_backbone: str,
+        metrics: Sequence[str],
+        best_metric: str,
+        judges: Networks,
         batch_size: int,
         num_grid_images: int,
         device: torch.device,
@@ -79,10 +111,18 @@ class Validation:
                 f"none of the {len(self.images)} validation images of {source.name} can be read; "
                 "check --validation_image, --validation_data_dir or --validation_split"
             )
-        self.lpips = {} if lpips is None else {lpips_backbone: lpips}
+        if "rfid" in metrics and len(self.images) < 2:
+            raise ArgumentError(
+                "--validation_metrics=rfid compares distributions and needs at least 2 validation "
+                "images, there is 1; give thousands, or leave rfid out"
+            )
+        self.metrics, self.best_metric, self.judges = metrics, best_metric, judges
+        self.reference = Reference()  # of this run; a resumed one gathers it anew
         self.batch_size = batch_size
         self.num_grid_images = num_grid_images
         self.device = device
+        self.baselines: dict[str, Evaluation] = {}  # what needs no training, measured once
+        self.latest: ValidationResult | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -94,13 +134,13 @@ class Validation:
             return False
         return True
 
-    def improves(self, metrics: dict[str, float], best: dict[str, float], name: str) -> bool:
-        """Whether `metrics` are finite and better than `best` in "psnr", "ssim" or "lpips"."""
-        key = f"lpips_{next(iter(self.lpips))}" if name == "lpips" else name
-        sign = -1.0 if name == "lpips" else 1.0
-        if metrics["nan_images"] or not math.isfinite(metrics[key]):
+    def improves(self, metrics: dict[str, float], best: dict[str, float]) -> bool:
+        """Whether `metrics` are finite and better than `best` in the metric that decides."""
+        value = metrics.get(self.best_metric, math.nan)
+        if metrics["nan_images"] or not math.isfinite(value):
             return False
-        return key not in best or sign * metrics[key] > sign * best[key]
+        distance = COLUMN[self.best_metric].distance
+        return self.best_metric not in best or distance(value) < distance(best[self.best_metric])
 
     def run(
         self, vae: AutoencoderKL, stop: Callable[[], bool] = lambda: False
@@ -110,14 +150,18 @@ class Validation:
         stop: asked between batches, collective as well; None is returned where it says so.
         """
         try:
+            if not self.baselines:
+                self.baselines = self._measure_baselines(downsample_factor(vae), stop)
             evaluation = evaluate_reconstruction(
                 {"vae": VAECodec(vae)},
                 self.images,
-                metrics(self.lpips),
+                self.metrics,
                 protocol=self.protocol,
                 batch_size=self.batch_size,
                 device=self.device,
-                lpips=self.lpips,
+                lpips=self.judges.lpips,
+                inception=self.judges.inception,
+                reference=self.reference,
                 latents=True,
                 num_samples=self.num_grid_images,
                 progress=False,
@@ -125,28 +169,45 @@ class Validation:
             )["vae"]
         except Interrupted:
             return None
-        kept = evaluation.samples
-        spread = {"latent_std": evaluation.latents.global_std} if evaluation.latents else {}
-        return ValidationResult(
-            metrics=evaluation.summary() | spread,
+        kept, numbers = evaluation.samples, evaluation.summary()
+        if latents := evaluation.latents:
+            numbers |= {"latent_std": latents.global_std, "posterior_std": latents.posterior_std}
+        self.latest = ValidationResult(
+            # The main process's in all of them: they decide by it, to the last digit.
+            metrics=gather_from_processes([numbers])[0],
             evaluation=evaluation,
             grid=comparison_grid({"reconstruction": evaluation}) if kept else None,
             grid_latents=torch.stack([sample.latent for sample in kept]) if kept else None,
+        )
+        return self.latest
+
+    def _measure_baselines(self, factor: int, stop: Callable[[], bool]) -> dict[str, Evaluation]:
+        """Bicubic down and up by the VAE's factor, and JPEG: what any training has to beat."""
+        return evaluate_reconstruction(
+            {name: open_codec(name) for name in (f"downsample:{factor}", JPEG)},
+            self.images,
+            ["psnr", "ssim"],
+            protocol=self.protocol,
+            batch_size=self.batch_size,
+            device=self.device,
+            progress=False,
+            stop=stop,
         )
 
 
 def make_validation(run: Run, images: ImageSource | None) -> Validation | None:
     """The validation that the flags ask for, or None without validation images."""
-    args = run.args.validation
+    args, metrics = run.args, measured(run.args)
     if images is None:
         return None
     return Validation(
         images,
-        Protocol.of(run.raw_vae.vae, run.args.data.resolution),
-        num_images=args.num_validation_images,
-        lpips=run.perceptual,
-        lpips_backbone=run.args.losses.lpips_backbone,
-        batch_size=run.args.validation_batch_size,
-        num_grid_images=args.num_grid_images,
+        Protocol.of(run.raw_vae.vae, args.data.resolution),
+        num_images=args.validation.num_validation_images,
+        metrics=metrics,
+        best_metric=metrics[args.validation_metrics.index(args.validation.best_metric)],
+        judges=open_judges(args, run.perceptual, run.accelerator.device),
+        batch_size=args.validation_batch_size,
+        num_grid_images=args.validation.num_grid_images,
         device=run.accelerator.device,
     )

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from dataclasses import dataclass
 from functools import partial
 
 from eval.export import describe_training, latent_config, make_publisher
 from eval.report.training import write_training_report
-from eval.validation import Validation, ValidationResult, make_validation
-from modules.builders.banner import banner, facts, summary
+from eval.validation import Validation, ValidationResult
+from modules.builders.banner import banner, facts
 from modules.builders.data import TrainingData
+from modules.builders.farewell import farewell
+from modules.builders.outline import changed_flags
 from modules.builders.output_dir import clear_output_dir, owned_files
 from modules.data.bad_images import BadImages
 from modules.distributed.reduce import gather_from_processes
@@ -23,8 +26,13 @@ from modules.models.autoencoder import describe
 from modules.models.latents import LatentStatistics
 from modules.output.run_files import AT_THE_END
 from modules.tracking.journal import Journal
-from modules.tracking.metrics_log import comparable
+from modules.tracking.metrics_log import comparable, whole_validations
+from modules.tracking.verdict import validation_line, verdict
 from modules.training.run import Run
+
+logger = logging.getLogger("modules.watch")
+
+FLAGS = "Flags that differ from the defaults"
 
 
 @dataclass(frozen=True)
@@ -48,14 +56,55 @@ class Watch:
             repository=self.publisher.repository if self.publisher else None,
             protocol=protocol.describe() if protocol else "",
             stamp=protocol.stamp() if protocol else {},
+            baselines=self.baselines,
+            facts=facts(run, self.journal),
         )
 
     def rows(self, run: Run) -> list[dict[str, float]]:
         """Those of metrics.jsonl, with validations of the images that are validated on now."""
         return comparable(self.journal.metrics_log.rows(), run.measured_since)
 
-    def write_report(self, run: Run, result: ValidationResult) -> None:
-        """Refreshes report.html: all curves so far, and the pictures of this validation."""
+    def tell(self, run: Run, result: ValidationResult) -> None:
+        """Refreshes the report, and says in a line how the last validation went. Main process."""
+        if not run.accelerator.is_main_process:
+            return
+        self.write_report(run, result)
+        if run.step > self.journal.first_step:
+            left = self.journal.left(run.step)
+            also = f"{self.journal.speed:.3g} images/s, {left} left"
+        else:
+            baselines = self.baselines.items()
+            also = ", ".join(f"{name}: {found['psnr']:.2f} dB" for name, found in baselines)
+        line = validation_line(whole_validations(self.rows(run)))
+        logger.info("step %d of %d: %s; %s", run.step, run.max_train_steps, line, also)
+        if wrong := self.verdict(run):
+            logger.warning("%s", wrong)
+
+    @property
+    def baselines(self) -> dict[str, dict[str, float]]:
+        """Summaries of what needs no training, by name; empty before the first validation."""
+        baselines = self.validation.baselines if self.validation else {}
+        return {name: found.summary() for name, found in baselines.items()}
+
+    def verdict(self, run: Run) -> str:
+        """What is wrong with the last validation; empty where nothing is, or there was none."""
+        validations = whole_validations(self.rows(run))
+        if not (self.validation and validations):
+            return ""
+        first, last = ({"nan_images": 0} | {name.removeprefix("val/"): value for name, value in
+                                            validations[at].items()} for at in (0, -1))  # fmt: skip
+        # What was measured at the start, too, can be compared.
+        worse = last.keys() <= first.keys() and self.validation.improves(first, last)
+        return verdict(validations, worse, self.baselines)
+
+    def write_report(
+        self, run: Run, result: ValidationResult, scaling_factor: float | None = None
+    ) -> None:
+        """Refreshes report.html: all curves so far, and the pictures of this validation.
+
+        scaling_factor: the exported one, at the end.
+        """
+        flags = "  ".join(changed_flags(run.args, paths=False))
         with dispensable(str(run.output_dir / "report.html")):
             write_training_report(
                 run.output_dir / "report.html",
@@ -63,8 +112,10 @@ class Watch:
                 self.rows(run),
                 result.evaluation,
                 self.validation.protocol,
-                result.latent_grid,
-                facts(run, self.journal),
+                latent_grid=result.latent_grid,
+                baselines=self.baselines,
+                facts=facts(run, self.journal) | {FLAGS: flags},
+                scaling_factor=scaling_factor,
             )
 
     def name_bad_images(self, run: Run) -> None:
@@ -98,12 +149,20 @@ class Watch:
             fp16=args.checkpoints.export_fp16,
             **latent_config(args, latents),
         )
+        scaling_factor = vae.config.scaling_factor
+        if self.validation and self.validation.latest:
+            self.write_report(run, self.validation.latest, scaling_factor)
         write_model_card(run.output_dir, self.training(run), run.step, rows, latents)
         owned.sign("README.md")  # people write on in it
-        print(summary(vae, run.output_dir, rows), file=sys.stderr)
+        print(farewell(args, scaling_factor, rows, self.verdict(run)), file=sys.stderr)
+        if run.step < run.max_train_steps:
+            print(f"--early_stopping={args.validation.early_stopping} ended the run at step "
+                  f"{run.step} of {run.max_train_steps}: {run.stale} validations in a row had no "
+                  f"better {args.validation.best_metric} than best/, of step "
+                  f"{run.best.get('step', 'none')}.", file=sys.stderr)  # fmt: skip
 
 
-def begin(run: Run, data: TrainingData) -> Watch:
+def begin(run: Run, data: TrainingData, validation: Validation | None) -> Watch:
     """Makes the output folder this run's, says what is about to happen, and watches from then on.
 
     Nothing that was there is touched before: a refusal must not cost what an old run left.
@@ -113,12 +172,12 @@ def begin(run: Run, data: TrainingData) -> Watch:
         if args.logging.push_to_hub:
             publisher = make_publisher(args)
         clear_output_dir(args)
-        print(banner(args, run.raw_vae.vae, data.describe(args), run), file=sys.stderr)
+        print(banner(run, data.describe(args)), file=sys.stderr)
     accelerator.wait_for_everyone()
     writes, every = accelerator.is_main_process, args.validation.validation_steps
     return Watch(
         data=data,
-        validation=make_validation(run, data.validation),
+        validation=validation,
         journal=Journal(accelerator, run.output_dir, run.max_train_steps, every),
         bad_images=BadImages(run.output_dir, args.data.max_bad_images, data.size, writes),
         stop=StopRequest(args.precision.ddp_timeout),

@@ -12,7 +12,9 @@ from __future__ import annotations
 import argparse
 import gc
 import os
+import subprocess
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -39,16 +41,18 @@ from torch._dynamo.utils import counters
 
 import train_vae
 from eval import rehearsal
+from eval.memory.random_lpips import random_lpips
 from eval.rehearsal import TRAINING, moments, parts, rehearse
 from eval.speed.benchmark import OURS, Bench, Result, ours
 from eval.speed.benchmark_report import versions
 from eval.speed.levers import UNDO
-from eval.speed.memory_plan import plan
-from eval.speed.random_lpips import random_lpips
+from eval.speed.predicted import plan
 from eval.speed.script import measured_arguments
 from eval.speed.stopwatch import Spread
 from eval.speed.textbook_step import TextbookTrainer
+from eval.validation import make_validation, open_judges
 from modules.builders.networks import make_discriminator
+from modules.data.images.synthetic import SyntheticImages
 from modules.errors import RunStopped
 from modules.models.modes import frozen
 from modules.training.run import Run
@@ -62,10 +66,16 @@ if not ON_GPU:
     os.environ["ACCELERATE_USE_CPU"] = "true"
     rehearsal.WITHOUT_LIMIT = ()  # a rehearsal tells nothing on a CPU, but must work
 STARTED = time.monotonic()
+QUALITY_S = 90  # seconds after the limit that two arms may take
 FULL = ["--recipe", "8gb", "--gradient_accumulation_steps", "1"]
 TOY = [*FLAGS.split(), "--disc_start", "10"]
 CONFIGURATION = FULL if ON_GPU else TOY
-rehearsed = partial(rehearse, train=partial(train_vae.train, watch=None), num_validation_images=2)
+
+
+def rehearsed(run: Run) -> None:
+    """Tries every part of a run that validates on 2 images."""
+    watched = make_validation(run, SyntheticImages(2, run.args.data.resolution, 0))
+    rehearse(run, partial(train_vae.train, watch=None), watched)
 
 
 class NeedsGPU(Exception):
@@ -207,7 +217,8 @@ def memory_of_parts(run: Run) -> dict[str, int]:
     """Bytes allocated at the worst moment of each part of `run`, the optimizers' moments too."""
     found = {}
     with moments(run):
-        for name, part in parts(run, partial(train_vae.train, watch=None)).items():
+        judges = open_judges(run.args, run.perceptual, run.accelerator.device)
+        for name, part in parts(run, partial(train_vae.train, watch=None), judges).items():
             part()  # cuDNN tries its kernels, some of which want much
             gc.collect()
             if ON_GPU:
@@ -395,6 +406,32 @@ def print_levers() -> None:
         print(f"| {name} | {result.speedup(name).text(2)} |")
 
 
+def print_quality() -> None:
+    """What the start is worth here: two arms of the comparison, as short as the time left."""
+    left = options.limit_s + QUALITY_S - (time.monotonic() - STARTED)
+    if left < QUALITY_S:
+        print("\nno time left for the arms")
+        return
+    steps = max(2, int(left / QUALITY_S * (100 if ON_GPU else 4)))
+    toy = "" if ON_GPU else (
+        "--resolution 32 --block_out_channels 8 8 16 16 --train_batch_size 2 --validation_steps 2 "
+        "--num_latent_images 4 --disc_hidden_channels 8 --disc_num_groups 4"
+    )  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        source, unseen = SyntheticImages(16, 256, seed=2**31), Path(folder, "unseen")
+        unseen.mkdir()
+        for index in range(16):
+            source.open(index).save(unseen / f"{index}.png")
+        command = [
+            sys.executable, "-m", "eval", "quality", "--preset", "gpu" if ON_GPU else "cpu",
+            "--arm", "random: --vae_init random", "--arm", "resampler: --vae_init resampler",
+            "--seeds", "0", "--dataset_name", "synthetic", "--validation_data_dir", str(unseen),
+            "--max_train_steps", str(steps), "--output_dir", folder, *toy.split(),
+        ]  # fmt: skip
+        print(f"\nArms of {steps} steps:\n", flush=True)
+        subprocess.run(command, cwd=Path(__file__).parent.parent, check=False)
+
+
 def row(name: str, result: Result) -> str:
     """One line of the Markdown table."""
     ours, rival = result.ours, result.rivals.get("textbook")
@@ -428,6 +465,7 @@ def main() -> int:
     failed = run_checks()
     print_levers()
     print_tables()
+    print_quality()
     print(f"\n{failed} of {len(CHECKS)} checks failed, {time.monotonic() - STARTED:.0f} s")
     return 1 if failed else 0
 

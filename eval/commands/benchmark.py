@@ -60,10 +60,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measures, prints, and writes the JSON."""
+    from eval.memory.random_lpips import random_lpips
     from eval.report.outputs import write_json
     from eval.speed.benchmark import Bench
     from eval.speed.benchmark_report import benchmark_data, benchmark_text, scaling_table
-    from eval.speed.random_lpips import random_lpips
     from eval.speed.script import measured_arguments
 
     training = measured_arguments(args.training_flags)

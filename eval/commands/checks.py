@@ -15,9 +15,10 @@ from modules.errors import ArgumentError
 FILES = ("json", "markdown", "report", "grid", "latents", "out")
 PICTURES = ("grid", "out")
 POSITIONAL = {"picture": "IN", "out": "OUT"}
-FOLDERS = ("output",)
-PATHS = (*FILES, *FOLDERS, "model", "data", "data_cache_dir", "lpips_weights", "inception_weights",
-         "picture", "from_latents")  # fmt: skip
+FOLDERS = ("output", "output_dir")
+READ = ("model", "data", "reference", "data_cache_dir", "lpips_weights", "inception_weights",
+        "picture", "from_latents")  # fmt: skip
+PATHS = (*FILES, *FOLDERS, *READ)
 
 
 def integer(minimum: int, maximum: int = 10**9) -> Callable[[str], int]:

@@ -8,7 +8,6 @@ scale; --write puts them into the model's config.json.
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from eval.commands.common import (
     add_data_arguments,
@@ -39,14 +38,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_run_arguments(parser)
     add = parser.add_argument_group("Output").add_argument
     add("--json", metavar="FILE", help="everything measured")
-    add("--report", metavar="FILE", help="one self-contained HTML page")
 
 
 def run(args: argparse.Namespace) -> int:
     """Measures each model, prints and writes what was found."""
     from eval.protocol.codecs import common_mode, open_vaes
     from eval.protocol.latents import measure_latents
-    from eval.report.latents import print_latents, write_latent_page
+    from eval.report.latents import print_latents
     from eval.report.outputs import write_json
     from modules.distributed.reduce import process_index_and_count
     from modules.weights.config_file import config_path, update_config
@@ -80,9 +78,6 @@ def run(args: argparse.Namespace) -> int:
     write_json(
         args.json, {"models": models, "protocol": protocol.stamp(), "data": images.describe()}
     )
-    if args.report:
-        stamp = [f"Data: {images.describe()}", f"Protocol: {protocol.describe()}"]
-        write_latent_page(Path(args.report), found, factors, stamp)
     return 0
 
 

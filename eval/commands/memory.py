@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from eval.commands.checks import integer
 
 if TYPE_CHECKING:
-    from eval.speed.memory_plan import Peaks
+    from eval.memory.plan import Peaks
     from modules.config.arguments import Arguments
 
 HELP = "predicts the GPU memory of every part of a run, by resolution, batch and recomputation"
@@ -54,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Predicts, prints, and writes the JSON. By default the configuration that the flags give."""
     from eval.report.outputs import write_json
-    from eval.speed.memory_plan import plan, plan_textbook
+    from eval.speed.predicted import plan, plan_textbook
     from eval.speed.script import measured_arguments
 
     variants = [measured_arguments([*args.training_flags, *flags]) for flags in _variants(args)]
@@ -86,8 +86,8 @@ def _variants(args: argparse.Namespace) -> Iterator[list[str]]:
 
 def memory_text(args: Arguments, states: Mapping[str, int], peaks: Sequence[Peaks]) -> str:
     """The states, one line for each configuration with the cards it fits, and what was assumed."""
+    from eval.memory.plan import CONTEXT, OVERHEAD
     from eval.rehearsal import levers
-    from eval.speed.memory_plan import CONTEXT, OVERHEAD
 
     width = max(map(len, states)) + 2
     lines = ["States, exact:"]

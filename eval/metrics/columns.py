@@ -43,6 +43,10 @@ class Column:
         }[self.better]
 
 
+COLOR = ("color_bias_r", "color_bias_g", "color_bias_b")
+GRIDS = ("grid_f", "grid_half", "grid_2")  # what repeats every f, f/2, 2 pixels
+ON_FLAT_COLOURS = "RMS on flat colours of what repeats every f, f/2 or 2 pixels, levels of 255"
+
 COLUMNS = (
     Column("psnr", "PSNR", "higher", 2, "dB, mean over images"),
     Column("psnr_pooled", "PSNR pooled", "higher", 2, "dB of the mean squared error of all images"),
@@ -56,6 +60,11 @@ COLUMNS = (
     Column("color_bias_b", "blue", "zero", 2, "mean of reconstruction minus image, levels of 255"),
     Column("low_frequency", "low freq", "lower", 2, "RMSE of 16x16 box averages, levels of 255"),
     Column("high_frequency", "high freq", "one", 3, "Laplacian energy over the image's; < 1 blur"),
+    Column("border", "border", "zero", 2, "dB, error of the outer 8 pixels over that of the rest"),
+    Column("halo", "halo", "lower", 2, "overshoot beside strong edges, levels of 255"),
+    Column("grid_f", "grid f", "lower", 3, ON_FLAT_COLOURS),
+    Column("grid_half", "grid f/2", "lower", 3, ON_FLAT_COLOURS),
+    Column("grid_2", "grid 2", "lower", 3, ON_FLAT_COLOURS),
     Column("rec_l1", "L1", "lower", 4, "mean absolute error of the unclamped output on [-1, 1]"),
     Column("rec_l2", "L2", "lower", 5, "mean squared error of the unclamped output on [-1, 1]"),
     Column("kl", "KL", "", 0, "KL(q(z|x) || N(0, 1)), nats per image"),
@@ -71,8 +80,9 @@ METRICS = {
     "lpips_vgg": ("lpips_vgg",),
     "lpips_squeeze": ("lpips_squeeze",),
     "rfid": ("rfid",),
-    "color": ("color_bias_r", "color_bias_g", "color_bias_b"),
+    "color": COLOR,
     "frequency": ("low_frequency", "high_frequency"),
+    "artefacts": ("border", "halo", *GRIDS, *COLOR),
     "rec": ("rec_l1", "rec_l2"),
     "kl": ("kl",),
 }

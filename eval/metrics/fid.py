@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.error import URLError
 
@@ -86,11 +87,25 @@ class FeatureStatistics:
         return {"mu": mean.numpy(), "sigma": covariance.numpy()}
 
 
+@dataclass
+class Reference:
+    """The originals' statistics, kept from the first complete pass for later ones over the same.
+
+    content: the hash of all of those images.
+    """
+
+    statistics: dict[str, np.ndarray] | None = None
+    content: str = ""
+
+
 class StreamedFID:
     """Collects features of originals and reconstructions; `finish` gives each model's rFID."""
 
-    def __init__(self, inception: nn.Module, labels: Sequence[str]) -> None:
+    def __init__(
+        self, inception: nn.Module, labels: Sequence[str], reference: Reference | None = None
+    ) -> None:
         self.inception = inception
+        self.reference = reference or Reference()
         probe = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
         width = extract_features(inception, probe.to(next(inception.parameters()).device)).shape[1]
         self.originals = FeatureStatistics(width)
@@ -98,8 +113,9 @@ class StreamedFID:
 
     def add_originals(self, images: Tensor, count: int) -> None:
         """images: [B, K, H, W] uint8, of which the first `count` are real; all their RGB views."""
-        for view in rgb_views(images):
-            self.originals.update(extract_features(self.inception, view)[:count])
+        if self.reference.statistics is None:
+            for view in rgb_views(images):
+                self.originals.update(extract_features(self.inception, view)[:count])
 
     def add_reconstructions(self, label: str, images: Tensor, finite: Tensor, count: int) -> None:
         """A batch of a model's output; what is not finite stays out.
@@ -110,9 +126,19 @@ class StreamedFID:
             features = extract_features(self.inception, view)[:count].cpu()
             self.models[label].update(features[finite[:count]])
 
-    def finish(self) -> dict[str, float]:
-        """rFID by model; NaN for fewer than two images."""
-        reference, distances = self.originals.result(), {}
+    def finish(self, content: str) -> dict[str, float]:
+        """rFID by model; NaN for fewer than two images, and for others than the reference's.
+
+        content: the hash of this pass's originals. Where an image that was there for the reference
+        is not any more, the next pass makes a new one.
+        """
+        kept, distances = self.reference, {}
+        if kept.statistics is None:
+            kept.statistics, kept.content = self.originals.result(), content
+        elif kept.content != content:
+            kept.statistics = None
+            return dict.fromkeys(self.models, float("nan"))
+        reference = kept.statistics
         for label, statistics in self.models.items():
             result = statistics.result()
             finite = np.isfinite(reference["sigma"]).all() and np.isfinite(result["sigma"]).all()

@@ -44,6 +44,7 @@ class Codec:
     """What `evaluate_reconstruction` measures."""
 
     latent_channels: int | None = None  # None without latents
+    factor: int | None = None  # image side over latent side
     image_mode: str | None = None  # None for any
 
     @contextmanager

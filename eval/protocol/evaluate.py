@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from eval.metrics.columns import keys_of
+from eval.metrics.columns import GRIDS, keys_of
 from eval.metrics.digests import combined_digest
-from eval.metrics.fid import StreamedFID
+from eval.metrics.fid import Reference, StreamedFID
 from eval.protocol.choices import DEFAULT_BATCH_SIZE
 from eval.protocol.codecs import Codec, all_prepared
+from eval.protocol.flat_colours import grids_of
 from eval.protocol.loading import Batch, OwnBatches
 from eval.protocol.protocol import Protocol
 from eval.protocol.results import Evaluation
@@ -31,6 +32,7 @@ def evaluate_reconstruction(
     device: torch.device | str = "cpu",
     lpips: Mapping[str, nn.Module] | None = None,
     inception: nn.Module | None = None,
+    reference: Reference | None = None,
     unavailable: Mapping[str, str] | None = None,
     latents: bool = False,
     num_samples: int = 0,
@@ -44,7 +46,8 @@ def evaluate_reconstruction(
     all ranks return the same numbers.
     metrics: names of `eval.metrics.columns.METRICS`. lpips: networks by backbone, ([B, K, H, W] in
     [-1, 1], same) to [B]; inception: `build_inception()`; a metric whose network is not given is
-    reported as missing, with the reason in `unavailable` if it has one.
+    reported as missing, with the reason in `unavailable` if it has one. reference: what rFID knows
+    of the same images from an earlier call, or learns in this one.
     `latents`: also LatentStatistics of the models that have a posterior. `num_samples`: so many of
     the first images are kept with their reconstructions.
     `stop`: asked between batches, by all processes together; where it says so, Interrupted is
@@ -55,7 +58,7 @@ def evaluate_reconstruction(
     """
     device, protocol, lpips = torch.device(device), protocol or Protocol(), lpips or {}
     keys, missing = _available(keys_of(metrics), lpips, inception, unavailable or {})
-    fid = StreamedFID(inception.to(device), list(models)) if "rfid" in keys else None
+    fid = StreamedFID(inception.to(device), list(models), reference) if "rfid" in keys else None
     networks = {name: network.to(device) for name, network in lpips.items()}
     tallies = {
         label: Tally(codec, keys, len(images), latents, num_samples)
@@ -76,9 +79,12 @@ def evaluate_reconstruction(
                 if fid:
                     fid.add_reconstructions(label, output.images, output.finite, batch.count)
         unreadable, content = record.finish()
-        distances = fid.finish() if fid else {}
+        distances = fid.finish(content) if fid else {}
+        wanted = any(key in keys for key in GRIDS)
+        grids = {label: grids_of(codec, size, protocol, device) if wanted else {}
+                 for label, codec in models.items()}  # fmt: skip
     return {
-        label: tally.finish(unreadable, content, missing, distances.get(label))
+        label: tally.finish(unreadable, content, missing, distances.get(label), grids[label])
         for label, tally in tallies.items()
     }
 

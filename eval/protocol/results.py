@@ -37,6 +37,7 @@ class Evaluation:
     unreadable: dict[int, str]  # position: reason
     nan_images: list[int]
     rfid: float | None = None
+    grids: dict[str, float] = field(default_factory=dict)  # of flat colours, by column
     latents: LatentStatistics | None = None
     missing: dict[str, str] = field(default_factory=dict)  # metric: reason
     samples: list[Kept] = field(default_factory=list)
@@ -50,7 +51,7 @@ class Evaluation:
         return total - len(self.unreadable) - len(self.nan_images)
 
     def summary(self) -> dict[str, float]:
-        """Flat numbers: means over images, pooled PSNR, rFID, and how many images are in them.
+        """Flat numbers: means over images, pooled PSNR, rFID, grids, and the number of images.
 
         A metric that is missing has no key; one without any valid image is NaN.
         """
@@ -60,7 +61,8 @@ class Evaluation:
             means["psnr_pooled"] = pooled.item()
         if self.rfid is not None:
             means["rfid"] = self.rfid
-        return {**means, "num_images": self.num_images, "nan_images": len(self.nan_images)}
+        counts = {"num_images": self.num_images, "nan_images": len(self.nan_images)}
+        return {**means, **self.grids, **counts}
 
 
 def _mean(values: np.ndarray) -> float:

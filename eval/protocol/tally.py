@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from eval.metrics.artefacts import border_error, halo
+from eval.metrics.columns import GRIDS
 from eval.metrics.image import (
     PSNR_CAP,
     color_bias,
@@ -27,7 +29,7 @@ from modules.distributed.reduce import gather_from_processes, sum_over_processes
 from modules.image_modes import over_views
 from modules.models.latents import LatentAccumulator, kl_per_channel
 
-NOT_PER_IMAGE = ("psnr_pooled", "rfid")
+NOT_PER_IMAGE = ("psnr_pooled", "rfid", *GRIDS)
 
 
 class Tally:
@@ -75,7 +77,12 @@ class Tally:
         return output
 
     def finish(
-        self, unreadable: dict[int, str], content: str, missing: dict[str, str], rfid: float | None
+        self,
+        unreadable: dict[int, str],
+        content: str,
+        missing: dict[str, str],
+        rfid: float | None,
+        grids: dict[str, float],
     ) -> Evaluation:
         """The results of all processes."""
         values = sum_over_processes(self.values).numpy().copy()
@@ -85,13 +92,14 @@ class Tally:
         if rfid is not None and nan_images:
             rfid, missing["rfid"] = None, f"{len(nan_images)} reconstructions are not finite"
         elif rfid is not None and not np.isfinite(rfid):
-            rfid, missing["rfid"] = None, "needs at least 2 images"
+            rfid, missing["rfid"] = None, "fewer than 2 images, or other ones than before"
         usable = len(values) - len(unreadable) - len(nan_images)
         return Evaluation(
             per_image=dict(zip(self.keys, values.T, strict=True)),
             unreadable=unreadable,
             nan_images=nan_images,
             rfid=rfid,
+            grids=grids,
             latents=self.latents.result() if self.latents and usable else None,
             missing=missing,
             samples=sorted(gather_from_processes(self.samples), key=lambda kept: kept.position),
@@ -120,6 +128,9 @@ def measure_batch(
     if "low_frequency" in keys:
         numbers["low_frequency"] = over_views(low_frequency_error, originals, output.images)
         numbers["high_frequency"] = over_views(high_frequency_ratio, originals, output.images)
+    if "border" in keys:
+        numbers["border"] = over_views(border_error, originals, output.images)
+        numbers["halo"] = over_views(halo, originals, output.images)
     for name, network in networks.items():
         if f"lpips_{name}" in keys:
             distances = over_views(network, normalize(originals), normalize(output.images))

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 from eval.report.charts import Chart, line_chart
-from eval.report.page import Cell, write_page
+from eval.report.page import Cell
 from eval.report.terminal import print_table
 from modules.models.latents import SPECTRUM_BINS, LatentStatistics
 
-HEADER = ("model", "images", "mean", "std", "1 / std", "KL, nats per image", "dead channels")
+HEADER = ("model", "images", "mean", "std", "KL, nats per image", "dead channels")
 CHANNEL_HEADER = ("channel", "mean", "std", "signal", "noise", "KL, nats")
 SCALE = (
-    "A diffusion model sees latents times scaling_factor, which 1 / std brings to unit scale. "
-    "config.json holds what was measured when the model was written, over other images."
+    "A diffusion model sees latents times scaling_factor, which brings them to unit scale where it "
+    "is about 1 / std. It was measured when the model was written, over other images."
 )
 
 
@@ -24,7 +23,7 @@ def latent_values(
 ) -> dict[str, Any]:
     """What `latents` of parts.html draws; empty without models.
 
-    explained: how "1 / std" relates to the scaling_factor that a configuration holds.
+    explained: how "std" relates to the scaling_factor that a configuration holds.
     scaling_factors: those of the configurations, of each model or of none.
     """
     if not models:
@@ -47,18 +46,6 @@ def latent_values(
         },
         "spectra": _spectra(models),
     }
-
-
-def write_latent_page(
-    file: Path,
-    models: Mapping[str, LatentStatistics],
-    scaling_factors: Mapping[str, float],
-    stamp: Sequence[str],
-) -> None:
-    """A report of latents alone."""
-    latents = latent_values(models, SCALE, scaling_factors)
-    lead = ", ".join(models)
-    write_page(file, "latents.html", title="Latents", lead=lead, latents=latents, stamp=stamp)
 
 
 def print_latents(
@@ -86,7 +73,6 @@ def summary_row(found: LatentStatistics) -> list[str]:
         str(found.num_images),
         f"{found.global_mean:+.4f}",
         f"{found.global_std:.4f}",
-        f"{1 / found.global_std:.5f}" if found.global_std > 0 else "–",
         f"{found.kl:.1f}",
         ", ".join(map(str, found.dead_channels)) or "none",
     ]

@@ -8,9 +8,7 @@ from typing import Any
 import numpy as np
 
 from eval.metrics.columns import COLUMN
-from eval.metrics.image import PSNR_CAP
 from eval.protocol.comparison import Result, Sample
-from eval.report.charts import Chart, line_chart
 from eval.report.grid import caption
 from eval.report.latents import SCALE, latent_values
 from eval.report.page import Cell, Picture
@@ -45,7 +43,6 @@ def reconstruction_values(result: Result) -> dict[str, Any]:
             "Pictures": _pictures(result, result.samples),
             "Worst images by PSNR": _pictures(result, result.worst),
         },
-        "distribution": _distribution(result),
         "latents": latent_values(
             latents, SCALE, {label: result.scaling_factors[label] for label in latents}
         ),
@@ -94,14 +91,3 @@ def _pictures(result: Result, samples: Sequence[Sample]) -> list[tuple[str, list
         name = result.images.label(sample.position).removeprefix(result.images.source.name)
         rows.append((name.lstrip("/"), pictures))
     return rows
-
-
-def _distribution(result: Result) -> Chart:
-    lines = {}
-    for label, found in result.evaluations.items():
-        values = found.per_image.get("psnr", np.empty(0))
-        values = np.sort(values[~np.isnan(values)])
-        if len(values) and values.min() < PSNR_CAP:
-            share = (np.arange(len(values)) + 0.5) / len(values) * 100
-            lines[label] = list(zip(share.tolist(), values.tolist(), strict=True))
-    return line_chart("PSNR of images, sorted, dB", "% of images", lines)

@@ -16,13 +16,14 @@ from typing import Any
 
 import torch
 
+from eval.memory.fake_run import DTYPES, run_at_full_gan
 from eval.rehearsal import random_batch
 from eval.speed.device_speed import peak_flops_per_s, useful_flops
 from eval.speed.levers import UNDO
 from eval.speed.phases import PHASES, PhaseClock, watched
-from eval.speed.script import run_at_full_gan, train_on
+from eval.speed.script import train_on
 from eval.speed.stopwatch import Spread, Stopwatch
-from eval.speed.textbook_step import DTYPES, TextbookTrainer
+from eval.speed.textbook_step import TextbookTrainer
 from modules.builders.networks import make_vae
 from modules.config.arguments import Arguments
 from modules.distributed.device import device_name

@@ -10,9 +10,9 @@ from typing import Any
 import diffusers
 import torch
 
+from eval.memory.fake_run import DTYPES
 from eval.speed.benchmark import Result
 from eval.speed.stopwatch import Spread
-from eval.speed.textbook_step import DTYPES
 from modules.config.arguments import Arguments
 
 

@@ -9,8 +9,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from eval.memory.fake_run import fake_run
 from eval.rehearsal import random_batch
-from eval.speed.fake_run import fake_run
 from eval.speed.script import train_on
 from eval.speed.stopwatch import Stopwatch
 from modules.config.arguments import Arguments
@@ -50,7 +50,7 @@ def useful_flops(args: Arguments) -> int:
     precision = replace(args.precision, recompute="none", gradient_checkpointing=False)
     single = replace(args.optimization, gradient_accumulation_steps=1)
     meter = FlopMeter()
-    with fake_run(replace(args, precision=precision, optimization=single), meter) as run:
+    with fake_run(replace(args, precision=precision, optimization=single), meter) as (run, _):
         train_on(run, [random_batch(run, single.train_batch_size, args.data.resolution)])
     return meter.total * args.optimization.gradient_accumulation_steps
 

@@ -17,11 +17,11 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
+from eval.memory.fake_run import DTYPES
 from modules.data.images.images import normalize
 from modules.training.losses import PIXEL_LOSSES, discriminator_loss
 from modules.training.run import Run
 
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "no": torch.float32}
 EPSILON = 1e-4
 
 
@@ -48,12 +48,12 @@ class TextbookTrainer:
         if run.perceptual is not None:
             self.perceptual = deepcopy(run.perceptual.network)
         self.averages = [p.detach().clone() for p in self._trained()] if run.ema else []
-        opt = self.args.optimization
+        opt, (rate, disc_rate) = self.args.optimization, self.args.peak_rates
         options = {"betas": (opt.adam_beta1, opt.adam_beta2), "eps": opt.adam_epsilon,
                    "weight_decay": opt.adam_weight_decay}  # fmt: skip
-        self.optimizer_vae = torch.optim.AdamW(self._trained(), lr=opt.learning_rate, **options)
+        self.optimizer_vae = torch.optim.AdamW(self._trained(), lr=rate, **options)
         self.optimizer_disc = torch.optim.AdamW(
-            self.discriminator.parameters(), lr=opt.disc_learning_rate, **options
+            self.discriminator.parameters(), lr=disc_rate, **options
         )
 
     def step(self, batches: Sequence[dict[str, Any]]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -18,28 +19,51 @@ from accelerate.utils import (
 )
 
 from modules.config.arguments import Arguments
-from modules.distributed.device import check_device, make_deterministic, multiplies_bfloat16
+from modules.distributed.device import (
+    check_device,
+    expected_device,
+    make_deterministic,
+    multiplies_bfloat16,
+)
 from modules.distributed.launch_environment import chosen_precision
+from modules.distributed.reduce import gather_from_processes
 from modules.errors import ArgumentError
+from modules.output.folder_lock import FolderLock
 
 logger = logging.getLogger(__name__)
+
+
+def settle_precision(args: Arguments) -> Arguments:
+    """The arguments with the precision that the run will have, whoever has decided it.
+
+    A default of bfloat16, a recipe's or the launcher's, is float32 where there are no units for it;
+    that is said. Raises ArgumentError for a precision or a device that there is not.
+    """
+    check_device(os.environ)
+    precision = chosen_precision(args.precision.mixed_precision, os.environ)
+    device, given = expected_device(os.environ), "mixed_precision" in args.launch.given
+    if precision == "bf16" and not given and not multiplies_bfloat16(device):
+        kind = "processor" if device.type == "cpu" else "GPU"
+        logger.warning("this %s computes bfloat16 in software: the precision is float32 instead; "
+                       "--mixed_precision bf16 insists", kind)  # fmt: skip
+        precision = "no"
+    return replace(args, precision=replace(args.precision, mixed_precision=precision))
 
 
 def make_accelerator(args: Arguments) -> Accelerator:
     """The accelerator: devices and processes, precision, accumulation, trackers.
 
     Raises ArgumentError when a launcher started several processes that do not know of each other,
-    when the device is not there or does not suit the precision, or when a tracker's package is
+    when the device does not suit the precision, or when a tracker's package is
     missing.
     """
-    check_device(os.environ)
     output_dir = Path(args.checkpoints.output_dir)
     if args.precision.deterministic:
         make_deterministic()
     else:
         # A run has few shapes and meets each of them often: cuDNN tries its kernels once for each.
         torch.backends.cudnn.benchmark = True
-    precision = chosen_precision(args.precision.mixed_precision, os.environ)
+    precision = args.precision.mixed_precision
     try:
         accelerator = Accelerator(
             mixed_precision=precision,
@@ -79,6 +103,13 @@ def make_accelerator(args: Arguments) -> Accelerator:
     if accelerator.mixed_precision == "bf16" and not multiplies_bfloat16(accelerator.device):
         _warn_of_emulation(accelerator.device)
     return accelerator
+
+
+def refuse_together(lock: FolderLock) -> None:
+    """Raises ArgumentError on every process if the main one was refused the folder. Collective."""
+    refusals = [text for text in gather_from_processes([lock.refusal]) if text is not None]
+    if refusals:
+        raise ArgumentError(refusals[0])
 
 
 def _warn_of_emulation(device: torch.device) -> None:

@@ -4,51 +4,56 @@ from __future__ import annotations
 
 import shutil
 import time
-from dataclasses import fields
 from datetime import timedelta
 from pathlib import Path
 
 from accelerate import Accelerator
 from diffusers import AutoencoderKL
 
-from modules.config.arguments import GROUPS, Arguments
-from modules.config.objective import DiscriminatorArguments
+from modules.builders.outline import (
+    aligned,
+    gan_line,
+    optimizer_line,
+    recipe_line,
+    steps_line,
+)
+from modules.builders.state_sizes import checkpoint_bytes
+from modules.config.arguments import Arguments
+from modules.config.terminal import continuing
 from modules.distributed.device import device_name
 from modules.models.autoencoder import describe, latent_shape
 from modules.tracking.journal import Journal
-from modules.tracking.metrics_log import best_psnr, whole_validations
 from modules.training.run import Run
 
 
-def banner(
-    args: Arguments,
-    vae: AutoencoderKL,
-    training: str = "not opened in a dry run",
-    run: Run | None = None,
-) -> str:
+def banner(run: Run, training: str) -> str:
     """Model, data, batch, schedule and output of the run, as an aligned block of text.
 
-    training: the images. run: None in a dry run, which does not look for devices.
+    training: the images.
     """
-    max_train_steps = run.max_train_steps if run else args.optimization.max_train_steps
-    steps = "?" if max_train_steps is None else f"{max_train_steps:,}"
-    opt, losses = args.optimization, args.losses
+    args = run.args
+    recipes = {"Recipe": recipe_line(args)} if args.launch.recipes else {}
+    schedule = {
+        "Images": training,
+        "Steps": steps_line(args, run.max_train_steps),
+        "Optimizer": optimizer_line(args, run.accelerator.num_processes),
+        "GAN": gan_line(args.discriminator, run.max_train_steps, run.schedule.lengths),
+    }
+    situation = {"Device": _situation(run.accelerator), "Output": output(run)}
+    return aligned(recipes | networks(args, run.raw_vae.vae) | schedule | situation)
+
+
+def networks(args: Arguments, vae: AutoencoderKL) -> dict[str, str]:
+    """What is trained, and towards what, by line."""
+    losses = args.losses
     shape = " x ".join(map(str, latent_shape(vae, args.data.resolution)))
     perceptual = f" + {losses.perceptual_scale:g} LPIPS-{losses.lpips_backbone}"
-    lines = {
+    return {
         "Model": describe(vae) + (", decoder only" if args.model.decoder_only else ""),
         "Latents": f"{shape} for {args.data.resolution} x {args.data.resolution} pixels",
-        "Training": training,
-        "Steps": f"{steps} of {opt.train_batch_size} images x "
-        f"{opt.gradient_accumulation_steps} accumulated on each device",
         "Objective": losses.rec_loss + (perceptual if losses.perceptual_scale else "")
         + f" + {losses.kl_scale:g} KL",
-        "GAN": _gan(args.discriminator, max_train_steps) if args.discriminator.enabled else "off",
-        "Device": _situation(run.accelerator) if run else "not looked for in a dry run",
-        "Output": _output(args, vae),
     }  # fmt: skip
-    width = max(map(len, lines))
-    return "\n".join(f"{name:>{width}}  {text}" for name, text in lines.items())
 
 
 def _situation(accelerator: Accelerator) -> str:
@@ -56,25 +61,16 @@ def _situation(accelerator: Accelerator) -> str:
     return f"{accelerator.num_processes} x {device}, precision {accelerator.mixed_precision}"
 
 
-def _gan(disc: DiscriminatorArguments, max_train_steps: int | None) -> str:
-    if max_train_steps is not None and disc.disc_start >= max_train_steps:
-        return f"never starts: --disc_start={disc.disc_start} lies after the last step"
-    felt = disc.disc_start + disc.disc_warmup_steps
-    return (
-        f"discriminator trains from step {disc.disc_start}, is felt from {felt}, "
-        f"in full from {felt + disc.disc_ramp_steps}"
-    )
-
-
-def _output(args: Arguments, vae: AutoencoderKL) -> str:
-    output_dir = Path(args.checkpoints.output_dir)
-    weights = 4 * sum(parameter.numel() for parameter in vae.parameters())
-    copies = 4 if args.optimization.use_ema else 3  # weights, two moments, average
+def output(run: Run) -> str:
+    """Where everything is written, and how much of it there is and may be."""
+    args = run.args.checkpoints
+    output_dir, keep = Path(args.output_dir), args.checkpoints_total_limit
     existing = next(path for path in (output_dir, *output_dir.resolve().parents) if path.exists())
     free = shutil.disk_usage(existing).free
     return (
-        f"{output_dir}/ (about {_size(weights * copies)} for each checkpoint, every "
-        f"{args.checkpoints.checkpointing_steps} steps; {_size(free)} free)"
+        f"{output_dir}/ (a checkpoint of {_size(checkpoint_bytes(run))} every "
+        f"{args.checkpointing_steps} steps, {f'{keep} kept' if keep else 'all kept'}; "
+        f"{_size(free)} free)"
     )
 
 
@@ -83,44 +79,17 @@ def _size(count: int) -> str:
 
 
 def facts(run: Run, journal: Journal) -> dict[str, str]:
-    """What a report says of the run beside its numbers; secrets are no part of `as_dict`.
-
-    Nor are paths part of it: the report goes to the Hub with the run.
-    """
-    known = {f.name: f for group in GROUPS.values() for f in fields(group)}
-    changed = [
-        _typed(name, value)
-        for name, value in run.args.as_dict().items()
-        if value != known[name].default and not known[name].metadata["limits"].path
-    ]
+    """What the report and the card say of the run beside its numbers and flags."""
     accelerator, took = run.accelerator, timedelta(seconds=round(time.monotonic() - journal.began))
     since = f" since step {journal.first_step:,}" if journal.first_step else ""
     return {
         "Hardware": f"{accelerator.num_processes} x {device_name(accelerator.device)}",
         "Precision": accelerator.mixed_precision.replace("no", "fp32"),
         "Time": f"{took}{since}, for {run.step:,} of {run.max_train_steps:,} steps",
-        "Flags that differ from the defaults": "  ".join(changed),
     }
 
 
-def _typed(name: str, value: object) -> str:
-    """A flag as one types it."""
-    if isinstance(value, bool):
-        return f"--{name}" if value else f"--no_{name}"
-    return f"--{name} {' '.join(map(str, value)) if isinstance(value, tuple) else value}"
-
-
-def summary(vae: AutoencoderKL, output_dir: Path, rows: list[dict[str, float]]) -> str:
-    """What came out, in a few lines. rows: those of metrics.jsonl."""
-    validations = whole_validations(rows)
-    lines = [f"Wrote {output_dir}/, scaling_factor {vae.config.scaling_factor:.5g}."]
-    if validations:
-        first, last = validations[0], validations[-1]
-        best = best_psnr(validations)
-        lines.append(
-            f"PSNR {first['val/psnr']:.2f} dB at step {first['step']}, "
-            f"{last['val/psnr']:.2f} dB at step {last['step']}; "
-            f"the best was {best['val/psnr']:.2f} dB at step {best['step']}."
-        )
-    lines.append(f'Load it with AutoencoderKL.from_pretrained("{output_dir}").')
-    return "\n".join(lines)
+def interrupted(run: Run) -> str:
+    """Where a signal has stopped the run, and last the command by which it goes on."""
+    where = f"Stopped at step {run.step:,} of {run.max_train_steps:,} by a signal. To go on:"
+    return f"{where}\n{continuing(run.args.launch.command)}"

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from modules.builders.outline import NUM_HELD_BACK, NUM_SYNTHETIC_IMAGES
 from modules.builders.overlap import searched_by_datasets, would_match
 from modules.config.arguments import Arguments
 from modules.config.inputs import DataArguments
@@ -36,9 +37,6 @@ from modules.data.streaming.shards import Shards
 from modules.errors import ArgumentError
 
 logger = logging.getLogger(__name__)
-
-NUM_SYNTHETIC_IMAGES = 10_000
-NUM_HELD_BACK = 64
 
 
 @dataclass(frozen=True)
@@ -116,8 +114,8 @@ def open_data(args: Arguments, image_mode: str = "RGB") -> TrainingData:
     that the trainer draws. Raises ArgumentError naming flag, value and fix.
     """
     data, validation = args.data, args.validation
-    names = data.dataset_name or (None if data.train_data_dir else "synthetic",)
-    name = ", ".join(data.dataset_name or (data.train_data_dir or "synthetic",))
+    names = data.dataset_name or (None,)
+    name = ", ".join(data.dataset_name or (str(data.train_data_dir),))
     images = (_open_streams if data.streaming else _open_images)(args, names, image_mode)
     if validation.num_validation_images == 0:
         return TrainingData(name, images, None)

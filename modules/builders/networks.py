@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from modules.config.arguments import Arguments
 from modules.config.inputs import ModelArguments
+from modules.config.limits import in_steps
 from modules.config.optimization import OptimizationArguments
 from modules.data.samplers.buckets import bucket_shapes
 from modules.errors import ArgumentError, blaming
@@ -66,17 +67,16 @@ def make_vae(args: Arguments) -> AutoencoderKL:
             f"--image_mode={asked} means {CHANNELS[asked]} channels, and the model's images are "
             f"{mode}, with {CHANNELS[mode]}; drop the flag, or train from scratch"
         )
-    if args.model.vae_init == "resampler":
-        if mode != "RGB":
-            raise ArgumentError(
-                f"--vae_init=resampler carries RGB, not --image_mode={mode}; use --vae_init random"
-            )
-        start_as_resampler(vae)
+    if args.model.from_scratch:
+        _start(vae, args.model.vae_init)
     factor = downsample_factor(vae)
     args.data.require_divisible(factor, f"{factor}, the downsampling factor of the model")
+    narrowest = None
     if args.data.aspect_ratio_bucketing:
         smallest = bucket_shapes(min(args.data.training_resolutions), factor)
-        args.require_sides(min(map(min, smallest)))
+        narrowest = min(map(min, smallest))
+        args.require_sides(narrowest)
+    args.require_scales(factor, narrowest)
     wanted = args.model.latent_channels
     if wanted is not None and wanted != vae.config.latent_channels:
         raise ArgumentError(
@@ -92,6 +92,21 @@ def make_vae(args: Arguments) -> AutoencoderKL:
         _use_xformers(vae)
     # A pretrained one comes in eval mode, in which nothing would be recomputed.
     return vae.train()
+
+
+def _start(vae: AutoencoderKL, vae_init: str | None) -> None:
+    """The weights that --vae_init asks for; by default a resampler wherever the network allows."""
+    start = vae_init or "resampler"
+    if start == "resampler":
+        try:
+            start_as_resampler(vae)
+        except ArgumentError as error:
+            if vae_init is not None:
+                raise
+            logger.info("a VAE from scratch starts from random weights: %s", error)
+            return
+    what = {"random": "from random weights", "resampler": "as a linear down- and upsampler"}[start]
+    logger.info("a VAE from scratch starts %s (--vae_init=%s)", what, start)
 
 
 def _load_or_build(args: ModelArguments, resolution: int) -> AutoencoderKL:
@@ -180,14 +195,18 @@ def make_discriminator(
     return network
 
 
-def make_gan_schedule(args: Arguments, reached: Reached) -> GanSchedule:
-    """When the discriminator trains and when the VAE feels it; says where that is not as asked."""
+def make_gan_schedule(args: Arguments, max_train_steps: int, reached: Reached) -> GanSchedule:
+    """When the discriminator trains and when the VAE feels it; says where that is not as asked.
+
+    A share of a run that has become longer or shorter since the GAN began stays what it was.
+    """
     disc = args.discriminator
+    start, warmup, ramp = (disc.lengths(max_train_steps) | reached.lengths).values()
     asked = GanSchedule(
         enabled=disc.enabled,
-        start=disc.disc_start,
-        warmup_steps=disc.disc_warmup_steps,
-        ramp_steps=disc.disc_ramp_steps,
+        start=start,
+        warmup_steps=warmup,
+        ramp_steps=ramp,
         in_turns=args.optimization.alternation == "every_other_step",
     )
     schedule = asked.continued(reached)
@@ -211,10 +230,10 @@ def make_optimizers(
         opt.adam_beta1 if opt.disc_adam_beta1 is None else opt.disc_adam_beta1,
         opt.adam_beta2 if opt.disc_adam_beta2 is None else opt.disc_adam_beta2,
     )
-    use_8bit = args.precision.use_8bit_adam
+    use_8bit, (rate, disc_rate) = args.precision.use_8bit_adam, args.peak_rates
     return (
-        _adamw(opt, vae, opt.learning_rate * scale, betas_vae, use_8bit),
-        _adamw(opt, discriminator, opt.disc_learning_rate * scale, betas_disc, use_8bit),
+        _adamw(opt, vae, rate * scale, betas_vae, use_8bit),
+        _adamw(opt, discriminator, disc_rate * scale, betas_disc, use_8bit),
     )
 
 
@@ -257,7 +276,7 @@ def make_schedulers(
         return get_scheduler(
             name,
             optimizer,
-            num_warmup_steps=opt.lr_warmup_steps,
+            num_warmup_steps=in_steps(opt.lr_warmup_steps, updates),
             num_training_steps=updates,
             num_cycles=opt.lr_num_cycles,
             power=opt.lr_power,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
 from itertools import product
@@ -11,19 +12,8 @@ from modules.builders.overlap import lies_in, searched_by_datasets, would_match
 from modules.builders.places import require_permission
 from modules.config.arguments import Arguments
 from modules.config.outputs import CheckpointArguments
-from modules.distributed.reduce import gather_from_processes
 from modules.errors import ArgumentError
-from modules.output.folder_lock import FolderLock
-from modules.output.owned_files import OwnedFiles, remove
-from modules.output.run_files import (
-    AT_THE_END,
-    CONFIG,
-    SNAPSHOT,
-    WHILE_TRAINING,
-    top_names,
-    tracker_files,
-)
-from modules.training.checkpoint import (
+from modules.output.checkpoint_folders import (
     DamagedCheckpoint,
     checkpoint_steps,
     clear_debris,
@@ -32,6 +22,19 @@ from modules.training.checkpoint import (
     read_trainer_state,
     verify,
 )
+from modules.output.owned_files import OwnedFiles, remove
+from modules.output.run_files import (
+    AT_THE_END,
+    CARD,
+    CONFIG,
+    RECORD,
+    SNAPSHOT,
+    WHILE_TRAINING,
+    top_names,
+    tracker_files,
+)
+
+logger = logging.getLogger(__name__)
 
 SIGNS_OF_A_RUN = ("checkpoints", "metrics.jsonl", "config.json")
 FOLDERS = ("checkpoints", "samples", "best", "discriminator")
@@ -39,7 +42,8 @@ EXAMPLES = ("metrics.jsonl", "samples/step-000000.png")  # of what data could be
 SHOWN = 5  # names in a message
 # Flags whose files are read after an old run has been deleted.
 READ_LATER = ("pretrained_model_name_or_path", "model_config_name_or_path", "lpips_weights",
-              "validation_image", "data_files", "resume_from_checkpoint")  # fmt: skip
+              "inception_weights", "validation_image", "data_files",
+              "resume_from_checkpoint")  # fmt: skip
 
 
 def check_output_dir(args: Arguments, create: bool = True) -> None:
@@ -56,11 +60,12 @@ def check_output_dir(args: Arguments, create: bool = True) -> None:
         if not args.checkpoints.overwrite_output_dir:
             wanted = args.checkpoints.resume_from_checkpoint
             without = f", and --resume_from_checkpoint={wanted} is none of its checkpoints"
+            resumes = newest_checkpoint(output_dir / "checkpoints") is not None
             raise ArgumentError(
                 f"--output_dir={output_dir} already holds a run ({', '.join(found)})"
-                f"{without if wanted else ''}: continue it with --resume_from_checkpoint latest "
-                "where it has a checkpoint, choose another folder, or delete what it wrote with "
-                "--overwrite_output_dir"
+                f"{without if wanted else ''}: "
+                f"{'continue it with --resume_from_checkpoint latest, ' if resumes else ''}"
+                "choose another folder, or delete what it wrote with --overwrite_output_dir"
             )
         _check_needed(args, owned)
     try:
@@ -110,14 +115,17 @@ def _names_while_training(args: Arguments) -> tuple[str, ...]:
 def _check_collisions(args: Arguments, owned: OwnedFiles) -> None:
     """Raises ArgumentError for files of others under names that a run writes to.
 
-    An old train_config.yaml that a user has edited is none of them: `clear_output_dir` keeps it.
+    An old train_config.yaml or model card that a user has edited is none of them: `owned.claim`
+    keeps it under another name before a new one is written.
     """
-    kept = owned.changed & {CONFIG}
+    kept = owned.changed & {CONFIG, CARD}
     foreign = owned.foreign(name for name in _names(args) if name not in kept)
     logs = () if args.logging.report_to == "none" else (args.logging.logging_dir,)
     for folder in (owned.folder / name for name in (*FOLDERS, *logs)):
         if os.path.lexists(folder) and not folder.is_dir():
             foreign.append(folder)
+    if (owned.folder / RECORD).is_dir():
+        foreign.append(owned.folder / RECORD)
     if foreign:
         names = [path.relative_to(owned.folder).as_posix() for path in foreign]
         more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
@@ -162,13 +170,6 @@ def _check_needed(args: Arguments, owned: OwnedFiles) -> None:
                 )
 
 
-def refuse_together(lock: FolderLock) -> None:
-    """Raises ArgumentError on every process if the main one was refused the folder. Collective."""
-    refusals = [text for text in gather_from_processes([lock.refusal]) if text is not None]
-    if refusals:
-        raise ArgumentError(refusals[0])
-
-
 def clear_output_dir(args: Arguments) -> None:
     """Deletes what killed processes left and, if --overwrite_output_dir asks, all of an old run.
 
@@ -198,6 +199,9 @@ def resume_path(args: CheckpointArguments) -> Path | None:
                 f"--resume_from_checkpoint=latest: every checkpoint in {siblings} is damaged; "
                 "start again in another --output_dir, or here with --overwrite_output_dir alone"
             )
+        if newest is None:
+            logger.info("--resume_from_checkpoint=latest: %s has no checkpoint yet; a new run "
+                        "begins", siblings.parent)  # fmt: skip
         return newest
     path = Path(wanted)
     try:

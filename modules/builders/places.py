@@ -6,20 +6,26 @@ import os
 from pathlib import Path
 
 from modules.config.arguments import Arguments
+from modules.data.sources.folder_walk import files_below
 from modules.errors import ArgumentError
 
 
 def check_places(args: Arguments) -> None:
-    """Raises ArgumentError naming the flag of the first folder or file that does not exist.
+    """Raises ArgumentError where no flag names images, or one names what does not exist.
 
     A model or data set may be on the Hub, so only what cannot be an id there must be a path here.
     """
     folders = {"train_data_dir": args.data.train_data_dir,
                "validation_data_dir": args.validation.validation_data_dir}  # fmt: skip
+    if args.checkpoints.resume_from_checkpoint != "latest":
+        folders["resume_from_checkpoint"] = args.checkpoints.resume_from_checkpoint
     for name, folder in folders.items():
         if folder and not os.path.isdir(folder):
             raise ArgumentError(f"--{name}={folder} is not a folder; check the path")
-    files = [("lpips_weights", args.losses.lpips_weights)]
+        if folder and next(files_below(folder), None) is None:
+            raise ArgumentError(f"--{name}={folder} holds no files; check the path")
+    files = [("lpips_weights", args.losses.lpips_weights),
+             ("inception_weights", args.validation.inception_weights)]  # fmt: skip
     files += [("validation_image", file) for file in args.validation.validation_image or ()]
     for name, file in files:
         if file and not os.path.isfile(file):
@@ -32,6 +38,13 @@ def check_places(args: Arguments) -> None:
             raise ArgumentError(
                 f"--{name}={value}: no such file or folder; check the path, or give a hub id"
             )
+    if not (args.data.train_data_dir or args.data.dataset_name):
+        recipes = " ".join(args.launch.recipes)
+        whose = f"--recipe={recipes} brings no images of its own" if recipes else "no images"
+        raise ArgumentError(
+            f"{whose}: give --train_data_dir, a folder of them, or --dataset_name, a hub id or a "
+            "local data set; --recipe quickstart draws its own"
+        )
 
 
 def _is_a_path(value: str) -> bool:

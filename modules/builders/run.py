@@ -14,9 +14,10 @@ from modules.builders.networks import (
 from modules.config.arguments import Arguments
 from modules.distributed.device import convolution_layout
 from modules.models.autoencoder import TrainableVAE
-from modules.models.compilation import compile_networks
+from modules.models.compilation import compile_networks, require_compiler
+from modules.training.adversary import Adversary
+from modules.training.checkpoint import leave_out_discriminator
 from modules.training.ema import ExponentialMovingAverage
-from modules.training.gan_guard import GanGuard
 from modules.training.guard import FiniteGuard
 from modules.training.meter import Meter
 from modules.training.run import Run
@@ -33,18 +34,22 @@ def make_run(
     for network in (vae, discriminator):
         network.to(memory_format=layout)
     perceptual = make_perceptual(args)
-    schedule = make_gan_schedule(args, reached)
     steps = training_length(args, num_train_images, accelerator.num_processes, reached)
+    schedule = make_gan_schedule(args, steps, reached)
     optimizers = make_optimizers(args, vae, discriminator, accelerator.num_processes)
     schedulers = make_schedulers(args, *optimizers, schedule, steps, reached)
     if args.precision.compile:
-        compile_networks(vae.vae, discriminator, perceptual, args.data.several_shapes)
+        require_compiler(accelerator.device)
+        several = args.data.several_shapes or args.losses.eq_prob > 0
+        compile_networks(vae.vae, discriminator, perceptual, any_shape=several)
+    if not args.discriminator.enabled:
+        leave_out_discriminator(accelerator)
     prepared = accelerator.prepare(vae, discriminator, *optimizers, *schedulers)
     for optimizer in prepared[2:4]:
         optimizer.scaler = None  # float16's loss scale is handled in `Run.update`, for both at once
-    ema = None
-    if args.optimization.use_ema:
-        ema = ExponentialMovingAverage(vae.vae, args.optimization.ema_decay)
+    ema, opt = None, args.optimization
+    if opt.use_ema:
+        ema = ExponentialMovingAverage(vae.vae, opt.ema_half_life, opt.ema_decay)
     return Run(
         args,
         accelerator,
@@ -55,9 +60,6 @@ def make_run(
         max_train_steps=steps,
         layout=layout,
         meter=Meter(accelerator),
-        guard=FiniteGuard(accelerator, args.optimization.max_skipped_steps),
-        gan_guard=GanGuard(
-            args.discriminator.gan_guard,
-            args.discriminator.disc_weight_max if args.discriminator.disc_adaptive_weight else 0.0,
-        ),
+        guard=FiniteGuard(accelerator, opt.max_skipped_steps),
+        adversary=Adversary(args.discriminator.gan_guard, accelerator.device),
     )

@@ -25,12 +25,15 @@ class Answer(NamedTuple):
 
 
 @contextmanager
-def exit_on_mistakes(program: str = "train_vae.py") -> Iterator[None]:
-    """What the user can mend ends the program with one message; a bug keeps its traceback."""
+def exit_on_mistakes(program: str = "train_vae.py", then: str = CONTINUE) -> Iterator[None]:
+    """What the user can mend ends the program with one message; a bug keeps its traceback.
+
+    then: how to go on once the cause is mended.
+    """
     try:
         yield
     except Exception as error:
-        answer = answer_to(error)
+        answer = answer_to(error, then)
         if answer is None:
             raise
         if _is_about_loading(error):  # the other loaders end as well, which PyTorch raises anywhere
@@ -80,7 +83,7 @@ def answer_to(error: Exception, then: str = CONTINUE) -> Answer | None:
         return Answer(
             1,
             "another process of the run has ended, or has not answered within --ddp_timeout; its "
-            f"own output says why. {then.capitalize()} ({first})",
+            f"own output says why ({first}). Then {then}",
         )
     return None
 

@@ -6,7 +6,7 @@ checks its own flags, `Arguments` what they mean together.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from modules.config.inputs import DataArguments, ModelArguments
@@ -18,7 +18,24 @@ from modules.config.smallest_sides import LPIPS, SSIM_WINDOW, discriminator_side
 from modules.errors import ArgumentError
 
 # Never written to train_config.yaml: secrets, and what describes this launch rather than the run.
-LAUNCH_ONLY = ("hub_token", "resume_from_checkpoint", "overwrite_output_dir", "dry_run")
+LAUNCH_ONLY = ("hub_token", "resume_from_checkpoint", "overwrite_output_dir")
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What was typed beside the values of flags: of this launch, and no part of what the run is.
+
+    dry_run: "short", "full" or None. given: the flags that the user named, in a file or on the
+    command line, and not a recipe alone. command: as typed, from the launcher on.
+    """
+
+    dry_run: str | None = None
+    recipes: tuple[str, ...] = ()
+    given: frozenset[str] = frozenset()
+    command: tuple[str, ...] = ("python", "train_vae.py")
+
+
+FROM_SCRATCH, FINE_TUNING = 2e-4, 4.5e-6  # learning rates; the latter is also --scale_lr's base
 
 
 @dataclass(frozen=True)
@@ -34,7 +51,7 @@ class Arguments:
     validation: ValidationArguments
     checkpoints: CheckpointArguments
     logging: LoggingArguments
-    dry_run: bool = False
+    launch: Launch = field(default=Launch(), compare=False)
 
     def __post_init__(self) -> None:
         if not self.model.pretrained_model_name_or_path and (
@@ -42,6 +59,7 @@ class Arguments:
         ):
             factor = self.model.downsample_factor
             self.data.require_divisible(factor, f"--downsample_factor={factor}")
+            self.require_scales(factor)
         self.require_sides()
         if self.discriminator.disc_norm_type == "batch" and self.discriminator.enabled:
             require(
@@ -77,15 +95,20 @@ class Arguments:
                 "several --dataset_name; use --validation_data_dir, or hold images back"
             )
         if self.validation.num_validation_images == 0:
-            every = self.logging.push_every
+            every, stopping = self.logging.push_every, self.validation.early_stopping
             require(every is None, "push_every", every,
                     "uploads the best weights so far, which --num_validation_images=0 never "
                     "finds; let it validate, or drop --push_every")  # fmt: skip
-        if self.validation.best_metric == "lpips" and self.losses.perceptual_scale == 0:
-            raise ArgumentError(
-                "--best_metric=lpips needs LPIPS, which --perceptual_scale=0 never builds; use "
-                "--best_metric=psnr"
-            )
+            require(not stopping, "early_stopping", stopping,
+                    "counts validations, of which --num_validation_images=0 makes none; let it "
+                    "validate, or drop --early_stopping")  # fmt: skip
+        require(
+            self.validation.best_metric in self.validation_metrics,
+            "best_metric",
+            self.validation.best_metric,
+            f"is not measured: --validation_metrics are {' '.join(self.validation_metrics)} here; "
+            "add it to them, or choose one of these",
+        )
 
     def require_sides(self, narrowest: int | None = None) -> None:
         """Training and validation images must be large enough for what looks at them.
@@ -93,24 +116,73 @@ class Arguments:
         narrowest: shorter side of the narrowest training image, by default the smallest
         resolution. Raises ArgumentError with the numbers.
         """
-        disc, losses, training = self.discriminator, self.losses, []
-        validation = [("SSIM", SSIM_WINDOW, "validate nothing: --num_validation_images 0")]
-        if losses.perceptual_scale > 0:
-            name = f"LPIPS with --lpips_backbone={losses.lpips_backbone}"
-            lpips = (name, LPIPS[losses.lpips_backbone], "drop LPIPS: --perceptual_scale 0")
-            training.append(lpips)
-            validation.append(lpips)
-        steps = self.optimization.max_train_steps
-        if disc.enabled and (steps is None or disc.disc_start < steps):
-            name = f"a discriminator with --disc_num_layers={disc.disc_num_layers}"
-            training.append((name, discriminator_side(disc.disc_num_layers), "lower that"))
-        smallest = min(self.data.training_resolutions)
-        name = "train_resolutions" if self.data.train_resolutions else "resolution"
-        shape = "" if narrowest is None else " with --aspect_ratio_bucketing"
-        require_side(narrowest or smallest, f"--{name}={smallest}{shape}", training)
+        smallest = narrowest or min(self.data.training_resolutions)
+        require_side(smallest, self._trained_at(narrowest), self._training_onlookers())
         if self.validation.num_validation_images != 0:
             resolution = self.data.resolution
-            require_side(resolution, f"--resolution={resolution}", validation)
+            require_side(resolution, f"--resolution={resolution}", self._validation_onlookers())
+
+    def require_scales(self, factor: int, narrowest: int | None = None) -> None:
+        """--eq_prob needs a smaller image of whole latents; ArgumentError with the numbers.
+
+        factor: pixels of a latent's side. narrowest: as of `require_sides`.
+        """
+        side = (narrowest or min(self.data.training_resolutions)) - factor
+        for what, smallest, _ in [("a latent", factor, ""), *self._training_onlookers()]:
+            require(
+                self.losses.eq_prob == 0 or side >= smallest,
+                "eq_prob",
+                self.losses.eq_prob,
+                f"scales images to fewer latents: {self._trained_at(narrowest)} leaves {side} "
+                f"pixels at most, and {what} needs {smallest}; raise that, or drop --eq_prob",
+            )
+
+    @property
+    def smallest_side(self) -> int:
+        """Of training images, in pixels, that everything can look at which has to."""
+        return max((side for _, side, _ in self._training_onlookers()), default=1)
+
+    def _training_onlookers(self) -> list[tuple[str, int, str]]:
+        """What looks at training images, as `require_side` takes it."""
+        disc, losses, steps = self.discriminator, self.losses, self.optimization.max_train_steps
+        found = []
+        if losses.perceptual_scale > 0:
+            found.append((*self._lpips, "drop LPIPS: --perceptual_scale 0"))
+        if disc.enabled and (steps is None or disc.lengths(steps)["disc_start"] < steps):
+            name = f"a discriminator with --disc_num_layers={disc.disc_num_layers}"
+            found.append((name, discriminator_side(disc.disc_num_layers), "lower that"))
+        return found
+
+    def _validation_onlookers(self) -> list[tuple[str, int, str]]:
+        without = "leave it out of --validation_metrics"
+        measured = {"ssim": ("SSIM", SSIM_WINDOW, without), "lpips": (*self._lpips, without)}
+        return [measured[name] for name in self.validation_metrics if name in measured]
+
+    @property
+    def _lpips(self) -> tuple[str, int]:
+        backbone = self.losses.lpips_backbone
+        return f"LPIPS with --lpips_backbone={backbone}", LPIPS[backbone]
+
+    def _trained_at(self, narrowest: int | None) -> str:
+        name = "train_resolutions" if self.data.train_resolutions else "resolution"
+        shape = "" if narrowest is None else " with --aspect_ratio_bucketing"
+        return f"--{name}={min(self.data.training_resolutions)}{shape}"
+
+    @property
+    def peak_rates(self) -> tuple[float, float]:
+        """Learning rates of the VAE and of the discriminator, before --scale_lr."""
+        opt = self.optimization
+        default = FROM_SCRATCH if self.model.from_scratch and not opt.scale_lr else FINE_TUNING
+        rate = default if opt.learning_rate is None else opt.learning_rate
+        return rate, rate if opt.disc_learning_rate is None else opt.disc_learning_rate
+
+    @property
+    def validation_metrics(self) -> tuple[str, ...]:
+        """What validation measures; PSNR costs nothing and is always part of it."""
+        asked = self.validation.validation_metrics
+        if asked is None:
+            asked = ("ssim", "lpips") if self.losses.perceptual_scale > 0 else ("ssim",)
+        return "psnr", *(name for name in asked if name != "psnr")
 
     @property
     def validation_batch_size(self) -> int:

@@ -1,7 +1,7 @@
 """Flags from the command line, a recipe and a YAML file, checked before anything slow is imported.
 
-Precedence: a field's default < `--recipe` < `--config` < flags, also across flags that answer the
-same question. Nothing here imports torch.
+Precedence: a field's default < `--recipe` (of several, a later one) < `--config` < flags, also
+across flags that answer the same question. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import os
 import sys
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from functools import cache
 from pathlib import Path
@@ -24,10 +24,11 @@ from typing import Any
 import yaml
 
 from modules.config.answers import exit_on_mistakes
-from modules.config.arguments import GROUPS, Arguments
+from modules.config.arguments import GROUPS, Arguments, Launch
 from modules.config.config_file import from_yaml, read_config
-from modules.config.limits import expanded, require, shown
+from modules.config.limits import Length, expanded, number, require, shown
 from modules.config.precedence import overlay
+from modules.config.terminal import typed_command
 from modules.errors import ArgumentError
 
 # What other programs call it.
@@ -45,27 +46,31 @@ def parse_arguments(argv: Sequence[str] | None = None) -> Arguments:
 def show_messages() -> None:
     """Shows the trainer's own messages, and only warnings of the libraries; once over processes."""
     main_process = os.environ.get("RANK", "0") == "0"
-    logging.basicConfig(format="%(levelname)s %(message)s", level=logging.WARNING)
+    form = "%(asctime)s %(levelname)s %(message)s"
+    logging.basicConfig(format=form, datefmt="%H:%M:%S", level=logging.WARNING)
     logging.getLogger("modules").setLevel(logging.INFO if main_process else logging.ERROR)
 
 
 def resolve_arguments(argv: Sequence[str]) -> Arguments:
     """The arguments that `argv` asks for. Raises ArgumentError naming flag, value and fix."""
     given = vars(_parser().parse_args(argv))
-    recipe, config = given.pop("recipe", None), given.pop("config", None)
-    dry_run = given.pop("dry_run", False)
+    recipes, config = tuple(given.pop("recipe", ())), given.pop("config", None)
+    dry_run = given.pop("dry_run", None)
     values: dict[str, Any] = {}
-    if recipe is not None:
-        values = _read_yaml(_recipe_file(recipe), "--recipe")
+    for recipe in recipes:
+        values = overlay(values, _read_yaml(_recipe_file(recipe), "--recipe"))
+    named = set(given)
     if config is not None:
-        values = overlay(values, _read_yaml(Path(os.path.expanduser(config)), "--config"))
+        configured = _read_yaml(Path(os.path.expanduser(config)), "--config")
+        values, named = overlay(values, configured), named | set(configured)
     values = overlay(values, given)
     groups = {
         name: group(**{f.name: expanded(f, values[f.name])
                        for f in fields(group) if f.name in values})
         for name, group in GROUPS.items()
     }  # fmt: skip
-    return Arguments(**groups, dry_run=dry_run)
+    launch = Launch(dry_run, recipes, frozenset(named), typed_command(argv))
+    return Arguments(**groups, launch=launch)
 
 
 def to_yaml(arguments: Arguments, history: Sequence[Mapping[str, Any]] = ()) -> str:
@@ -133,11 +138,20 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=32, width=100),
     )
     parser.add_argument(
-        "--recipe", metavar="NAME", help=f"start from a shipped recipe: {', '.join(recipe_names())}"
+        "--recipe",
+        metavar="NAME",
+        nargs="+",
+        action="extend",
+        help=f"start from a shipped recipe, {', '.join(recipe_names())}; of several, what a later "
+        "one sets wins",
     )
     parser.add_argument("--config", metavar="FILE", help="YAML file of flags; flags given win")
     parser.add_argument(
-        "--dry_run", action="store_true", help="print the resolved configuration, and stop"
+        "--dry_run",
+        nargs="?",
+        const="short",
+        choices=("short", "full"),
+        help="count the images, predict steps, memory and disk, and stop; full: with every flag",
     )
     for group in GROUPS.values():
         section = parser.add_argument_group(group.__doc__)
@@ -175,12 +189,15 @@ class _ToTuple(argparse.Action):
 def _field_type(group: type, name: str) -> type:
     """The field's type without `| None`."""
     hint = typing.get_type_hints(group)[name]
-    if isinstance(hint, types.UnionType):
+    if isinstance(hint, types.UnionType) and hint != Length:
         (hint,) = (part for part in typing.get_args(hint) if part is not types.NoneType)
     return hint
 
 
-def _element_type(kind: type) -> type:
+def _element_type(kind: type) -> Callable[..., Any]:
+    """What makes a value of a text: a type, or `number` for a Length."""
+    if kind == Length:
+        return number
     return typing.get_args(kind)[0] if typing.get_origin(kind) is tuple else kind
 
 

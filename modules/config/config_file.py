@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from modules.config.limits import shown
+from modules.config.limits import Length, number, shown
 from modules.errors import ArgumentError, one_line
 
 LARGEST_FILE = 1_000_000  # bytes
@@ -78,7 +78,7 @@ def read_config(file: Path, flag: str) -> dict[str, Any]:
     return content
 
 
-def from_yaml(file: Path, f: Field, kind: type, is_list: bool, value: Any) -> Any:
+def from_yaml(file: Path, f: Field, kind: Callable[..., Any], is_list: bool, value: Any) -> Any:
     """A value of a YAML file as the flag's type, `kind` or a tuple of it. Raises ArgumentError."""
     if value is None and f.default is None:
         return None
@@ -108,5 +108,12 @@ def _only(*types: type) -> Callable[[Any], Any]:
     return read
 
 
+def _number(value: Any) -> Length:
+    if type(value) not in (str, int, float):
+        raise ValueError
+    return number(value) if isinstance(value, str) else value
+
+
 # YAML reads 1e-6 as a string and 1 as an integer: both are fine where a number is wanted.
-_READ = {bool: _only(bool), int: _only(int), str: _only(str), float: _only(str, int, float)}
+_READ = {bool: _only(bool), int: _only(int), str: _only(str), float: _only(str, int, float),
+         number: _number}  # fmt: skip

@@ -11,17 +11,18 @@ TAKES_EFFECT, WARNED, REFUSED = "takes effect", "warned", "refused"
 TABLE = (
     (TAKES_EFFECT, "", """
         cache_dir max_bad_images dataloader_num_workers
-        rec_loss kl_scale perceptual_scale lpips_backbone lpips_weights
+        rec_loss kl_scale eq_prob perceptual_scale lpips_backbone lpips_weights
         disc_start disc_warmup_steps disc_ramp_steps disc_factor disc_scale disc_loss
         disc_adaptive_weight disc_weight_max gan_guard
         num_train_epochs max_train_steps learning_rate disc_learning_rate scale_lr lr_scheduler
         disc_lr_scheduler lr_warmup_steps lr_num_cycles lr_power adam_beta1 adam_beta2
-        disc_adam_beta1 disc_adam_beta2 adam_weight_decay adam_epsilon max_grad_norm ema_decay
-        max_skipped_steps
+        disc_adam_beta1 disc_adam_beta2 adam_weight_decay adam_epsilon max_grad_norm
+        ema_half_life ema_decay max_skipped_steps
         mixed_precision allow_tf32 gradient_checkpointing recompute compile perceptual_slice_size
         deterministic ddp_timeout memory_limit_gb set_grads_to_none
         enable_xformers_memory_efficient_attention
-        validation_steps validation_batch_size num_grid_images
+        validation_steps validation_batch_size num_grid_images validation_metrics
+        inception_weights early_stopping
         output_dir overwrite_output_dir checkpointing_steps checkpoints_total_limit
         resume_from_checkpoint latent_normalization num_latent_images export_ldm export_fp16
         report_to tracker_project_name logging_dir logging_steps push_to_hub hub_model_id push_every

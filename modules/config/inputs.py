@@ -64,10 +64,10 @@ class ModelArguments:
         maximum=16384,
     )
     mid_block_add_attention: bool = flag(True, "self-attention at the lowest level, from scratch")
-    vae_init: str = flag(
-        "random",
-        "weights of a VAE from scratch: random, or resampler, which starts as a linear down- and "
-        "upsampler and saves a small network its first thousands of steps",
+    vae_init: str | None = flag(
+        None,
+        "weights of a VAE from scratch: random, or resampler, a linear down- and upsampler that "
+        "saves the first thousands of steps; by default resampler wherever the groups allow it",
         choices=("random", "resampler"),
     )
     decoder_only: bool = flag(
@@ -88,7 +88,7 @@ class ModelArguments:
                 "--decoder_only needs --pretrained_model_name_or_path: a random frozen encoder "
                 "would never learn"
             )
-        if self.vae_init != "random" and self.pretrained_model_name_or_path:
+        if self.vae_init == "resampler" and not self.from_scratch:
             raise ArgumentError(
                 f"--vae_init={self.vae_init} is for a VAE from scratch; drop it, or "
                 "--pretrained_model_name_or_path"
@@ -116,6 +116,11 @@ class ModelArguments:
                     f"must divide every width of --block_out_channels, also {width}",
                 )
 
+    @property
+    def from_scratch(self) -> bool:
+        """Whether training begins with weights that have seen no image."""
+        return self.pretrained_model_name_or_path is None
+
 
 @dataclass(frozen=True)
 class DataArguments:
@@ -123,8 +128,8 @@ class DataArguments:
 
     dataset_name: tuple[str, ...] | None = flag(
         None,
-        'hub id or local folder of a dataset, or several that are mixed; "synthetic" (also when '
-        "neither this nor --train_data_dir is given) is the built-in procedural set",
+        'hub id or local folder of a dataset, or several that are mixed; "synthetic" is the '
+        "built-in procedural set",
         path=True,
     )
     dataset_weights: tuple[float, ...] | None = flag(

@@ -13,12 +13,15 @@ from modules.errors import ArgumentError
 LARGEST = 10**15  # of any number: a float still holds it exactly
 LONGEST = 4096  # characters of a text; Linux takes no longer path
 LONGEST_NAME = 255  # bytes of one name in a path
+SHARE = "a share of the run, above 0 and below 1"
+Length = int | float  # optimizer steps, or a share of all of them
 
 
 @dataclass(frozen=True)
 class Limits:
     """Of a number: `minimum` and `maximum` are allowed, `above` and `below` are not.
 
+    length: a whole number within them is in steps, and any other is a share of the run.
     path: the text names a file or folder (or what is none, such as a hub id): "~" is expanded.
     secret: the value is never shown.
     """
@@ -27,6 +30,7 @@ class Limits:
     maximum: float = LARGEST
     above: float | None = None
     below: float | None = None
+    length: bool = False
     path: bool = False
     secret: bool = False
 
@@ -35,14 +39,17 @@ class Limits:
         most = self.maximum if self.below is None else None
         named = (("at least", self.minimum), ("above", self.above), ("below", self.below),
                  ("at most", most))  # fmt: skip
-        return " and ".join(
+        rule = " and ".join(
             f"{word} {limit:,}" if isinstance(limit, int) else f"{word} {limit:g}"
             for word, limit in named
             if limit is not None
         )
+        return f"a whole number of steps, {rule}, or {SHARE}" if self.length else rule
 
     def allow(self, number: float) -> bool:
         """Whether a number is within the limits; NaN never is."""
+        if self.length and isinstance(number, float):
+            return 0 < number < 1
         return (
             number <= self.maximum
             and (self.minimum is None or number >= self.minimum)
@@ -132,6 +139,19 @@ def require(condition: bool, name: str, value: object, rule: str) -> None:
     """Raises ArgumentError("--name=value rule") unless `condition` holds."""
     if not condition:
         raise ArgumentError(f"--{name}={shown(value)} {rule}")
+
+
+def in_steps(length: Length, steps: int) -> int:
+    """A length in optimizer steps, of a run of `steps` of them; a share is at least one."""
+    return max(1, round(length * steps)) if isinstance(length, float) else length
+
+
+def number(text: str) -> Length:
+    """What a text says of a length, as an integer wherever it looks like one; ValueError."""
+    try:
+        return int(text)
+    except ValueError:
+        return float(text)
 
 
 def nearest_multiple(value: int, factor: int) -> int:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from modules.config.limits import check_limits, flag, require
+from modules.config.limits import check_limits, flag, in_steps, require
+
+GAN_LENGTHS = ("disc_start", "disc_warmup_steps", "disc_ramp_steps")
 
 
 @dataclass(frozen=True)
@@ -17,6 +19,14 @@ class LossArguments:
         "weight of the KL (per-image sum over the pixels' number), as in latent-diffusion",
         minimum=0,
         maximum=10**6,
+    )
+    eq_prob: float = flag(
+        0.0,
+        "share of micro-batches that decode latents scaled (to a quarter at least), mirrored and "
+        "turned, against images changed alike (EQ-VAE): smoother latents for a diffusion model; "
+        "with --decoder_only the decoder alone learns it",
+        minimum=0,
+        maximum=1,
     )
     perceptual_scale: float = flag(
         0.5, "weight of LPIPS (mean over the batch); 0 never builds it", minimum=0, maximum=10**6
@@ -38,14 +48,25 @@ class LossArguments:
 class DiscriminatorArguments:
     """Discriminator"""
 
-    disc_start: int = flag(50001, "optimizer step from which the discriminator trains", minimum=0)
-    disc_warmup_steps: int = flag(
-        500,
-        "steps the discriminator trains alone before the VAE feels it; 0 starts both at once",
+    disc_start: int | float = flag(
+        0.5,
+        "when the discriminator begins to train: an optimizer step, or a share of the run",
+        length=True,
         minimum=0,
     )
-    disc_ramp_steps: int = flag(
-        500, "steps over which the adversarial term then grows to full", minimum=0
+    disc_warmup_steps: int | float = flag(
+        0.02,
+        "how long it trains alone before the VAE feels it, in steps or as a share of the run; 0 "
+        "starts both at once",
+        length=True,
+        minimum=0,
+    )
+    disc_ramp_steps: int | float = flag(
+        0.02,
+        "how long the adversarial term then takes to grow to full, in steps or as a share of the "
+        "run",
+        length=True,
+        minimum=0,
     )
     disc_factor: float = flag(
         1.0, "factor on the adversarial term; 0 turns the GAN off", minimum=0, maximum=10**6
@@ -65,10 +86,10 @@ class DiscriminatorArguments:
         minimum=0,
     )
     gan_guard: bool = flag(
-        False,
-        "halve the adversarial term at every log point while the adaptive weight sits on its clamp "
-        "or the discriminator's logits explode, and double it again afterwards; without this only "
-        "a warning and train/gan_alarm tell",
+        True,
+        "let the VAE feel the discriminator only as far as it tells real from fake better than "
+        "chance, and halve that at every log point while the adaptive weight sits on its clamp or "
+        "the logits explode; without this the curves and train/gan_alarm tell",
     )
     disc_norm_type: str = flag(
         "spectral_group",
@@ -94,6 +115,10 @@ class DiscriminatorArguments:
                 self.disc_num_groups,
                 f"must divide twice --disc_hidden_channels={self.disc_hidden_channels}",
             )
+
+    def lengths(self, steps: int) -> dict[str, int]:
+        """The flags that are lengths, all in optimizer steps, for a run of `steps`."""
+        return {name: in_steps(getattr(self, name), steps) for name in GAN_LENGTHS}
 
     @property
     def enabled(self) -> bool:

@@ -21,28 +21,39 @@ class OptimizationArguments:
         1, "passes over the data, unless --max_train_steps is given", minimum=1, maximum=10**9
     )
     max_train_steps: int | None = flag(None, "optimizer steps in all", minimum=0)
-    learning_rate: float = flag(4.5e-6, "peak learning rate of the VAE", minimum=0, maximum=10**6)
-    disc_learning_rate: float = flag(
-        4.5e-6, "peak learning rate of the discriminator", minimum=0, maximum=10**6
+    learning_rate: float | None = flag(
+        None,
+        "peak learning rate of the VAE; by default 2e-4 from scratch, and 4.5e-6 for a pretrained "
+        "one or as the base of --scale_lr",
+        minimum=0,
+        maximum=10**6,
+    )
+    disc_learning_rate: float | None = flag(
+        None,
+        "peak learning rate of the discriminator; by default the VAE's",
+        minimum=0,
+        maximum=10**6,
     )
     scale_lr: bool = flag(
         False, "multiply both learning rates by accumulation x processes x batch size"
     )
     lr_scheduler: str = flag(
-        "constant",
+        "constant_with_warmup",
         "schedule of the VAE's learning rate",
         choices=("linear", "cosine", "cosine_with_restarts", "polynomial", "constant",
                  "constant_with_warmup"),
     )  # fmt: skip
     disc_lr_scheduler: str = flag(
-        "constant",
+        "constant_with_warmup",
         "schedule of the discriminator's, over the updates that it gets",
         choices=("linear", "cosine", "cosine_with_restarts", "polynomial", "constant",
                  "constant_with_warmup"),
     )  # fmt: skip
-    lr_warmup_steps: int = flag(
-        500,
-        "updates over which each learning rate rises from 0; the schedule constant has none",
+    lr_warmup_steps: int | float = flag(
+        0.05,
+        "updates over which each learning rate rises from 0, or below 1 their share of the updates "
+        "that its network gets; the schedule constant has none",
+        length=True,
         minimum=0,
     )
     lr_num_cycles: int = flag(1, "restarts of cosine_with_restarts", minimum=1, maximum=10**6)
@@ -65,9 +76,16 @@ class OptimizationArguments:
         "update both networks at every step, or in turns as diffusers' script does",
         choices=("every_step", "every_other_step"),
     )
-    use_ema: bool = flag(False, "average the VAE's weights; the average is validated and exported")
+    use_ema: bool = flag(True, "average the VAE's weights; the average is validated and exported")
+    ema_half_life: float = flag(
+        0.05,
+        "half-life of the average, as a share of the updates so far: the same in a short run as in "
+        "a long one",
+        above=0,
+        maximum=1,
+    )
     ema_decay: float = flag(
-        0.9999, "decay of the average, approached as (1 + n) / (10 + n)", minimum=0, below=1
+        0.9999, "largest decay of the average for one update", minimum=0, below=1
     )
     max_skipped_steps: int = flag(
         10,

@@ -8,6 +8,8 @@ from pathlib import PurePath
 from modules.config.limits import check_limits, flag, require
 from modules.errors import ArgumentError
 
+METRICS = ("psnr", "ssim", "lpips", "rfid")  # of validation
+
 
 @dataclass(frozen=True)
 class ValidationArguments:
@@ -36,8 +38,26 @@ class ValidationArguments:
         minimum=0,
         maximum=10**4,
     )
+    validation_metrics: tuple[str, ...] | None = flag(
+        None,
+        "what validation measures beside psnr; by default ssim, and lpips where --perceptual_scale "
+        "builds it. rfid compares only at an equal number of images, and means little below "
+        "thousands",
+        choices=METRICS,
+    )
     best_metric: str = flag(
-        "psnr", "what keeps the best weights in best/", choices=("psnr", "ssim", "lpips")
+        "psnr", "which of them keeps the best weights in best/", choices=METRICS
+    )
+    early_stopping: int = flag(
+        0,
+        "end the run, as at its last step, after so many validations in a row without a better "
+        "--best_metric; 0 never does",
+        minimum=0,
+    )
+    inception_weights: str | None = flag(
+        None,
+        "local file with torch-fidelity's weights for rfid, instead of a download",
+        path=True,
     )
 
     def __post_init__(self) -> None:
@@ -49,6 +69,10 @@ class ValidationArguments:
         ]
         if len(given) > 1:
             raise ArgumentError(f"{' and '.join(given)} exclude each other; keep one")
+        images = self.validation_image or ()
+        for image in set(images):
+            require(images.count(image) == 1, "validation_image", image,
+                    "is given twice and would count twice; give it once")  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,15 @@
-"""The terminal the script was started from may go away, and the run does not go with it."""
+"""The terminal the script was started from: what was typed there, and that it may go away."""
 
 from __future__ import annotations
 
 import io
 import os
+import shlex
 import signal
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 from types import FrameType
 
 
@@ -62,3 +65,33 @@ def leave_when_interrupted(last_words: str) -> None:
         raise SystemExit(128 + number)
 
     signal.signal(signal.SIGINT, leave)
+
+
+def typed_command(argv: Sequence[str]) -> tuple[str, ...]:
+    """The command that started this program, from the launcher on where one did.
+
+    argv: the script's arguments. "..." stands for a launcher that the system does not show.
+    """
+    ours = [sys.argv[0], *argv]
+    try:
+        words = Path(f"/proc/{os.getppid()}/cmdline").read_bytes().decode().split("\0")[:-1]
+    except (OSError, UnicodeDecodeError):
+        words = []
+    if words[-len(ours) :] == ours and Path(words[0]).name.startswith("python"):
+        module = words[1] == "-m"  # python -m torch.distributed.run
+        return ("python", *words[1:]) if module else (Path(words[1]).name, *words[2:])
+    return ("..." if "WORLD_SIZE" in os.environ else "python", *ours)
+
+
+def continuing(command: Sequence[str]) -> str:
+    """The shell's line by which what `command` began goes on; a secret in it is not repeated."""
+    kept, words = [], iter(command)
+    for word in words:
+        name, equals, _ = word.partition("=")
+        if name in ("--resume_from_checkpoint", "--hub_token") and not equals:
+            next(words, None)
+        if name == "--hub_token":
+            kept += [name, "..."]
+        elif name not in ("--resume_from_checkpoint", "--overwrite_output_dir"):
+            kept.append(word)
+    return shlex.join([*kept, "--resume_from_checkpoint", "latest"])

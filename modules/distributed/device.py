@@ -11,6 +11,7 @@ from modules.errors import ArgumentError, blaming
 
 DEVICE = "ACCELERATE_TORCH_DEVICE"  # by which accelerate is told to use one
 WORKSPACE, WORKSPACES = "CUBLAS_WORKSPACE_CONFIG", (":4096:8", ":16:8")
+USE_CPU = "ACCELERATE_USE_CPU"
 WIDE = 64  # channels at full resolution; 16 and 32 were measured on one side, 128 on the other
 
 
@@ -19,6 +20,16 @@ def check_device(environment: Mapping[str, str]) -> None:
     if name := environment.get(DEVICE):
         with blaming(f"{DEVICE}={name} in the environment", "unset it"):
             torch.zeros(1, device=name)
+
+
+def expected_device(environment: Mapping[str, str]) -> torch.device:
+    """Of the kind that accelerate will take; it has not been made yet."""
+    if name := environment.get(DEVICE):
+        return torch.device(name)
+    on_cpu = environment.get(USE_CPU, "").lower() in ("1", "true", "yes", "on")
+    if on_cpu or not torch.accelerator.is_available():
+        return torch.device("cpu")
+    return torch.accelerator.current_accelerator()
 
 
 def device_name(device: torch.device) -> str:

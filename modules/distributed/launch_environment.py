@@ -20,6 +20,7 @@ UNSUPPORTED = {
     "ACCELERATE_USE_SAGEMAKER": "SageMaker",
 }
 NUMBERS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_PORT")
+COUNTED = (("RANK", "0"), ("WORLD_SIZE", "1"))
 FIX = "launch with distributed_type MULTI_GPU (`accelerate launch --multi_gpu`), or with torchrun"
 
 
@@ -45,6 +46,12 @@ def check_environment(environment: Mapping[str, str], accumulation: int, compile
                 f"{variable}={environment[variable]!r} in the environment is no number; unset it, "
                 "or let `accelerate launch` or torchrun set it"
             )
+    rank, count = (int(environment.get(name, default)) for name, default in COUNTED)
+    if rank >= count:
+        raise ArgumentError(
+            f"RANK={rank} and WORLD_SIZE={count} in the environment: ranks count from 0, so this "
+            "process would wait for ever; unset both, or let a launcher set them"
+        )
     for variable, name in UNSUPPORTED.items():
         if environment.get(variable, "").lower() in ("1", "true", "yes", "on"):
             raise ArgumentError(

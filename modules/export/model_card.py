@@ -23,7 +23,6 @@ from modules.weights.vae_files import FP16_WEIGHTS, LDM_FILE
 TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
 TAGS = ["diffusers", "autoencoder", "vae", "latent-diffusion"]
 TASK = "image-to-image"  # of the metrics; as the model's own task it would promise a demo
-COUNTS = ("val/num_images", "val/nan_images")  # what is no metric in a validation's row
 
 # Metrics that compare between models, by their names in metrics.jsonl.
 COMPARABLE = {
@@ -32,7 +31,17 @@ COMPARABLE = {
     "lpips_vgg": "LPIPS (VGG)",
     "lpips_alex": "LPIPS (AlexNet)",
     "lpips_squeeze": "LPIPS (SqueezeNet)",
+    "rfid": "rFID",
 }
+# The others of a validation; what a newer one measures stands under its own name.
+TITLES = COMPARABLE | {
+    "psnr_pooled": "PSNR, pooled (dB)",
+    "rec_l1": "L1, on [-1, 1]",
+    "rec_l2": "L2, on [-1, 1]",
+    "kl": "KL (nats per image)",
+    "latent_std": "std of the latents",
+}
+COUNTS = ("val/num_images", "val/nan_images")  # what is no metric in a validation's row
 
 
 @dataclass(frozen=True)
@@ -53,6 +62,9 @@ class Training:
     protocol: str = ""  # how the validation's numbers came about, in one line
     stamp: Mapping[str, Any] = field(default_factory=dict)  # the same choices by name
     changes: Sequence[str] = ()  # a sentence on each resume with other flags
+    baselines: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # metrics by name
+    facts: Mapping[str, str] = field(default_factory=dict)  # hardware, time, by name
+    flags: Sequence[str] = ()  # that differ from the defaults, as they are typed
 
 
 def write_model_card(
@@ -81,6 +93,7 @@ def write_model_card(
         steps=steps,
         validations=validations,
         counts=COUNTS,
+        titles=TITLES,
         latents=latents,
         subfolder=subfolder,
         fp16=(weights / FP16_WEIGHTS).exists(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 
 import torch
@@ -109,11 +110,14 @@ class TrainableVAE(nn.Module):
         """The decoder's last weight, where the adaptive weight compares the two gradients."""
         return self.vae.decoder.conv_out.weight
 
-    def forward(self, images: Tensor, noise: Tensor) -> tuple[Tensor, DiagonalGaussianDistribution]:
+    def forward(
+        self, images: Tensor, noise: Tensor, change: Callable[[Tensor], Tensor] | None = None
+    ) -> tuple[Tensor, DiagonalGaussianDistribution]:
         """Reconstructs `images` from latents drawn with the given standard normal `noise`.
 
-        images: [B, K, H, W] in [-1, 1]; noise: [B, C, h, w]. Returns reconstructions [B, K, H, W],
-        float32 and unclamped, and the posterior q(z|x). Under autocast the networks run in low
+        images: [B, K, H, W] in [-1, 1]; noise: [B, C, h, w]; change: what the latents go through
+        before they are decoded. Returns reconstructions [B, K, H, W] (changed likewise), float32
+        and unclamped, and the posterior q(z|x). Under autocast the networks run in low
         precision; the moments are float32 from here on, because accelerate widens tensors that a
         forward returns but not the inside of a distribution.
         """
@@ -121,5 +125,5 @@ class TrainableVAE(nn.Module):
             moments = self.vae.encode(images).latent_dist.parameters
         posterior = DiagonalGaussianDistribution(moments.float())
         latents = posterior.mean + posterior.std * noise
-        reconstructions = self.vae.decode(latents).sample
+        reconstructions = self.vae.decode(latents if change is None else change(latents)).sample
         return reconstructions.float(), posterior

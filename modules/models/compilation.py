@@ -14,6 +14,11 @@ from modules.models.discriminator import NLayerDiscriminator
 GRAPHS_PER_BLOCK = 8
 
 
+def require_compiler(device: torch.device) -> None:
+    """Compiles a sum: where no compiler works, that is known before anything is measured."""
+    torch.compile(lambda number: number + 1)(torch.zeros(2, device=device))
+
+
 def compile_networks(
     vae: AutoencoderKL,
     discriminator: NLayerDiscriminator,

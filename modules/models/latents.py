@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor
 
 from modules.distributed.reduce import sum_over_processes
@@ -37,6 +38,7 @@ class LatentStatistics:
     kl_per_channel: list[float]  # nats per image
     covariance: list[list[float]]  # [C, C] of z
     spectrum: list[float | None]  # power of the posterior mean by frequency, see SPECTRUM_BINS
+    high_frequency: float  # share of the power above 1/4 cycle per position, half of Nyquist's
     global_mean: float
     global_std: float
     kl: float  # nats per image
@@ -56,6 +58,11 @@ class LatentStatistics:
             if drowned or constant:
                 dead.append(channel)
         return dead
+
+    @property
+    def posterior_std(self) -> float:
+        """The noise in all elements of z together, beside `global_std`."""
+        return math.sqrt(sum(std**2 for std in self.noise_std) / len(self.noise_std))
 
     @property
     def correlation_eigenvalues(self) -> list[float]:
@@ -103,6 +110,18 @@ class LatentStatistics:
             "dead_channels": self.dead_channels,
             "correlation_eigenvalues": self.correlation_eigenvalues,
         }
+
+
+@torch.no_grad()
+def posterior_spread(posterior: DiagonalGaussianDistribution) -> dict[str, Tensor]:
+    """Of a batch of posteriors, as scalars on the device: {"latent_std", "posterior_std"}.
+
+    The standard deviation of all elements of z together, and the noise in it: the root of the mean
+    variance of q(z|x).
+    """
+    noise = posterior.var.mean()
+    signal = posterior.mean.var(correction=0)
+    return {"latent_std": (signal + noise).sqrt(), "posterior_std": noise.sqrt()}
 
 
 def kl_per_channel(mean: Tensor, logvar: Tensor) -> Tensor:
@@ -167,6 +186,7 @@ class LatentAccumulator:
             kl_per_channel=(kl / num_images).tolist(),
             covariance=(signal + noise_variance.diag()).tolist(),
             spectrum=[total / n if n else None for total, n in zip(*rings, strict=True)],
+            high_frequency=(power[SPECTRUM_BINS // 2 :].sum() / power.sum()).item(),
             global_mean=mean.mean().item(),
             global_std=global_variance.sqrt().item(),
             kl=(kl.sum() / num_images).item(),

@@ -1,16 +1,19 @@
 """A start that already sees: the network begins as a linear down- and upsampler of the image.
 
-From random weights a small autoencoder spends its first thousands of steps on discovering that a
-picture has a colour at every place. Here it knows at step 0, and what it learns is added to that:
-residual branches end in zeros (as in Fixup, Zhang et al. 2019), and a few channels carry the image
-past them through both halves. Three facts make this work: silu(x) - silu(-x) = x, so a pair of
-channels +x and -x passes an activation unharmed; a group with the constants +K and -K keeps scale
-and colour through its GroupNorm; and a stride-2 convolution can average four pixels.
+From random weights an autoencoder spends its first thousands of steps on discovering that a picture
+has a colour at every place. Here it knows at step 0, and what it learns is added to that: residual
+branches end in zeros (as in Fixup, Zhang et al. 2019), and a few channels carry the image past them
+through both halves. Three facts make this work: act(x) - act(-x) = x for silu, gelu and relu, so a
+pair of channels +x and -x passes an activation unharmed; a large constant in their group decides
+its deviation, so that scale and colour survive its GroupNorm; and a convolution of stride 2 can
+average four pixels.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from diffusers import AutoencoderKL
@@ -20,77 +23,84 @@ from torch import Tensor, nn
 
 from modules.errors import ArgumentError
 
-CONSTANT = 4.0  # K: large beside the image's [-1, 1], so that it alone decides a group's deviation
+CONSTANT = 8.0  # large beside the image's [-1, 1]
+ENERGY = 0.3  # mean square of an image, or of the latents that carry it
 LOGVAR = -6.0  # of the posterior: noise of 0.05 beside a signal of about 0.5
-COLOURS = 3
 
 
-@dataclass(frozen=True)
-class Carrier:
-    """One channel that carries +-1 times a colour of the image, or +-K."""
+def _separable(*taps: float) -> Tensor:
+    return torch.outer(torch.tensor(taps), torch.tensor(taps))
 
-    channel: int
-    colour: int | None
-    sign: int
+
+POINT = torch.ones(1, 1)
+CENTRE = _separable(0.0, 1.0, 0.0)
+AVERAGE = _separable(0.5, 0.5, 0.0)  # diffusers pads on the right and below: these are four pixels
+# Between linear interpolation (1/4) and repeated pixels (0), which zeros beyond the border harm
+# less; sharpened first, the two come within 0.1 dB of bicubic interpolation on photographs.
+INTERPOLATE = _separable(0.15, 0.7, 0.15)
+SHARPEN = _separable(-0.12, 1.24, -0.12)
+
+
+class Slot(NamedTuple):
+    """The channels of one group that carry +x, -x and the group's constant."""
+
+    plus: int
+    minus: int
+    constant: int
 
 
 def start_as_resampler(vae: AutoencoderKL) -> None:
     """Overwrites the random weights of `vae`, in place; channels that carry nothing stay random.
 
-    Latents 0 to 2 become the image's colours averaged over f x f pixels; further ones stay random.
-    Raises ArgumentError when there are fewer latents than colours, or the groups are too small.
+    The first latents become the image's channels averaged over f x f pixels, or, where latents or
+    groups are too few for all of them, their mean and coarsest differences; further latents stay
+    random. Raises ArgumentError where no group has a channel each for +x, -x and a constant.
     """
-    if vae.config.latent_channels < COLOURS:
+    width = min(vae.config.block_out_channels)
+    encoder, decoder = vae.encoder, vae.decoder
+    slots = [list(_slots(half.conv_norm_out, width)) for half in (encoder, decoder)]
+    count = min(vae.config.in_channels, vae.config.latent_channels, *map(len, slots))
+    if count == 0:
         raise ArgumentError(
-            f"--vae_init=resampler needs --latent_channels of at least {COLOURS}, "
-            f"not {vae.config.latent_channels}"
+            f"--vae_init=resampler needs GroupNorm groups of at least 3 channels; "
+            f"{vae.config.norm_num_groups} groups over {width} channels are smaller: lower "
+            "--norm_num_groups, or use --vae_init=random"
         )
+    mixing = _mixing(vae.config.in_channels, count)
     with torch.no_grad():
         _silence_residual_branches(vae)
-        encoder, decoder = vae.encoder, vae.decoder
-        carriers = _carriers(encoder.conv_norm_out)
-        _enter(encoder.conv_in, carriers, encoder.conv_norm_out)
-        for block in encoder.down_blocks:
-            _pass_through(block, carriers, encoder.conv_norm_out)
-        _leave(encoder.conv_norm_out, encoder.conv_out, carriers)
+        _carry(encoder, encoder.down_blocks, slots[0][:count], CENTRE, mixing, torch.eye(count))
+        _carry(decoder, decoder.up_blocks, slots[1][:count], SHARPEN, torch.eye(count),
+               torch.linalg.pinv(mixing))  # fmt: skip
         channels = vae.config.latent_channels
         encoder.conv_out.weight[channels:] *= 0.1
         encoder.conv_out.bias[channels:] = LOGVAR
-
         for convolution in (vae.quant_conv, vae.post_quant_conv):
             if convolution is not None:
                 nn.init.eye_(convolution.weight.view(convolution.weight.shape[:2]))
                 nn.init.zeros_(convolution.bias)
 
-        carriers = _carriers(decoder.conv_norm_out)
-        _enter(decoder.conv_in, carriers, decoder.conv_norm_out)
-        for block in decoder.up_blocks:
-            _pass_through(block, carriers, decoder.conv_norm_out)
-        _leave(decoder.conv_norm_out, decoder.conv_out, carriers)
 
-
-def _carriers(norm: nn.GroupNorm) -> list[Carrier]:
-    """Which channels carry what, so that every group of `norm` with a colour has its constants."""
+def _slots(norm: nn.GroupNorm, width: int) -> Iterator[Slot]:
+    """Where an x can go so that `norm` keeps it, in a network whose narrowest level is `width`."""
     size = norm.num_channels // norm.num_groups
-    if size >= 2 * COLOURS + 2:
-        groups = [range(COLOURS)]
-    elif size >= 4 and norm.num_groups >= COLOURS:
-        groups = [[colour] for colour in range(COLOURS)]
-    else:
-        raise ArgumentError(
-            f"--vae_init=resampler needs groups of at least 4 channels and 3 of them, or of at "
-            f"least 8; --norm_num_groups={norm.num_groups} over {norm.num_channels} channels gives "
-            f"{size}"
-        )
-    carriers = []
-    for group, colours in enumerate(groups):
-        roles = [*colours, None]
-        signed = [(role, sign) for role in roles for sign in (1, -1)]
-        carriers += [
-            Carrier(group * size + place, colour, sign)
-            for place, (colour, sign) in enumerate(signed)
-        ]
-    return carriers
+    for constant in range(0, norm.num_channels, size):
+        for plus in range(constant + 1, constant + size - 1, 2):
+            if plus + 1 < width:
+                yield Slot(plus, plus + 1, constant)
+
+
+def _mixing(channels: int, count: int) -> Tensor:
+    """What is carried, from the image's channels: [count, channels], rows of absolute sum 1.
+
+    All of them as they are, or the first rows of a cosine transform over them: the mean, then for
+    RGB (R - B) / 2, which is also where most of a photograph's remaining energy is.
+    """
+    if count == channels:
+        return torch.eye(channels)
+    places = (torch.arange(channels) + 0.5) / channels
+    rows = torch.cos(math.pi * torch.arange(count)[:, None] * places)
+    return rows / rows.abs().sum(dim=1, keepdim=True)
 
 
 def _silence_residual_branches(vae: AutoencoderKL) -> None:
@@ -103,59 +113,50 @@ def _silence_residual_branches(vae: AutoencoderKL) -> None:
             nn.init.zeros_(module.to_out[0].bias)
 
 
-def _reserved(carriers: list[Carrier], norm: nn.GroupNorm) -> slice:
-    """All channels of the groups that carry; those without a role there must be zero."""
-    size = norm.num_channels // norm.num_groups
-    return slice(0, (max(carrier.channel for carrier in carriers) // size + 1) * size)
-
-
-def _clear(convolution: nn.Conv2d, reserved: slice) -> None:
-    convolution.weight[reserved] = 0
-    convolution.bias[reserved] = 0
-
-
-def _enter(convolution: nn.Conv2d, carriers: list[Carrier], norm: nn.GroupNorm) -> None:
-    """The first three inputs (colours, or latents) and the constants get onto their channels."""
-    _clear(convolution, _reserved(carriers, norm))
-    centre = convolution.kernel_size[0] // 2
-    for carrier in carriers:
-        if carrier.colour is None:
-            convolution.bias[carrier.channel] = carrier.sign * CONSTANT
-        else:
-            convolution.weight[carrier.channel, carrier.colour, centre, centre] = carrier.sign
-
-
-def _pass_through(block: nn.Module, carriers: list[Carrier], norm: nn.GroupNorm) -> None:
-    """Shortcuts and resampling convolutions keep the carrying channels where they are."""
-    for resnet in block.resnets:
-        if resnet.conv_shortcut is not None:
-            _carry(resnet.conv_shortcut, carriers, norm, torch.ones(1, 1))
-    for downsampler in getattr(block, "downsamplers", None) or []:
-        average = torch.zeros(3, 3)
-        average[:2, :2] = 0.25  # diffusers pads on the right and below: these are the four pixels
-        _carry(downsampler.conv, carriers, norm, average)
-    for upsampler in getattr(block, "upsamplers", None) or []:
-        repeat = torch.zeros(3, 3)
-        repeat[1, 1] = 1.0
-        _carry(upsampler.conv, carriers, norm, repeat)
-
-
 def _carry(
-    convolution: nn.Conv2d, carriers: list[Carrier], norm: nn.GroupNorm, kernel: Tensor
+    half: nn.Module,
+    blocks: nn.ModuleList,
+    slots: list[Slot],
+    kernel: Tensor,
+    enter: Tensor,
+    leave: Tensor,
 ) -> None:
-    _clear(convolution, _reserved(carriers, norm))
-    for carrier in carriers:
-        convolution.weight[carrier.channel, carrier.channel] = kernel
+    """Makes an encoder or decoder pass its inputs along `slots`, through `blocks`.
 
-
-def _leave(norm: nn.GroupNorm, convolution: nn.Conv2d, carriers: list[Carrier]) -> None:
-    """Undoes the normalisation and joins each pair: outputs 0 to 2 are the colours again."""
+    kernel: of the first convolution, on each input. enter: [slots, inputs], of which first inputs
+    each slot's x is made.
+    leave: [outputs, slots], what the first outputs are made of.
+    """
+    norm = half.conv_norm_out
     size = norm.num_channels // norm.num_groups
-    convolution.weight[:COLOURS] = 0
-    convolution.bias[:COLOURS] = 0
-    centre = convolution.kernel_size[0] // 2
-    for carrier in carriers:
-        if carrier.colour is not None:
-            # In a group of `size` channels, +-K alone make a deviation of K sqrt(2 / size).
-            norm.weight[carrier.channel] = CONSTANT * (2 / size) ** 0.5
-            convolution.weight[carrier.colour, carrier.channel, centre, centre] = carrier.sign
+    reserved = (slots[-1].constant // size + 1) * size  # what these groups hold besides must be 0
+    path = [(half.conv_in, kernel)]
+    for block in blocks:
+        shortcuts = [resnet.conv_shortcut for resnet in block.resnets]
+        path += [(shortcut, POINT) for shortcut in shortcuts if shortcut is not None]
+        path += [(down.conv, AVERAGE) for down in getattr(block, "downsamplers", None) or []]
+        path += [(up.conv, INTERPOLATE) for up in getattr(block, "upsamplers", None) or []]
+
+    for convolution, kernel in path:
+        centre = convolution.kernel_size[0] // 2
+        convolution.weight[:reserved] = 0
+        convolution.bias[:reserved] = 0
+        for index, (plus, minus, constant) in enumerate(slots):
+            if convolution is half.conv_in:
+                convolution.weight[plus, : enter.shape[1]] = enter[index, :, None, None] * kernel
+                convolution.weight[minus] = -convolution.weight[plus]
+                convolution.bias[constant] = CONSTANT
+            else:
+                convolution.weight[plus, plus] = convolution.weight[minus, minus] = kernel
+                convolution.weight[constant, constant, centre, centre] = 1
+
+    outputs, centre = len(leave), half.conv_out.kernel_size[0] // 2
+    half.conv_out.weight[:outputs] = 0
+    half.conv_out.bias[:outputs] = 0
+    for index, (plus, minus, constant) in enumerate(slots):
+        # The norm takes the mean K / size from its group and divides by the deviation; undo both.
+        energy = 2 * ENERGY * sum(slot.constant == constant for slot in slots) / size
+        deviation = math.sqrt(CONSTANT**2 * (size - 1) / size**2 + energy)
+        for channel, sign in ((plus, 1), (minus, -1)):
+            norm.weight[channel], norm.bias[channel] = deviation, CONSTANT / size
+            half.conv_out.weight[:outputs, channel, centre, centre] = sign * leave[:, index]

@@ -7,12 +7,14 @@ import re
 import sys
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 
 from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from modules.errors import dispensable
 from modules.tracking.metrics_log import MetricsLog
@@ -21,8 +23,7 @@ from modules.tracking.trackers import send_histograms, send_numbers, send_pictur
 logger = logging.getLogger(__name__)
 
 MOST_PICTURES = 100
-SHOWN = ("rec_loss", "psnr", "ssim", "lpips_vgg", "lpips_alex", "lpips_squeeze", "g_loss", "d_loss",
-         "images_per_s")  # fmt: skip
+SHOWN = ("rec_loss", "psnr", "p_loss", "g_loss", "d_loss", "images_per_s")
 LINE_EVERY = 10.0  # seconds between lines of training in a log file
 
 
@@ -30,8 +31,8 @@ class Journal:
     """Rows go to the file and the trackers, a few numbers to the screen. The main process writes.
 
     In a terminal a bar moves. A log file gets a line at the first log point after every LINE_EVERY
-    seconds, at every validation and at the end. Nothing of this can end the run: what cannot be
-    written is warned of.
+    seconds and at the end; both get one at every validation, from whoever measured it. Nothing of
+    this can end the run: what cannot be written is warned of.
     """
 
     def __init__(
@@ -42,7 +43,8 @@ class Journal:
         self.samples = output_dir / "samples"
         self.max_train_steps, self.drawn_every = max_train_steps, drawn_every
         self.bar: tqdm | None = None
-        self.next_line = 0.0
+        self.messages = ExitStack()  # above the bar, while it moves
+        self.next_line, self.speed = 0.0, 0.0
 
     def start_at(self, step: int) -> None:
         """Continues at `step`: later rows are dropped, the bar and its ETA start there.
@@ -60,6 +62,8 @@ class Journal:
             mininterval=0.2,
             dynamic_ncols=True,
         )
+        if not self.bar.disable:
+            self.messages.enter_context(logging_redirect_tqdm())
 
     def write(self, step: int, kind: str, values: Mapping[str, float]) -> None:
         """Adds one row of numbers, named `kind`/name; kind: "train" or "val"."""
@@ -69,17 +73,21 @@ class Journal:
         with dispensable(str(self.metrics_log.file)):
             self.metrics_log.append(step, row)
         send_numbers(self.accelerator.trackers, row, step)
+        if kind == "val":
+            return
+        self.speed = values.get("images_per_s", 0.0)
         shown = ", ".join(f"{name} {values[name]:.4g}" for name in SHOWN if name in values)
         if not self.bar.disable:
-            if kind == "train":
-                self.bar.set_postfix_str(shown, refresh=False)
-        elif kind == "val":
-            logger.info("step %d, validation: %s", step, shown)
+            self.bar.set_postfix_str(shown, refresh=False)
         elif (now := time.monotonic()) >= self.next_line or step == self.max_train_steps:
             self.next_line = now + LINE_EVERY
-            each = (now - self.began) / max(1, step - self.first_step)
-            left = tqdm.format_interval(each * (self.max_train_steps - step))
+            left = self.left(step)
             logger.info("step %d of %d, %s left: %s", step, self.max_train_steps, left, shown)
+
+    def left(self, step: int) -> str:
+        """The time until the last step at the pace since the start, such as "02:15"."""
+        each = (time.monotonic() - self.began) / max(1, step - self.first_step)
+        return tqdm.format_interval(each * (self.max_train_steps - step))
 
     def advance(self) -> None:
         """One optimizer step is done."""
@@ -116,6 +124,7 @@ class Journal:
 
     def close(self) -> None:
         """Ends the bar, so that what is printed next starts on its own line."""
+        self.messages.close()
         if self.bar is not None:
             self.bar.close()
 

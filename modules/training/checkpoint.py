@@ -8,12 +8,9 @@ Nothing in it is read with pickle's full powers.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import logging
 import os
 import pickle
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,80 +22,20 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from modules.errors import ArgumentError, RunStopped
+from modules.output.checkpoint_folders import (
+    MANIFEST,
+    TRAINER_STATE,
+    checkpoint_path,
+    clear_debris,
+    remove_checkpoint,
+    rotate,
+    sha256,
+)
 from modules.output.durable import flush
-from modules.output.owned_files import free_name, remove
-from modules.output.run_files import IN_A_CHECKPOINT, STEP, find
 from modules.training.ema import ExponentialMovingAverage
 
-logger = logging.getLogger(__name__)
-
-MANIFEST, TRAINER_STATE, EMA_WEIGHTS = "manifest.json", "trainer_state.json", "ema.safetensors"
-
-
-class DamagedCheckpoint(ValueError):
-    """A checkpoint folder whose files are not those that were written."""
-
-
-def checkpoint_steps(folder: Path) -> list[int]:
-    """The steps that have a finished checkpoint in `folder`, ascending."""
-    found = (path for path in folder.glob("step-*") if re.fullmatch(r"step-\d{6,}", path.name))
-    return sorted(int(path.name[5:]) for path in found if path.is_dir())
-
-
-def checkpoint_path(folder: Path, step: int) -> Path:
-    """`folder`/step-000123."""
-    return folder / f"step-{step:06d}"
-
-
-def is_checkpoint_of(path: Path, output_dir: Path) -> bool:
-    """Whether `path` is one of the run in `output_dir`; either may be a link, to another disk."""
-    return (output_dir / "checkpoints").resolve() in (path.resolve().parent, path.parent.resolve())
-
-
-def newest_checkpoint(folder: Path) -> Path | None:
-    """The newest undamaged checkpoint, or None; damaged ones are named in the log."""
-    for step in reversed(checkpoint_steps(folder)):
-        path = checkpoint_path(folder, step)
-        try:
-            verify(path)
-        except DamagedCheckpoint as error:
-            logger.warning("%s; trying the one before it", error)
-        else:
-            return path
-    return None
-
-
-def verify(path: Path) -> None:
-    """Compares every file with the manifest. Raises DamagedCheckpoint for the first to differ."""
-    try:
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-        if not isinstance(manifest, dict) or TRAINER_STATE not in manifest:
-            raise ValueError(f"it does not list {TRAINER_STATE}")
-    except (OSError, ValueError) as error:
-        raise DamagedCheckpoint(f"{path} has no readable {MANIFEST} ({error})") from None
-    for name, expected in manifest.items():
-        try:
-            actual = _sha256(path / name)
-        except OSError as error:
-            raise DamagedCheckpoint(f"{path / name} cannot be read ({error})") from None
-        if actual != expected:
-            raise DamagedCheckpoint(f"{path / name} is damaged: its checksum does not match")
-
-
-def clear_debris(folder: Path) -> None:
-    """Deletes what a process left that was killed while it wrote or removed a checkpoint."""
-    for path in find(folder, [f".partial-step-{STEP}"]):
-        remove(path)
-    for path in find(folder, [f".deleted-step-{STEP}"]):
-        _empty(path)
-
-
-def rotate(folder: Path, step: int, keep: int | None) -> None:
-    """Removes all but the newest `keep` checkpoints up to `step`, the newest undamaged one."""
-    # A later one is damaged, or `step` would not be the newest: it must not push out a good one.
-    finished = [other for other in checkpoint_steps(folder) if other <= step]
-    for old in finished[: -keep if keep else 0]:
-        _remove(checkpoint_path(folder, old))
+EMA_WEIGHTS = "ema.safetensors"
+DISCRIMINATOR = "model_1.safetensors"  # accelerate's name for the second network
 
 
 def save_checkpoint(
@@ -129,16 +66,16 @@ def save_checkpoint(
             state = json.dumps(trainer_state, indent=1, allow_nan=False)
             (partial / TRAINER_STATE).write_text(state, encoding="utf-8")
             _seal(partial)
-            _remove(final)
+            remove_checkpoint(final)
             os.replace(partial, final)
             flush(folder)
             rotate(folder, step, keep)
     return final
 
 
-def read_trainer_state(path: Path) -> dict[str, Any]:
-    """The checkpoint's trainer_state.json."""
-    return json.loads((path / TRAINER_STATE).read_text(encoding="utf-8"))
+def leave_out_discriminator(accelerator: Accelerator) -> None:
+    """From here on checkpoints hold none: of a run without a GAN it would be as it was drawn."""
+    accelerator.register_save_state_pre_hook(lambda models, weights, folder: weights.pop())
 
 
 def load_checkpoint(
@@ -147,12 +84,15 @@ def load_checkpoint(
     """Restores networks, optimizers, schedulers, random generators and EMA from a verified folder.
 
     Raises ArgumentError when the run wants an average that the checkpoint does not hold, or when a
-    file of it holds objects that could run code: it is not a checkpoint of ours.
+    file of it holds objects that could run code: it is not a checkpoint of ours. A discriminator
+    that the checkpoint does not hold stays as it is.
     """
     if ema is not None and not (path / EMA_WEIGHTS).exists():
         raise ArgumentError(
-            f"--resume_from_checkpoint={path} was trained without --use_ema; drop --use_ema"
+            f"--resume_from_checkpoint={path} was trained without --use_ema; add --no_use_ema"
         )
+    kept = (path / DISCRIMINATOR).exists()
+    hook = accelerator.register_load_state_pre_hook(lambda nets, _: None if kept else nets.pop())
     try:
         if ema is not None:
             ema.load_state_dict(load_file(path / EMA_WEIGHTS))
@@ -166,6 +106,8 @@ def load_checkpoint(
             f"--resume_from_checkpoint={path} is refused: a file of it is not what this program "
             f"writes, and could run code when read; give another checkpoint ({reason})"
         ) from error
+    finally:
+        hook.remove()
     accelerator.step = 0  # a checkpoint lies between two accumulation windows
 
 
@@ -197,42 +139,11 @@ def _failing_together(accelerator: Accelerator, message: str) -> Iterator[None]:
 def _seal(folder: Path) -> None:
     """Flushes every file to disk and writes the manifest of their checksums."""
     files = sorted(path for path in folder.iterdir() if path.is_file())
-    checksums = {file.name: _sha256(file) for file in files}
+    checksums = {file.name: sha256(file) for file in files}
     (folder / MANIFEST).write_text(json.dumps(checksums, indent=1), encoding="utf-8")
     for file in [*files, folder / MANIFEST]:
         flush(file)
     flush(folder)
-
-
-def _remove(path: Path) -> None:
-    """Deletes a checkpoint; its name goes first, so that no half of it is ever taken for one."""
-    if os.path.lexists(path):
-        doomed = path.with_name(f".deleted-{path.name}")
-        if os.path.lexists(doomed):
-            _empty(doomed)
-        os.replace(path, doomed)
-        _empty(doomed)
-
-
-def _empty(doomed: Path) -> None:
-    """Deletes a folder or a link to one; what others have put into it stays, under another name."""
-    if not doomed.is_symlink():
-        for path in find(doomed, IN_A_CHECKPOINT):
-            remove(path)
-        if doomed.is_file() or any(doomed.iterdir()):
-            kept = free_name(doomed.with_name(doomed.name.removeprefix(".deleted-")))
-            os.replace(doomed, kept)
-            logger.warning("files that are not of the run were in a checkpoint: kept in %s", kept)
-            return
-    remove(doomed)
-
-
-def _sha256(file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _contiguous(state: dict[str, Any]) -> dict[str, Any]:

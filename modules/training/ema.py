@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -12,11 +13,14 @@ from torch import Tensor, nn
 class ExponentialMovingAverage:
     """Averages the parameters of `module` that require gradients; frozen ones equal their average.
 
-    The decay warms up as min(decay, (1 + n) / (10 + n)) after n updates, so that a short run is not
-    an average of its random start. All state lives on the device: an update asks the host nothing.
+    The average's half-life is `half_life` (above 0) times the updates so far: whatever the run's
+    length, it reaches back over the same share of it, and has forgotten its start (Karras et al.
+    2022, appendix F.2; 2024, section 3). It grows no longer than `decay` for each update allows.
+    All state lives on the device: an update asks the host nothing.
     """
 
-    def __init__(self, module: nn.Module, decay: float) -> None:
+    def __init__(self, module: nn.Module, half_life: float, decay: float) -> None:
+        self.half_life = half_life
         self.decay = decay
         self.names = [name for name, p in module.named_parameters() if p.requires_grad]
         self.parameters = [p for p in module.parameters() if p.requires_grad]
@@ -26,8 +30,9 @@ class ExponentialMovingAverage:
     @torch.no_grad()
     def update(self, skip: Tensor) -> None:
         """One step towards the parameters, or none where `skip` (a scalar on the device) is 1."""
-        warmup = (1 + self.num_updates) / (10 + self.num_updates)
-        rate = (1 - warmup.clamp(max=self.decay)) * (1 - skip)
+        remembered = self.half_life * (self.num_updates + 1)
+        rate = -torch.expm1(-math.log(2) / remembered)
+        rate = rate.clamp(min=1 - self.decay) * (1 - skip)
         distance = torch._foreach_sub(self.parameters, self.averages)
         torch._foreach_mul_(distance, rate)
         torch._foreach_add_(self.averages, distance)

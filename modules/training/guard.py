@@ -42,19 +42,21 @@ class FiniteGuard:
         values = [terms[name].detach().float() if name in terms else self.zero for name in TERMS]
         self.seen += (~torch.isfinite(torch.stack(values))).float()
 
-    def verdict(self) -> Tensor:
+    def verdict(self, rider: Tensor) -> tuple[Tensor, Tensor]:
         """1 where this update must be skipped, else 0: a scalar on the device, equal everywhere.
 
-        Collective: every process must call it, once for each optimizer step.
+        rider: [n], returned summed over processes by the same message. Collective: every process
+        must call it, once for each optimizer step.
         """
-        blamed = (self.accelerator.reduce(self.seen, "sum") > 0).float()
+        summed = self.accelerator.reduce(torch.cat([self.seen, rider]), "sum")
+        blamed = (summed[: len(TERMS)] > 0).float()
         skip = blamed.max()
         in_a_row = (self.tally[0] + 1) * skip
         most = torch.maximum(self.tally[1], in_a_row)
         self.tally = torch.cat([torch.stack([in_a_row, most, self.tally[2] + skip]),
                                 self.tally[3:] + blamed])  # fmt: skip
         self.seen.zero_()
-        return skip
+        return skip, summed[len(TERMS) :]
 
     def check(self) -> dict[str, float]:
         """The number of skipped updates so far, if any; the host waits here.

@@ -76,6 +76,12 @@ def adaptive_d_weight(
     return torch.clamp(ratio, 0.0, maximum)
 
 
+def gradient_share(nll_gradient: Tensor, adversarial_gradient: Tensor) -> Tensor:
+    """The second's norm over the sum of both norms, from 0 to 1: what the adversary pulls."""
+    ours, theirs = nll_gradient.norm(), adversarial_gradient.norm()
+    return theirs / (ours + theirs).clamp(min=torch.finfo(ours.dtype).tiny)
+
+
 def gan_ramp(step: int, start: int, ramp_steps: int) -> float:
     """How much of the adversarial term the generator feels: 0 before `start`, then up to 1.
 

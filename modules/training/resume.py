@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,17 +24,13 @@ from modules.config.fates import (
     changed_flags,
     shown,
 )
+from modules.config.objective import GAN_LENGTHS
 from modules.data.streaming.reader import StreamPosition
-from modules.distributed.launch_environment import chosen_precision
 from modules.errors import ArgumentError
 from modules.image_modes import mode_of
 from modules.models.autoencoder import downsample_factor
-from modules.training.checkpoint import (
-    is_checkpoint_of,
-    load_checkpoint,
-    read_trainer_state,
-    rotate,
-)
+from modules.output.checkpoint_folders import is_checkpoint_of, read_trainer_state, rotate
+from modules.training.checkpoint import load_checkpoint
 from modules.training.run import Run
 from modules.training.schedule import BEGINNING, Reached
 
@@ -57,8 +52,10 @@ def trainer_state(run: Run, data: Mapping[str, Any]) -> dict[str, Any]:
         "disc_updates": run.scheduler_disc.scheduler.last_epoch,
         "best": run.best,
         "validation_due": run.validation_due,
+        "stale": run.stale,
         "guard": run.guard.state_dict(),
-        "gan_guard": run.gan_guard.state_dict(),
+        "adversary": run.adversary.state_dict(),
+        "gan_lengths": dict(zip(GAN_LENGTHS, run.schedule.lengths, strict=True)),
         "meters": gather_object([run.meter.state_dict()]),
         "flags": flags_in_force(run.args, run.raw_vae.vae),
         "history": run.history,
@@ -67,11 +64,9 @@ def trainer_state(run: Run, data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def flags_in_force(args: Arguments, vae: AutoencoderKL) -> dict[str, Any]:
-    """Every flag but secrets, as plain JSON; as the network and the launcher have settled it."""
-    precision = chosen_precision(args.precision.mixed_precision, os.environ)
+    """Every flag but secrets, as plain JSON; as the network has settled it."""
     settled = {key: vae.config[key] for key in ARCHITECTURE}
-    settled |= {"downsample_factor": downsample_factor(vae), "mixed_precision": precision}
-    settled["image_mode"] = mode_of(vae)
+    settled |= {"downsample_factor": downsample_factor(vae), "image_mode": mode_of(vae)}
     return json.loads(json.dumps(args.as_dict() | settled))
 
 
@@ -92,7 +87,19 @@ def reached_by(path: Path | None, args: Arguments, vae: AutoencoderKL) -> Reache
             "--output_dir"
         )
     updates = {name: state.get(name) for name in ("vae_updates", "disc_updates")}
-    return Reached(state["step"], state["samples"], **updates)
+    return Reached(state["step"], state["samples"], **updates, lengths=_lengths_of(state, args))
+
+
+def _lengths_of(state: Mapping[str, Any], args: Arguments) -> dict[str, int]:
+    """Those of a GAN that has begun, as it has kept to them, where they are the same shares now."""
+    if not state.get("disc_updates"):
+        return {}
+    asked = args.as_dict()
+    return {
+        name: steps
+        for name, steps in state.get("gan_lengths", {}).items()
+        if isinstance(asked[name], float) and asked[name] == _flags_of(state).get(name)
+    }
 
 
 def _flags_of(state: Mapping[str, Any]) -> dict[str, Any]:
@@ -113,9 +120,10 @@ def resume(run: Run, path: Path, data: Mapping[str, Any]) -> bool:
     _apply_hyperparameters(run.optimizer_disc, run.scheduler_disc.scheduler, asked[1])
     run.step, run.samples, run.best = state["step"], state["samples"], state["best"]
     run.validation_due = state.get("validation_due", False)  # earlier versions always completed it
+    run.stale = state.get("stale", 0)
     run.guard.load_state_dict(state["guard"])
-    if "gan_guard" in state:  # checkpoints of earlier versions hold none
-        run.gan_guard.load_state_dict(state["gan_guard"])
+    if "adversary" in state:  # checkpoints of earlier versions hold none
+        run.adversary.load_state_dict(state["adversary"])
     processes = run.accelerator.num_processes
     if len(state["meters"]) == processes:
         run.meter.load_state_dict(state["meters"][run.accelerator.process_index])
@@ -132,7 +140,7 @@ def resume(run: Run, path: Path, data: Mapping[str, Any]) -> bool:
     run.stream = StreamPosition.restored(state.get("stream"), anew=not same_images)
     _compare_flags(run, state, data, path, same_images)
     if not own:  # its best/ and its rows lie elsewhere
-        run.best, run.validation_due = {}, True
+        run.best, run.validation_due, run.stale = {}, True, 0
     if run.step >= run.max_train_steps:
         opt = run.args.optimization
         flag = "num_train_epochs" if opt.max_train_steps is None else "max_train_steps"
@@ -140,6 +148,12 @@ def resume(run: Run, path: Path, data: Mapping[str, Any]) -> bool:
             "nothing is left to train: step %d is reached and --%s=%s asks for %d; raise it to "
             "train on. What was reached is exported", run.step, flag, getattr(opt, flag),
             run.max_train_steps,
+        )  # fmt: skip
+    elif run.out_of_patience:
+        logger.warning(
+            "nothing is left to train: %d validations in a row had found nothing better and "
+            "--early_stopping=%d ends the run there; raise it to train on. What was reached is "
+            "exported", run.stale, run.args.validation.early_stopping,
         )  # fmt: skip
     return same_images
 
@@ -199,13 +213,15 @@ def _compare_flags(
 
     images = data["validation_fingerprint"]
     others = state.get("validation_fingerprint", images) != images
+    if "best_metric" in warned:
+        run.stale = 0
     measured_anew = images is not None and (others or any(name in warned for name in MEASURE))
     if measured_anew:
         logger.warning(
             "validation is not that of %s, and images that were trained on may be part of it: the "
             "best so far and the numbers to compare with begin anew at step %d", path, run.step,
         )  # fmt: skip
-        run.best, run.validation_due = {}, True
+        run.best, run.validation_due, run.stale = {}, True, 0
     run.history = state.get("history", [])
     if taken or warned or measured_anew:
         change = {"step": run.step, "flags": taken | warned, "measured_anew": measured_anew}

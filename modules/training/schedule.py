@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 from modules.training.losses import gan_ramp
 
@@ -12,12 +13,14 @@ class Reached:
     """How far a run has come: optimizer steps, images used, updates that each network has had.
 
     Updates are None, and taken to be as scheduled, where an earlier version's checkpoint says none.
+    lengths: those of the GAN, in steps, that were shares of a run whose GAN had begun.
     """
 
     step: int = 0
     samples: int = 0
     vae_updates: int | None = None
     disc_updates: int | None = None
+    lengths: Mapping[str, int] = field(default_factory=dict)
 
 
 BEGINNING = Reached()
@@ -52,6 +55,11 @@ class GanSchedule:
         if self.in_turns:
             begun = (begun - had) // 2 * 2
         return replace(self, start=max(self.start, begun))
+
+    @property
+    def lengths(self) -> tuple[int, int, int]:
+        """The start, and how long warm-up and ramp are; their sum is when the VAE feels it all."""
+        return self.start, self.warmup_steps, self.ramp_steps
 
     def trains_discriminator(self, step: int) -> bool:
         """Whether the discriminator is updated at `step`."""

@@ -73,6 +73,33 @@ def test_every_recipe_resolves_and_only_sets_what_it_changes(name):
     assert {key for key in values if values[key] != defaults[key]} <= content.keys()
 
 
+def test_of_several_recipes_the_later_wins_and_the_data_of_the_first_stay():
+    both = resolve_arguments(["--recipe", "imagenet100", "8gb"])
+    assert resolve_arguments(["--recipe=imagenet100", "--recipe=8gb"]) == both
+    values, first, last = (flat(resolve_arguments(["--recipe", *names])) for names in (
+        ["imagenet100", "8gb"], ["imagenet100"], ["8gb"]))  # fmt: skip
+    for name in ("train_batch_size", "recompute", "learning_rate", "checkpointing_steps"):
+        assert values[name] == last[name] != first[name]
+    for name in ("dataset_name", "validation_split", "num_validation_images", "min_image_size",
+                 "rec_loss"):  # fmt: skip
+        assert values[name] == first[name] != last[name]
+    assert both.launch.recipes == ("imagenet100", "8gb")
+
+
+@pytest.mark.parametrize(
+    ("argv", "rates"),
+    [
+        ("", (2e-4, 2e-4)),
+        ("--pretrained_model_name_or_path x", (4.5e-6, 4.5e-6)),
+        ("--scale_lr", (4.5e-6, 4.5e-6)),
+        ("--pretrained_model_name_or_path x --learning_rate 1e-3", (1e-3, 1e-3)),
+        ("--disc_learning_rate 1e-5", (2e-4, 1e-5)),
+    ],
+)
+def test_learning_rates_fit_what_is_trained_unless_they_are_given(argv, rates):
+    assert resolve_arguments([*argv.split(), "--dataset_name=synthetic"]).peak_rates == rates
+
+
 def test_all_promised_recipes_are_shipped():
     assert {"8gb", "flowers", "imagenet100", "kl-f8", "ft-mse", "quickstart"} <= set(recipe_names())
 
@@ -80,7 +107,8 @@ def test_all_promised_recipes_are_shipped():
 def test_kl_f8_is_latent_diffusions_as_published():
     """configs/autoencoder/autoencoder_kl_32x32x4.yaml there, and what its code adds to that."""
     published = {
-        "downsample_factor": 8, "latent_channels": None, "resolution": 256, "train_batch_size": 12,
+        "downsample_factor": 8, "latent_channels": None, "vae_init": "random", "resolution": 256,
+        "train_batch_size": 12,
         "gradient_accumulation_steps": 2, "learning_rate": 4.5e-6 * 12 * 2, "lr_scheduler":
         "constant", "disc_lr_scheduler": "constant", "adam_beta1": 0.5, "adam_beta2": 0.9,
         "disc_adam_beta1": None, "disc_adam_beta2": None, "adam_weight_decay": 0.0,
@@ -93,7 +121,7 @@ def test_kl_f8_is_latent_diffusions_as_published():
     }  # fmt: skip
     values = flat(resolve_arguments(["--recipe=kl-f8"]))
     assert {name: values[name] for name in published} == pytest.approx(published)
-    assert values["disc_learning_rate"] == values["learning_rate"]
+    assert values["disc_learning_rate"] is None  # the VAE's
 
 
 def test_flags_beat_the_config_which_beats_the_recipe_which_beats_the_default(tmp_path):
@@ -134,7 +162,7 @@ def test_the_written_configuration_gives_equal_arguments(tmp_path):
         ("--rec_loss=l3", "--rec_loss: invalid choice: 'l3' (choose from 'l1', 'l2')"),
         ("--adam_beta1=1", "--adam_beta1=1.0 must be at least 0 and below 1"),
         ("--max_grad_norm=-1", "--max_grad_norm=-1.0 must be at least 0"),
-        ("--disc_start=-1", "--disc_start=-1 must be at least 0"),
+        ("--disc_start=-1", "--disc_start=-1 must be a whole number of steps, at least 0 and"),
         ("--resolution=100", "--resolution=100 must be divisible by --downsample_factor=8; try 96"),
         ("--resolution=100 --downsample_factor=16", "--downsample_factor=16; try 96"),
         ("--block_out_channels 8 8", "--block_out_channels=8 8 must list 4 widths"),
@@ -143,8 +171,12 @@ def test_the_written_configuration_gives_equal_arguments(tmp_path):
         ("--decoder_only", "--decoder_only needs --pretrained_model_name_or_path"),
         ("--streaming", "--streaming needs --dataset_name"),
         ("--streaming --dataset_name=x", "--streaming needs --max_train_steps"),
-        ("--best_metric=lpips --perceptual_scale=0", "use --best_metric=psnr"),
+        ("--best_metric=lpips --perceptual_scale=0", "--validation_metrics are psnr ssim here"),
+        ("--best_metric=rfid --validation_metrics=ssim", "--validation_metrics are psnr ssim here"),
+        ("--validation_metrics=fid", "invalid choice: 'fid'"),
+        ("--early_stopping=3 --num_validation_images=0", "or drop --early_stopping"),
         ("--validation_split=test", "--validation_split=test needs --dataset_name"),
+        ("--validation_image a b a", "--validation_image=a is given twice"),
         ("--validation_split=t --validation_image=i", "exclude each other; keep one"),
         ("--hub_token=x --report_to=wandb", "run `hf auth login` instead"),
         ("--recipe=none", "--recipe=none is not one of"),
@@ -191,7 +223,7 @@ def run_script(*argv: str) -> tuple[int, str, str]:
     return found.returncode, found.stdout, found.stderr
 
 
-@pytest.mark.parametrize("argv", [["--learning_rte=1"], ["--train_batch_size=0"], ["--recipe=x"]])
+@pytest.mark.parametrize("argv", [["--learning_rte=1"], ["--recipe=x"], ["--recipe=8gb"]])
 def test_a_mistake_is_answered_within_3_seconds_and_before_torch_is_imported(argv):
     start = time.monotonic()
     code, output, errors = run_script(*argv)
@@ -203,6 +235,17 @@ def test_a_mistake_is_answered_within_3_seconds_and_before_torch_is_imported(arg
     messages = [line for line in errors.splitlines() if not line.startswith("import time:")]
     assert len(messages) == 1
     assert messages[0].startswith(f"train_vae.py: error: {argv[0].split('=')[0]}")
+
+
+def test_a_folder_that_is_taken_is_refused_at_once_without_advice_that_leads_nowhere(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 0}\n')
+    code, _, errors = run_script("--recipe=quickstart", f"--output_dir={tmp_path}")
+    assert code == 2
+    assert not re.search(r"\| +torch$", errors, re.MULTILINE)
+    message = errors.splitlines()[-1]
+    assert f"--output_dir={tmp_path} already holds a run (metrics.jsonl): choose" in message
+    assert "--resume_from_checkpoint" not in message
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
 def test_help_shows_every_group_and_the_default_of_every_flag():

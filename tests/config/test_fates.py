@@ -13,16 +13,18 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import batch, tiny_arguments, tiny_run, train
+from tiny import batch, tiny_arguments, tiny_run, train, weights
 
 from modules.builders.data import open_data
 from modules.builders.networks import training_length
 from modules.config.arguments import GROUPS, LAUNCH_ONLY
 from modules.config.fates import FATES, REFUSED, TABLE, TAKES_EFFECT, WARNED
+from modules.config.objective import GAN_LENGTHS
 from modules.data.images.synthetic import SyntheticImages
 from modules.errors import ArgumentError
+from modules.output.checkpoint_folders import TRAINER_STATE
 from modules.tracking.metrics_log import comparable
-from modules.training.checkpoint import TRAINER_STATE, save_checkpoint
+from modules.training.checkpoint import DISCRIMINATOR, save_checkpoint
 from modules.training.resume import reached_by, resume, trainer_state
 from modules.training.run import Run
 from modules.training.schedule import Reached
@@ -143,6 +145,22 @@ def test_the_optimizers_and_their_schedules_are_those_of_the_flags(checkpoint):
     assert not torch.equal(before, run.raw_vae.vae.decoder.conv_out.weight)
 
 
+def test_a_run_without_a_gan_keeps_no_discriminator_and_one_can_come_later(checkpoint, tmp_path):
+    off = f"{COSINE} --disc_factor 0"
+    path = save(train(tiny_run(off), [batch(seed=seed) for seed in range(3)]), tmp_path)
+    assert (checkpoint / DISCRIMINATOR).exists()
+    assert not (path / DISCRIMINATOR).exists()
+    drawn = weights(tiny_run(off).raw_discriminator)
+    for source, flags, rates in ((path, "--disc_factor 0", {"lr"}), (path, "", {"lr", "disc_lr"}),
+                                 (checkpoint, "--disc_factor 0", {"lr"})):  # fmt: skip
+        run = resumed(source, flags)
+        assert run.learning_rates().keys() == rates
+        found = weights(run.raw_discriminator)
+        same = all(torch.equal(found[name], tensor) for name, tensor in drawn.items())
+        assert same == (source == path)
+        assert train(run, [batch(seed=3)]).step == 4
+
+
 @pytest.mark.parametrize("start", [0, 5])
 def test_schedules_end_with_the_run_also_where_the_gan_begins_at_another_step(
     checkpoint, tmp_path, start
@@ -153,6 +171,25 @@ def test_schedules_end_with_the_run_also_where_the_gan_begins_at_another_step(
         train(run, [batch(seed=seed) for seed in range(5)])
         assert run.step == 8
         assert run.learning_rates() == pytest.approx({"lr": 0.0, "disc_lr": 0.0})
+
+
+@pytest.mark.parametrize("steps", [6, 80])
+def test_a_gan_that_has_begun_stays_where_it_is_when_the_run_becomes_another_length(
+    tmp_path, steps
+):
+    quarters = " ".join(f"--{name} 0.25" for name in GAN_LENGTHS)
+    begun = train(tiny_run(f"{COSINE} {quarters}"), [batch(seed=seed) for seed in range(3)])
+    assert begun.schedule.lengths == (2, 2, 2)
+    for number in range(2):  # also of a run that was resumed already
+        path = save(begun, tmp_path / str(number))
+        begun = resumed(path, f"{quarters} --max_train_steps {steps * (number + 1)}")
+        assert begun.schedule.lengths == (2, 2, 2)
+        assert begun.schedule.trains_discriminator(begun.step)
+    other = resumed(path, f"{quarters} --disc_start 0.5 --max_train_steps 80")
+    assert other.schedule.lengths == (40, 2, 2)  # another start was asked for
+    waiting = train(tiny_run(f"{COSINE} {quarters}"), [batch(seed=seed) for seed in range(2)])
+    path = save(waiting, tmp_path / "waiting")
+    assert resumed(path, f"{quarters} --max_train_steps 80").schedule.lengths == (20, 20, 20)
 
 
 @given(st.integers(1, 9), st.integers(1, 200), st.integers(0, 20), *[st.integers(1, 8)] * 2)
@@ -242,9 +279,23 @@ def test_a_run_may_turn_to_float16(checkpoint, monkeypatch):
 
 
 def test_a_guard_that_is_switched_off_turns_the_adversary_down_no_longer(checkpoint, edited):
-    path = edited(gan_guard={"share": 0.25, "wrong_in_a_row": 0})
-    assert resumed(path).gan_guard.share == 1.0
-    assert resumed(path, "--gan_guard").gan_guard.share == 0.25
+    path = edited(adversary={"share": 0.25, "wrong_in_a_row": 0, "accuracy": [1.0, 1.0]})
+    assert resumed(path).adversary.felt() == 1.0
+    assert resumed(path, "--gan_guard").adversary.felt() == 0.25
+
+
+def test_patience_goes_on_where_it_was_unless_something_else_is_measured(
+    checkpoint, edited, caplog
+):
+    path = edited(stale=2)
+    run = resumed(path, "--early_stopping 2")
+    assert run.finished
+    assert "nothing is left to train: 2 validations in a row" in caplog.text
+    assert not resumed(path, "--early_stopping 3").finished
+    assert not resumed(path).finished
+    for flags, data, own in (("--best_metric ssim", DATA, True), ("", DATA, False),
+                             ("", {**DATA, "validation_fingerprint": "w"}, True)):  # fmt: skip
+        assert resumed(path, f"--early_stopping 2 {flags}", data, own).stale == 0
 
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.booleans())), st.integers(0, 9))

@@ -12,8 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from modules.config.arguments import GROUPS
-from modules.config.command_line import _element_type, _field_type, resolve_arguments
+from modules.config.command_line import _element_type, _field_type, resolve_arguments, to_yaml
 from modules.config.config_file import LARGEST_FILE
+from modules.config.limits import in_steps, number
+from modules.config.objective import GAN_LENGTHS
 from modules.errors import ArgumentError
 
 FLAGS = {f.name: (f, _element_type(_field_type(group, f.name)))
@@ -25,7 +27,7 @@ BAD_TEXTS = ["", " ", "\t", "a\0b", "a\nb", "\x7f", "\u2028", os.fsdecode(b"na\x
 YAML_KINDS = ["[]", "[[1]]", "{a: 1}", "2020-01-01", "2020-99-99", "010", "1:30", "!!binary aGk=",
               "!!set {a}", "~", ".nan", "-.inf", "1" * 5000, "!!python/name:os.system ''",
               '"a\\0b"', "''", "'a\n\n b'", "*a", "&a [*a]", "no", "-1.5"]  # fmt: skip
-NUMBERS = [name for name, (_, kind) in FLAGS.items() if kind in (int, float)]
+NUMBERS = [name for name, (_, kind) in FLAGS.items() if kind in (int, float, number)]
 TEXTS = [name for name, (f, kind) in FLAGS.items() if kind is str and not f.metadata["choices"]]
 
 
@@ -45,7 +47,7 @@ def answer(argv: list[str]) -> str | None:
 def beyond(name: str) -> list[str]:
     """The numbers just outside of a flag's own limits."""
     f, kind = FLAGS[name]
-    limits, step = f.metadata["limits"], 1 if kind is int else 1e-3
+    limits, step = f.metadata["limits"], 1e-3 if kind is float else 1
     ends = [(limits.minimum, -1), (limits.maximum, 1)]
     found = [str(kind(end + side * step * max(1, abs(end)))) for end, side in ends
              if end is not None]  # fmt: skip
@@ -70,6 +72,29 @@ def test_no_number_outside_of_its_limits_is_taken(tmp_path):
             found = answer([f"--config={file}"])
             assert found is not None, (name, text)
             assert name in found or "cannot be read as YAML" in found
+
+
+@pytest.mark.parametrize("text", ["1.5", "1.0", "0.0", "-0.5", "2000.0", "5e2"])
+def test_what_is_neither_a_whole_number_of_steps_nor_a_share_is_refused(tmp_path, text):
+    file = tmp_path / "mine.yaml"
+    for name in (*GAN_LENGTHS, "lr_warmup_steps"):
+        file.write_text(f"{name}: {text}\n", encoding="utf-8")
+        for argv in ([f"--{name}={text}"], [f"--config={file}"]):
+            assert f"--{name}={float(text)} must be a whole number of steps" in answer(argv)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.integers(0, 10**6) | st.floats(0, 1, exclude_min=True, exclude_max=True))
+def test_a_length_is_typed_written_and_read_as_it_is(tmp_path, length):
+    typed = resolve_arguments([f"--disc_start={length!r}"])
+    file = tmp_path / "train_config.yaml"
+    file.write_text(to_yaml(typed), encoding="utf-8")
+    for arguments in (typed, resolve_arguments([f"--config={file}"])):
+        start = arguments.discriminator.disc_start
+        assert (start, type(start)) == (length, type(length))
+    assert in_steps(length, 10) == (
+        length if isinstance(length, int) else max(1, round(10 * length))
+    )
 
 
 def test_no_text_that_cannot_be_written_down_is_taken(tmp_path):
@@ -185,7 +210,7 @@ def test_a_secret_is_not_shown(tmp_path):
     ("argv", "message"),
     [
         ("--resolution=8 --perceptual_scale=0 --disc_factor=0",
-         "8 pixels; SSIM needs 11: raise it, or validate nothing"),
+         "8 pixels; SSIM needs 11: raise it, or leave it out of --val"),
         ("--resolution=8", "8 pixels; LPIPS with --lpips_backbone=vgg needs 16"),
         ("--resolution=24 --lpips_backbone=alex", "24 pixels; LPIPS with --lpips_backbone=alex"),
         ("--resolution=64 --disc_num_layers=5",
@@ -200,4 +225,5 @@ def test_images_too_small_for_what_looks_at_them_are_refused_with_numbers(argv, 
 def test_a_discriminator_that_never_starts_looks_at_no_image():
     argv = ["--resolution=16", "--max_train_steps=9", "--disc_start"]
     assert resolve_arguments([*argv, "9"]).data.resolution == 16
-    assert "a discriminator with --disc_num_layers=3 needs 24" in answer([*argv, "8"])
+    for start in ("8", "0.5"):
+        assert "a discriminator with --disc_num_layers=3 needs 24" in answer([*argv, start])

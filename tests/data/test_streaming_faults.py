@@ -27,8 +27,8 @@ from modules.data.sources.hf_dataset import IMAGE, NamedDataset, load_rows
 from modules.data.streaming.lanes import Lane, ShardRows
 from modules.data.streaming.shards import SHARDS_AT_ONCE, Shards
 from modules.errors import ArgumentError, RunStopped
+from modules.output.checkpoint_folders import checkpoint_steps, verify
 from modules.training import resume as progress
-from modules.training.checkpoint import checkpoint_steps, verify
 from modules.training.run import Run
 
 KINDS = pytest.mark.parametrize("kind", ["parquet", "tar"])

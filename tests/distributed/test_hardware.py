@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -12,7 +13,8 @@ from torch.cuda._utils import _get_device_index
 
 from eval.commands.common import device_and_processes
 from eval.metrics.precise import full_precision
-from modules.builders.accelerator import _limit_memory
+from modules.builders.accelerator import _limit_memory, settle_precision
+from modules.config.command_line import resolve_arguments
 from modules.distributed import device as hardware
 from modules.distributed.device import convolution_layout, multiplies_bfloat16
 from modules.errors import ArgumentError
@@ -43,6 +45,47 @@ def test_bfloat16_in_software_is_named_with_the_flag_that_avoids_it(
     tiny_run(f"--mixed_precision {precision}")
     assert ("bfloat16 in software" in caplog.text) == warns
     assert ("--mixed_precision no" in caplog.text) == warns
+
+
+@pytest.mark.parametrize(
+    ("capability", "argv", "launcher", "settled"),
+    [
+        ("AVX2", "--recipe flowers", None, "no"),
+        ("AVX2", "", "bf16", "no"),
+        ("AVX2", "--recipe flowers --mixed_precision bf16", None, "bf16"),
+        ("AVX2", "--recipe flowers --mixed_precision fp16", "bf16", "fp16"),
+        ("AVX512", "--recipe flowers", None, "bf16"),
+        ("AVX512", "", "bf16", "bf16"),
+        ("AVX512", "", None, "no"),
+    ],
+)
+def test_a_default_of_bfloat16_gives_way_where_it_is_emulated_and_a_flag_does_not(
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capability: str,
+    argv: str,
+    launcher: str | None,
+    settled: str,
+) -> None:
+    pretend(monkeypatch, capability)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    if launcher:
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launcher)
+    args = settle_precision(resolve_arguments(argv.split()))
+    assert args.precision.mixed_precision == settled
+    assert args.as_dict()["mixed_precision"] == settled  # what is written down
+    gave_way = capability == "AVX2" and settled == "no"
+    assert ("--mixed_precision bf16 insists" in caplog.text) == gave_way
+
+
+def test_a_precision_in_a_file_of_the_users_is_the_users(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pretend(monkeypatch, "AVX2")
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    (tmp_path / "mine.yaml").write_text("mixed_precision: bf16\n")
+    args = resolve_arguments(["--config", str(tmp_path / "mine.yaml")])
+    assert settle_precision(args).precision.mixed_precision == "bf16"
 
 
 def test_emulation_on_a_gpu_does_not_count_as_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 from accelerate.utils import DynamoBackend
-from tiny import batch, tiny_run, train
+from tiny import batch, tiny_arguments, tiny_run, train
 
+from modules.builders.accelerator import settle_precision
 from modules.config.threads import undo_launchers_limit
 from modules.distributed.launch_environment import (
     NUMBERS,
@@ -75,7 +76,15 @@ def test_a_launchers_number_that_is_none_is_named(variable, value):
         check_environment({variable: value}, 1, compiled=False)
 
 
+@pytest.mark.parametrize(("rank", "count"), [("1", None), ("2", "2")])
+def test_a_rank_that_nobody_has_is_refused_instead_of_waited_for(rank, count):
+    environment = {"RANK": rank} | ({"WORLD_SIZE": count} if count else {})
+    with pytest.raises(ArgumentError, match=f"RANK={rank} and WORLD_SIZE={count or 1} "):
+        check_environment(environment, 1, compiled=False)
+
+
 @pytest.mark.parametrize("device", ["cuda:7", "bogus", "cpu:x"])
-def test_a_device_that_is_not_there_is_named(device, run_under):
+def test_a_device_that_is_not_there_is_named(device, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_TORCH_DEVICE", device)
     with pytest.raises(ArgumentError, match=f"ACCELERATE_TORCH_DEVICE={device} .*; unset it"):
-        run_under(TORCH_DEVICE=device)
+        settle_precision(tiny_arguments())

@@ -66,6 +66,7 @@ def test_help_and_mistakes_answer_without_importing_torch(tmp_path):
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
         assert done.returncode == code, done.stderr
         assert time.monotonic() - start < 10
+        assert "(default: None)" not in done.stdout
     assert "--crop" in done.stderr
 
 
@@ -224,8 +225,7 @@ def test_one_image_and_the_synthetic_set_are_data_too(photos, capsys):
 def test_latents_are_written_into_the_config_and_nothing_else_is_touched(photos, model, tmp_path):
     before = json.loads((model / "config.json").read_text())
     arguments = ["latents", "--model", str(model), "--data", str(photos), *SMALL]
-    files = ["--json", str(tmp_path / "l.json"), "--report", str(tmp_path / "l.html")]
-    assert main([*arguments, *files]) == 0
+    assert main([*arguments, "--json", str(tmp_path / "l.json")]) == 0
     assert json.loads((model / "config.json").read_text()) == before
     assert main([*arguments, "--write", "--normalization", "scale_shift"]) == 0
     after = json.loads((model / "config.json").read_text())
@@ -239,7 +239,6 @@ def test_latents_are_written_into_the_config_and_nothing_else_is_touched(photos,
         "config.json",
         "diffusion_pytorch_model.safetensors",
     ]
-    check((tmp_path / "l.html").read_text())
 
 
 def test_writing_needs_a_folder_and_says_so_before_measuring(photos, tmp_path, capsys):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 
+from eval.metrics.networks import Networks
 from eval.protocol.codecs import VAECodec
 from eval.protocol.protocol import Protocol
 from eval.report.grid import GAP
@@ -18,8 +19,9 @@ from modules.models.autoencoder import build_autoencoder
 
 def validation(count: int, batch_size: int) -> Validation:
     return Validation(
-        SyntheticImages(count, 16, seed=1), Protocol(16), num_images=count, lpips=None,
-        lpips_backbone="vgg", batch_size=batch_size, num_grid_images=3, device=torch.device("cpu"),
+        SyntheticImages(count, 16, seed=1), Protocol(16), num_images=count, metrics=["psnr"],
+        best_metric="psnr", judges=Networks(), batch_size=batch_size, num_grid_images=3,
+        device=torch.device("cpu"),
     )  # fmt: skip
 
 

@@ -12,20 +12,16 @@ import torch.nn.functional as F
 from tiny import batch, tiny_run, train
 
 import train_vae
+from eval import validation
 from eval.__main__ import main
+from eval.memory.fake_run import cuda_autocast, fake_run
+from eval.memory.plan import BLOCK, AllocationMeter, Peaks
+from eval.metrics.networks import Networks
 from eval.rehearsal import BEFORE_GAN, LATENTS, TRAINING, VALIDATION, random_batch
 from eval.speed import script
-from eval.speed.fake_run import cuda_autocast, fake_run
-from eval.speed.memory_plan import (
-    BLOCK,
-    TEXTBOOK,
-    AllocationMeter,
-    Peaks,
-    plan,
-    plan_textbook,
-    state_bytes,
-)
+from eval.speed.predicted import TEXTBOOK, plan, plan_textbook
 from modules.builders import run as builder
+from modules.builders.state_sizes import state_bytes
 from modules.config.arguments import Arguments
 
 FLAGS = (
@@ -76,7 +72,7 @@ def test_states_are_those_of_real_tensors_to_the_byte() -> None:
         )
     measured["EMA"] = bytes_of(*run.ema.state_dict().values())
     predicted, _ = plan(run.args)
-    assert predicted == measured == state_bytes(run)
+    assert predicted == measured == state_bytes(run, Networks())
 
 
 def test_frozen_encoder_needs_neither_gradients_nor_moments(tmp_path: Path) -> None:
@@ -174,15 +170,24 @@ def test_fake_run_is_the_scripts_own_and_leaves_nothing_of_its_stand_ins() -> No
     def replaced() -> list[object]:
         return [builder.make_accelerator, builder.make_discriminator, builder.make_perceptual,
                 builder.convolution_layout, lpips.LPIPS, torch.nn.Module.to, F.group_norm,
-                F.interpolate, train_vae.after_step]  # fmt: skip
+                F.interpolate, train_vae.after_step, validation.build_inception]  # fmt: skip
 
     before = replaced()
-    with fake_run(arguments("--use_ema")) as run:
+    with fake_run(arguments("--use_ema --validation_metrics rfid")) as (run, _):
         script.train_on(run, [random_batch(run, 1, 64)])
         assert type(next(run.raw_vae.parameters()).data).__name__ == "FakeTensor"
         assert run.schedule.adversarial_share(run.step) == 1.0
         assert not any(ours is theirs for ours, theirs in zip(before, replaced()[:4], strict=False))
     assert replaced() == before
+
+
+def test_networks_of_the_validation_alone_are_counted() -> None:
+    without, peak = plan(arguments("--perceptual_scale 0"))
+    more = "--validation_metrics lpips rfid --lpips_backbone alex"
+    states, larger = plan(arguments(f"--perceptual_scale 0 {more}"))
+    added = {name: size for name, size in states.items() if name not in without}
+    assert added == pytest.approx({"LPIPS": 4 * 2.47e6, "Inception": 4 * 23.9e6}, rel=0.01)
+    assert larger.parts[VALIDATION] > peak.parts[VALIDATION] + sum(added.values())
 
 
 def test_card_must_hold_more_than_the_tensors() -> None:

@@ -8,15 +8,19 @@ from typing import Any
 
 import pytest
 import torch
+from eval_fixtures import tiny_inception
 from launching import ADVERSARIAL, TINY, launch
 from tiny import batch, tiny_arguments, tiny_run, train
 from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
 import train_vae
-from eval import rehearsal
+from eval import rehearsal, validation
+from eval.memory.plan import BLOCK, AllocationMeter
+from eval.memory.random_lpips import random_lpips
 from eval.rehearsal import LATENTS, TRAINING, VALIDATION, levers, rehearse
-from eval.speed.memory_plan import BLOCK, AllocationMeter
+from eval.validation import make_validation
+from modules.data.images.synthetic import SyntheticImages
 from modules.errors import RunStopped
 from modules.training.run import Run
 
@@ -30,7 +34,8 @@ def on_this_device_too(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def rehearsed(run: Run, num_validation_images: int = 2) -> Run:
-    rehearse(run, partial(train_vae.train, watch=None), num_validation_images)
+    images = SyntheticImages(num_validation_images, 32, 0) if num_validation_images else None
+    rehearse(run, partial(train_vae.train, watch=None), make_validation(run, images))
     return run
 
 
@@ -38,7 +43,7 @@ def everything(run: Run) -> dict[str, Any]:
     """All that a run is, as numbers and copies of tensors."""
     networks, accelerator = (run.raw_vae, run.raw_discriminator), run.accelerator
     states = [*networks, run.optimizer_vae, run.optimizer_disc, run.scheduler_vae,
-              run.scheduler_disc, run.ema, run.guard, run.gan_guard, run.meter]  # fmt: skip
+              run.scheduler_disc, run.ema, run.guard, run.adversary, run.meter]  # fmt: skip
     kept = {
         "states": [state.state_dict() for state in states],
         "gradients": [p.grad for network in networks for p in network.parameters()],
@@ -86,7 +91,7 @@ def test_rehearsal_changes_nothing_at_the_start_and_after_steps(flags: str) -> N
 
 
 def test_everything_that_the_run_will_ever_do_is_tried_at_its_largest() -> None:
-    run, seen = tiny_run("--train_resolutions 32 64 --disc_start 90"), []
+    run, seen = tiny_run("--train_resolutions 32 64 --disc_start 90 --eq_prob 1"), []
     for network in (run.raw_vae.vae.encoder, run.raw_discriminator):
         network.register_forward_pre_hook(
             lambda module, inputs: seen.append((type(module).__name__, *inputs[0].shape))
@@ -98,6 +103,21 @@ def test_everything_that_the_run_will_ever_do_is_tried_at_its_largest() -> None:
     seen.clear()
     rehearsed(run, num_validation_images=0)
     assert seen == [trained] * 2 + [("Encoder", 8, 3, 32, 32)]  # the pixels of 2 of 64 x 64
+
+
+def test_networks_that_only_a_validation_asks_are_tried_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    inception = tiny_inception()
+    monkeypatch.setattr(validation, "build_inception", lambda weights: inception)
+    with random_lpips():
+        run = tiny_run("--validation_metrics lpips rfid --lpips_backbone squeeze")
+        watched = make_validation(run, SyntheticImages(2, 32, 0))
+    looked_at: list[int] = []
+    for judge in (inception, watched.judges.lpips["squeeze"]):
+        judge.register_forward_pre_hook(lambda _, inputs: looked_at.append(len(inputs[0])))
+    rehearse(run, partial(train_vae.train, watch=None), watched)
+    assert looked_at == [2, 2]
 
 
 def test_moments_that_come_with_the_first_update_are_in_memory() -> None:

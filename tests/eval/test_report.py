@@ -30,7 +30,7 @@ from eval.report.page import Cell, Picture, data_uri, render
 from eval.report.tables import best_models, markdown_table, notes, rows
 from eval.report.terminal import table_text
 from eval.report.training import write_training_report
-from modules.builders.banner import facts
+from modules.builders.banner import changed_flags, facts
 from modules.config.command_line import resolve_arguments
 
 HARMFUL = "<script>alert(\"x\")</script> & 'quoted'"
@@ -268,12 +268,15 @@ def test_errors_are_eight_fold_and_clipped():
     assert error_image(original, output)[0, 0].tolist() == [24, 255]
 
 
-def training_report(tmp_path, *training):
+def training_report(tmp_path, *training, **known):
     evaluation = found(("psnr", "kl"), vae=VAECodec(tiny_vae()))["vae"]
     validation = {f"val/{name}": value for name, value in evaluation.summary().items()}
     history = [{"step": 0, **validation}, *training, {"step": 9, **validation}]
     facts = {"Hardware": "1 x Abacus", "Flags": "--kl_scale 0.1  --no_use_ema"}
-    write_training_report(tmp_path / "r.html", "mine", history, evaluation, Protocol(), None, facts)
+    write_training_report(
+        tmp_path / "r.html", "mine", history, evaluation, Protocol(), facts=facts,
+        baselines={"downsample:8": {"psnr": 22.125}}, **known,
+    )  # fmt: skip
     html = (tmp_path / "r.html").read_text()
     check(html)
     return html
@@ -288,11 +291,17 @@ def test_nothing_of_a_discriminator_is_drawn_before_it_is_trained(tmp_path):
     assert "discriminator" in training_report(tmp_path, row | {"train/d_loss": 2.0})
 
 
-def test_the_report_of_a_run_says_what_ran_where_and_names_no_second_scaling_factor(tmp_path):
+def test_the_report_of_a_run_says_what_ran_where_and_what_needs_no_training(tmp_path):
     html = training_report(tmp_path)
     for text in ("1 x Abacus", "--kl_scale 0.1", "latest, step 9", "KL, nats per image"):
         assert text in html
-    assert "scaling_factor should be" not in html
+    assert re.search(r'>downsample:8</th>\s*<td data-title="PSNR ↑" class="">22.12</td>', html)
+
+
+def test_a_report_of_a_run_tells_one_scaling_factor_the_exported_one(tmp_path):
+    assert re.search(r"\d\.\d{5}<", training_report(tmp_path)) is None
+    html = training_report(tmp_path, scaling_factor=0.98765)
+    assert re.findall(r"(\d\.\d{5})<", html) == ["0.98765"]
     assert "measured when the run ends" in html
 
 
@@ -306,8 +315,8 @@ def test_a_run_tells_its_flags_as_they_are_typed_and_keeps_its_secrets():
         max_train_steps=10,
     )
     told = facts(run, SimpleNamespace(began=time.monotonic() - 65, first_step=3))
-    flags = told["Flags that differ from the defaults"].split("  ")
+    flags = changed_flags(run.args)
     assert {"--kl_scale 0.5", "--no_random_flip", "--use_ema"} <= set(flags)
-    assert "secret" not in str(told)
+    assert "secret" not in str([told, flags])
     assert told["Hardware"].startswith("2 x CPU")
     assert told["Time"] == "0:01:05 since step 3, for 5 of 10 steps"

@@ -215,7 +215,7 @@ def test_a_metric_that_was_not_measured_from_the_start_does_not_cost_the_card(va
     last = {"step": 9, "val/psnr": 20.0, "val/lpips_vgg": 0.5, **counts}
     vae.save_config(tmp_path)
     write_model_card(tmp_path, Training("x", "", ""), steps=9, rows=[first, last])
-    assert "| lpips_vgg | not measured | 0.5 |" in (tmp_path / "README.md").read_text()
+    assert "| LPIPS (VGG) | not measured | 0.5 |" in (tmp_path / "README.md").read_text()
 
 
 # Without training: python -m eval export

@@ -395,6 +395,26 @@ def test_names_cannot_break_out_of_the_card(vae, tmp_path):
         assert "<script>" not in found.text
 
 
+def test_the_card_tells_baselines_hardware_and_flags(vae, tmp_path):
+    vae.save_config(tmp_path)
+    rows = [{"step": step, "val/psnr": 20.0 + step, "val/ssim": 0.5, **COUNTS} for step in (0, 9)]
+    known = {"baselines": {"downsample:8": {"psnr": 22.125, "ssim": 0.25}},
+             "facts": {"Time": "0:01:05"}}  # fmt: skip
+    argv = ["--kl_scale", "0.5", "--image_column", "<b>", "--logging_steps", "7"]
+    training = describe_training(resolve_arguments(argv), **known)
+    write_model_card(tmp_path, training, steps=9, rows=rows)
+    lines = (tmp_path / "README.md").read_text().splitlines()
+    assert "| PSNR (dB) | 20 | 29 |" in lines
+    at = lines.index("| | PSNR (dB) | SSIM |")
+    assert lines[at + 2 : at + 4] == [
+        "| this model | 29 | 0.5 |",
+        "| `downsample:8` | 22.12 | 0.25 |",
+    ]
+    assert "- Time: 0:01:05" in lines
+    assert {"    --kl_scale 0.5", "    --image_column &lt;b&gt;"} <= set(lines)
+    assert "logging_steps" not in "".join(lines)  # nothing of the weights
+
+
 @pytest.mark.parametrize(
     "config",
     [

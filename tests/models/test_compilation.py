@@ -12,10 +12,12 @@ from torch._dynamo.utils import counters
 
 import train_vae
 from eval import rehearsal
+from eval.memory.random_lpips import random_lpips
 from eval.metrics.precise import full_precision
 from eval.protocol.codecs import VAECodec
 from eval.protocol.protocol import Protocol
-from eval.speed.random_lpips import random_lpips
+from eval.validation import make_validation
+from modules.data.images.synthetic import SyntheticImages
 
 
 @pytest.fixture
@@ -36,8 +38,9 @@ def graphs() -> int:
 
 
 @pytest.mark.usefixtures("quick_compiler")
-def test_compiled_networks_train_as_uncompiled_ones() -> None:
-    flags = "--lpips_backbone squeeze --perceptual_scale 1"
+@pytest.mark.parametrize("flags", ["", "--eq_prob 0.7"])
+def test_compiled_networks_train_as_uncompiled_ones(flags: str) -> None:
+    flags = f"--lpips_backbone squeeze --perceptual_scale 1 {flags}"
     with random_lpips():
         plain, compiled = tiny_run(flags), tiny_run(f"{flags} --compile")
         trained = {}
@@ -78,11 +81,22 @@ def test_five_levels_are_compiled_and_their_validation_is_not(
     assert graphs() == 0
 
     monkeypatch.setattr(rehearsal, "WITHOUT_LIMIT", ())
-    rehearsal.rehearse(run, partial(train_vae.train, watch=None), 2)
+    watched = make_validation(run, SyntheticImages(2, 32, 0))
+    rehearsal.rehearse(run, partial(train_vae.train, watch=None), watched)
     needed = graphs()
     assert needed > 20  # 12 blocks, with gradients and in the discriminator's turn without
     train(run, [batch(seed=seed, shape=(4, 2, 2)) for seed in range(2)])
     assert graphs() == needed
+
+
+@pytest.mark.usefixtures("quick_compiler")
+def test_changed_latents_of_all_sizes_share_their_graphs() -> None:
+    run = tiny_run("--compile --eq_prob 1 --resolution 64 --disc_factor 0")
+    batches, needed = [rehearsal.random_batch(run, 1, 64)] * 12, []
+    for part in (batches[:6], batches[6:]):
+        train(run, part)
+        needed.append(graphs())
+    assert needed[1] == needed[0] < 30
 
 
 @pytest.mark.usefixtures("quick_compiler")

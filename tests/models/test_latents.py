@@ -8,7 +8,13 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from eval_fixtures import TensorImages, photographs, tiny_vae
 
 from eval.protocol.latents import measure_latents
-from modules.models.latents import NORMALIZATIONS, SPECTRUM_BINS, LatentAccumulator, kl_per_channel
+from modules.models.latents import (
+    NORMALIZATIONS,
+    SPECTRUM_BINS,
+    LatentAccumulator,
+    kl_per_channel,
+    posterior_spread,
+)
 
 
 def posterior(count=64, seed=0):
@@ -123,6 +129,15 @@ def test_white_latents_have_a_flat_spectrum_of_their_variance_and_smooth_ones_fa
     assert spectrum[-1] < 0.1 * spectrum[1]
     tiny = accumulate(white[..., :2, :2], logvar[..., :2, :2]).spectrum
     assert tiny[:-1] == [None] * (SPECTRUM_BINS - 1)
+
+
+def test_the_spread_of_a_batch_is_that_of_its_statistics():
+    mean, logvar = posterior()
+    found = accumulate(mean, logvar)
+    spread = posterior_spread(DiagonalGaussianDistribution(torch.cat([mean, logvar], dim=1)))
+    assert spread["latent_std"].item() == pytest.approx(found.global_std, rel=1e-5)
+    assert spread["posterior_std"].item() == pytest.approx(found.posterior_std, rel=1e-5)
+    assert found.posterior_std == pytest.approx(logvar.exp().mean().sqrt().item(), rel=1e-5)
 
 
 def test_perfectly_correlated_channels_show_in_the_eigenvalues():

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from tiny import batch, tiny_run
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from eval.memory.plan import AllocationMeter
 from eval.speed.levers import UNDO
-from eval.speed.memory_plan import AllocationMeter
 from modules.models.lean_blocks import LeanResnetBlock, LeanUpsample, make_lean, upsampling_kernel
 
 

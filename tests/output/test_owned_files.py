@@ -17,9 +17,9 @@ from modules.builders.output_dir import check_output_dir, clear_output_dir
 from modules.config.command_line import resolve_arguments
 from modules.errors import ArgumentError
 from modules.export.upload import HfApi, upload
+from modules.output.checkpoint_folders import checkpoint_steps, clear_debris, rotate
 from modules.output.owned_files import OwnedFiles
 from modules.output.run_files import AT_THE_END, RECORD, STEP, WHILE_TRAINING, find
-from modules.training.checkpoint import checkpoint_steps, clear_debris, rotate
 
 # What a run writes, one of each kind.
 WRITTEN = (
@@ -146,11 +146,15 @@ def test_what_a_user_puts_there_during_training_is_set_aside(tmp_path):
 def test_a_model_card_that_the_user_went_on_writing_is_the_users(tmp_path):
     run_in(tmp_path)
     begin(tmp_path, "--resume_from_checkpoint", "latest")  # as it was: no objection
-    (tmp_path / "README.md").write_text("better words")
-    for more in (["--resume_from_checkpoint", "latest"], ["--overwrite_output_dir"]):
-        with pytest.raises(ArgumentError, match=r"holds README\.md, which"):
-            begin(tmp_path, *more)
-    assert (tmp_path / "README.md").read_text() == "better words"
+    for number, more in enumerate([RESUME[0], "--overwrite_output_dir"]):
+        (tmp_path / "README.md").write_text(f"better words {number}")
+        begin(tmp_path, *more.split())
+        assert (tmp_path / "README.md").read_text() == f"better words {number}"
+        OwnedFiles(tmp_path).claim(AT_THE_END)
+        kept = tmp_path / f"README.md.kept{number or ''}"
+        assert kept.read_text() == f"better words {number}"
+        write(tmp_path, "README.md")
+        OwnedFiles(tmp_path).sign("README.md")
 
 
 def test_a_configuration_that_the_user_went_on_writing_is_kept_under_another_name(tmp_path):

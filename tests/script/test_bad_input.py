@@ -16,8 +16,8 @@ from PIL import Image
 
 from modules.export import vae as export
 from modules.models.autoencoder import build_autoencoder
+from modules.output.checkpoint_folders import checkpoint_steps, verify
 from modules.tracking.metrics_log import read_rows
-from modules.training.checkpoint import checkpoint_steps, verify
 
 
 def flags(output_dir: Path, *more: object) -> list[str]:

@@ -15,12 +15,13 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
-from launching import ADVERSARIAL, TINY, finish_together, launch_together, succeed
+from eval_fixtures import tiny_inception
+from launching import ADVERSARIAL, TINY, finish_together, launch, launch_together, succeed
 from safetensors.torch import load_file
 from torch.nn.parallel import DistributedDataParallel
 
-from eval import rehearsal
-from modules.training.checkpoint import checkpoint_steps
+from eval import rehearsal, validation
+from modules.output.checkpoint_folders import checkpoint_steps
 from modules.training.run import Run
 
 STEPS = 4
@@ -32,6 +33,7 @@ def flags(pictures: Path, output_dir: Path, batch_size: int, norm_type: str) -> 
         "--train_batch_size", str(batch_size), "--gradient_accumulation_steps", "2", "--use_ema",
         "--max_train_steps", str(STEPS), "--checkpointing_steps", "2", "--validation_steps", "2",
         "--validation_batch_size", "2", "--disc_norm_type", norm_type,
+        "--eq_prob", "0.5",
         # Adam divides a gradient by its own size: where that is rounding, so would be the update.
         "--adam_epsilon", "1e-4",
     ]  # fmt: skip
@@ -41,13 +43,20 @@ def flags(pictures: Path, output_dir: Path, batch_size: int, norm_type: str) -> 
 def runs(request, pictures, tmp_path_factory) -> tuple[Path, Path, list[str]]:
     """The output folders of (one process, two processes with half the batch), what those said."""
     one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
-    argv = flags(pictures, two, 2, request.param)
+    more = ["--validation_metrics", "ssim", "rfid"]
+    argv = [*flags(pictures, two, 2, request.param), *more]
     together = launch_together(argv, 2, before=print_digests_of_the_weights)
-    succeed(flags(pictures, one, 4, request.param))
+    argv = [*flags(pictures, one, 4, request.param), *more]
+    finish_together([launch(argv, before=take_a_small_inception)])
     return one, two, finish_together(together)
 
 
+def take_a_small_inception() -> None:
+    validation.build_inception = lambda weights: tiny_inception()
+
+
 def print_digests_of_the_weights() -> None:
+    take_a_small_inception()
     rehearsal.WITHOUT_LIMIT = ()  # as on a GPU
     update = Run.update
 
@@ -112,9 +121,17 @@ def test_what_is_logged_is_that_of_the_whole_batch(runs):
             assert two[name] == pytest.approx(one[name], rel=1e-4, abs=1e-5), name
 
 
+def test_skill_is_that_of_the_whole_batch(runs):
+    states = [run / "checkpoints" / f"step-{STEPS:06d}" / "trainer_state.json" for run in runs[:2]]
+    one, two = (json.loads(state.read_text())["adversary"] for state in states)
+    assert one["accuracy"] != [0.5, 0.5]
+    assert two["accuracy"] == pytest.approx(one["accuracy"], abs=1e-5)
+
+
 def test_validation_does_not_depend_on_the_number_of_processes(runs):
-    """At step 0 the weights are equal, and so is every digit."""
+    """At step 0 the weights are equal, and so is every digit but of sums over all images."""
     one, two = rows(runs[0])[0], rows(runs[1])[0]
+    assert one.pop("val/rfid") == pytest.approx(two.pop("val/rfid"), rel=1e-6)
     assert one["step"] == 0
     assert "val/psnr" in one
     assert one == two
@@ -201,9 +218,11 @@ def test_a_bad_image_is_listed_once_whoever_met_it(pictures, tmp_path):
 
 
 def test_only_the_first_process_writes_to_the_trackers(pictures, tmp_path):
+    """And both end where patience does, because nothing is learnt."""
     argv = flags(pictures, tmp_path, 2, "group")
-    more = ["--report_to", "all", "--max_train_steps", "2"]
-    finish_together(launch_together([*argv, *more], 2, before=stay_offline))
+    more = ["--report_to", "all", "--learning_rate", "1e-30", "--early_stopping", "1"]
+    first, _ = finish_together(launch_together([*argv, *more], 2, before=stay_offline))
+    assert "ended the run at step 2 of 4" in first
     assert len(list((tmp_path / "logs" / "wandb").glob("offline-run-*"))) == 1
     assert len(list((tmp_path / "logs" / "train_autoencoderkl").glob("events.*"))) == 1
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ from launching import ADVERSARIAL, ROOT, TINY, launch, succeed
 from PIL import Image
 from safetensors.torch import load_file
 
-from eval.protocol.codecs import VAECodec
+from eval.protocol.codecs import VAECodec, open_codec
 from eval.protocol.evaluate import evaluate_reconstruction
 from eval.protocol.latents import measure_latents
 from eval.protocol.protocol import Protocol, ProtocolImages
@@ -60,17 +61,26 @@ def arguments(folder: Path):
     return resolve_arguments(["--config", str(folder / "train_config.yaml")])
 
 
-def validation_of(folder: Path, vae: AutoencoderKL, batch_size: int = 4) -> dict[str, float]:
-    """What `python -m eval` says of these weights on the run's validation images."""
+def validation_of(
+    folder: Path, model: AutoencoderKL | str, batch_size: int = 4
+) -> dict[str, float]:
+    """What `python -m eval` says of these weights, or a baseline, on the validation images."""
     protocol = Protocol(resolution=16)
     return evaluate_reconstruction(
-        {"vae": VAECodec(vae)},
+        {"model": open_codec(model) if isinstance(model, str) else VAECodec(model)},
         ProtocolImages(open_data(arguments(folder)).validation, protocol, 4),
         ["psnr", "ssim", "rec", "kl"],
         protocol=protocol,
         batch_size=batch_size,
         progress=False,
-    )["vae"].summary()
+    )["model"].summary()
+
+
+def test_the_card_compares_with_what_needs_no_training(trained):
+    card = (trained / "README.md").read_text()
+    for name in ("downsample:8", "jpeg:10"):
+        found = validation_of(trained, name)
+        assert f"| `{name}` | {found['psnr']:.4g} | {found['ssim']:.4g} |" in card
 
 
 def test_everything_that_was_promised_is_there(trained):
@@ -99,6 +109,7 @@ def test_the_log_begins_with_the_starting_weights_and_tells_every_step(trained):
     # The discriminator trains from step 1 and is felt from step 2, counted from 0.
     assert ["train/d_loss" in row for row in training] == [False] + [True] * 5
     assert ["train/d_weight" in row for row in training] == [False] * 2 + [True] * 4
+    assert all(row["train/latent_std"] > row["train/posterior_std"] > 0 for row in training)
 
 
 def test_the_trackers_get_the_numbers_and_the_pictures(trained):
@@ -194,7 +205,7 @@ def test_the_card_says_where_it_came_from_and_how_good_it_is(trained):
     assert card.startswith("---\n")
     assert "AutoencoderKL.from_pretrained(" in card
     assert (
-        f"| psnr | {rows(trained)[0]['val/psnr']:.4g} | {rows(trained)[-1]['val/psnr']:.4g} |"
+        f"| PSNR (dB) | {rows(trained)[0]['val/psnr']:.4g} | {rows(trained)[-1]['val/psnr']:.4g} |"
         in card
     )
     assert "`scaling_factor` is" in card
@@ -202,9 +213,15 @@ def test_the_card_says_where_it_came_from_and_how_good_it_is(trained):
 
 
 def test_a_dry_run_shows_the_plan_and_writes_nothing(tmp_path):
-    output = succeed(flags(tmp_path / "run", "--dry_run"))
-    assert "resolution: 16" in output
+    output = succeed(flags(tmp_path / "run", "--dry_run", "full"))
+    assert "\nresolution: 16\n" in output
+    assert re.search(r"synthetic: 9,996 images to train on, 4 held back", output)
+    assert re.search(
+        r"GAN  discriminator trains from step 1, is felt from 2, in full from 4", output
+    )
     assert "AutoencoderKL f8c4, 48x compression, 0.02 M parameters" in output
+    assert re.search(r"Memory .*: training 0\.\d+, before the GAN 0\.\d+, validation", output)
+    assert "every 3 steps, all kept" in output
     assert not (tmp_path / "run" / "train_config.yaml").exists()
     assert not list((tmp_path / "run").glob("*"))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -18,7 +19,7 @@ from survival import RESUME, signal_at
 
 from modules.distributed import signals
 from modules.errors import RunStopped
-from modules.training.checkpoint import checkpoint_steps
+from modules.output.checkpoint_folders import checkpoint_steps
 
 STEPS = 3
 
@@ -50,6 +51,22 @@ def nothing_to_print_to() -> None:
     os.close(1)
     os.close(2)
     sys.stdout = sys.stderr = None
+
+
+def test_a_run_that_learns_nothing_ends_where_its_patience_does_also_when_resumed(tmp_path):
+    argv = flags(tmp_path, "--learning_rate", "1e-30", "--early_stopping", 2, "--max_train_steps",
+                 9, "--validation_steps", 1, "--checkpointing_steps", 1)  # fmt: skip
+    found = []
+    for more in ([], RESUME):
+        output = succeed([*argv, *more])
+        assert "ended the run at step 2 of 9: 2 validations in a row" in output.splitlines()[-1]
+        assert checkpoint_steps(tmp_path / "checkpoints") == [1, 2]
+        rows = (tmp_path / "metrics.jsonl").read_text().splitlines()
+        exported = tmp_path / "diffusion_pytorch_model.safetensors"
+        found.append((exported.read_bytes(), [row for row in rows if "val/psnr" in row]))
+        shutil.rmtree(tmp_path / "checkpoints" / "step-000002")  # as if killed before it
+        exported.unlink()
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize("where", [nobody_reads, the_disk_is_full, nothing_to_print_to])
@@ -95,7 +112,7 @@ def test_a_signal_while_the_latents_are_measured_leaves_it_to_the_next_run(tmp_p
     place = partial(signal_at, "eval.protocol.latents:full_precision", signal.SIGHUP)
     code, output = launch(flags(tmp_path), place).wait()
     assert code == 0, output
-    assert f"stopped at step {STEPS} of {STEPS} by a signal" in output
+    assert f"Stopped at step {STEPS} of {STEPS} by a signal" in output
     assert checkpoint_steps(tmp_path / "checkpoints") == [STEPS]
     assert not (tmp_path / "config.json").exists()
     succeed(flags(tmp_path, *RESUME))
@@ -109,7 +126,7 @@ def ignore_hangups_and_get_one() -> None:
 
 def test_a_run_under_nohup_goes_on(tmp_path):
     output = succeed_with(ignore_hangups_and_get_one, tmp_path)
-    assert "stopped at" not in output
+    assert "Stopped at" not in output
 
 
 def succeed_with(before, folder: Path) -> str:

@@ -17,12 +17,17 @@ from hypothesis import strategies as st
 from launching import TINY, launch
 from PIL import Image
 
+from modules.output.checkpoint_folders import (
+    checkpoint_steps,
+    clear_debris,
+    newest_checkpoint,
+    rotate,
+)
 from modules.output.durable import flush, where_supported
 from modules.output.run_files import DAMAGED_METRICS
 from modules.tracking import metrics_log
 from modules.tracking.journal import Journal
 from modules.tracking.metrics_log import MetricsLog, best_psnr, read_rows
-from modules.training.checkpoint import checkpoint_steps, clear_debris, newest_checkpoint, rotate
 
 FOREIGN = [
     b"\0" * 20, b'{"note": "x"}', b"lowered the rate here", b"[1, 2]", b"7", b"null", b"",

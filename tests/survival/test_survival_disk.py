@@ -12,7 +12,7 @@ import pytest
 from launching import launch, succeed
 from survival import RESUME, Variant, command, differences, killed_at, signal_at
 
-from modules.training.checkpoint import checkpoint_steps, newest_checkpoint, verify
+from modules.output.checkpoint_folders import checkpoint_steps, newest_checkpoint, verify
 
 VARIANT, STEPS = Variant(0, True, 1), 9
 

@@ -8,67 +8,107 @@ from functools import partial
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from launching import launch, succeed
 from survival import RESUME, Variant, command, differences, kill_at, rows
-from tiny import batch, tiny_run
+from tiny import batch, gradients, largest_difference, tiny_run, train
 
 from modules.distributed.device import WORKSPACE, make_deterministic
 from modules.errors import ArgumentError
 from modules.models.discriminator import NLayerDiscriminator
-from modules.training.gan_guard import LEAST_SHARE, LOGIT_LIMIT, PATIENCE, GanGuard
+from modules.training.adversary import (
+    FULL_SKILL,
+    LEAST_SHARE,
+    LOGIT_LIMIT,
+    MEMORY,
+    PATIENCE,
+    Adversary,
+)
 
-CALM = {"logits_real": 0.5, "logits_fake": -0.5, "d_weight": 10.0}
+CALM = {"logits_real": 0.5, "logits_fake": -0.5, "d_weight_clamped": 0.5}
 WRONG = [
-    CALM | {"d_weight": 1e4},
+    CALM | {"d_weight_clamped": 1.0},
     CALM | {"logits_real": 2 * LOGIT_LIMIT},
     CALM | {"logits_fake": -2 * LOGIT_LIMIT},
     {"logits_fake": 2 * LOGIT_LIMIT},  # no adaptive weight, and no finite logit of a real image
 ]
 
 
+def adversary(active: bool = True) -> Adversary:
+    return Adversary(active, torch.device("cpu"))
+
+
+def skilled(*accuracies: float) -> Adversary:
+    """One whose discriminator has long been so good on real and on fake patches."""
+    ours = adversary()
+    ours.accuracy = torch.tensor(accuracies)
+    return ours
+
+
 @pytest.mark.parametrize("wrong", WRONG)
 def test_an_alarm_needs_several_wrong_windows_and_is_said_once(wrong, caplog):
-    guard = GanGuard(active=False, weight_max=1e4)
+    ours = adversary(active=False)
     with caplog.at_level(logging.WARNING):
-        alarms = [guard.judge(wrong)["gan_alarm"] for _ in range(PATIENCE + 2)]
+        alarms = [ours.judge(wrong)["gan_alarm"] for _ in range(PATIENCE + 2)]
     assert alarms == [0.0] * (PATIENCE - 1) + [1.0] * 3
     assert len(caplog.records) == 1
     assert "--gan_guard" in caplog.text
-    assert guard.share == 1.0
-    assert guard.judge(CALM) == {"gan_alarm": 0.0}
+    assert ours.felt() == 1.0
+    assert ours.judge(CALM) == {"gan_alarm": 0.0}
 
 
-def test_an_active_guard_turns_the_adversary_down_and_up_again():
-    guard = GanGuard(active=True, weight_max=1e4)
-    shares = [guard.judge(WRONG[0])["gan_share"] for _ in range(PATIENCE + 1)]
+def test_an_adversary_that_runs_away_is_turned_down_and_up_again():
+    ours = skilled(1.0, 1.0)
+
+    def felt(means: dict[str, float]) -> float:
+        ours.judge(means)
+        return ours.felt().item()
+
+    shares = [felt(WRONG[0]) for _ in range(PATIENCE + 1)]
     assert shares == [1.0] * (PATIENCE - 1) + [0.5, 0.25]
     for _ in range(20):
-        guard.judge(WRONG[1])
-    assert guard.share == LEAST_SHARE > 0
-    back = [guard.judge(CALM)["gan_share"] for _ in range(12)]
+        felt(WRONG[1])
+    assert ours.felt() == LEAST_SHARE > 0
+    back = [felt(CALM) for _ in range(12)]
     assert back[:2] == [2 * LEAST_SHARE, 4 * LEAST_SHARE]
     assert back[-1] == 1.0
 
 
-def test_a_guard_continues_from_its_state():
-    guard, other = GanGuard(True, 1e4), GanGuard(True, 1e4)
-    for _ in range(PATIENCE + 1):
-        guard.judge(WRONG[0])
-    other.load_state_dict(guard.state_dict())
-    for means in (WRONG[0], CALM, WRONG[1]):
-        assert guard.judge(means) == other.judge(means)
-
-
-def test_a_guard_that_was_switched_off_leaves_no_adversary_turned_down():
-    guard, off = GanGuard(True, 1e4), GanGuard(False, 1e4)
-    for _ in range(PATIENCE + 1):
-        guard.judge(WRONG[0])
-    off.load_state_dict(guard.state_dict())
-    assert off.share == 1.0
-
-
 def test_nothing_is_said_before_the_discriminator_trains():
-    assert GanGuard(True, 1e4).judge({"rec_loss": 1.0, "lr": 1e-3}) == {}
+    assert adversary().judge({"rec_loss": 1.0, "lr": 1e-3}) == {}
+
+
+@given(st.floats(-1e3, 1e3), st.integers(1, 30))
+def test_a_discriminator_that_says_the_same_of_everything_is_not_heard(logit, updates):
+    ours, logits = adversary(), torch.full((2, 1, 3, 3), logit)
+    for _ in range(updates):
+        ours.watch(logits, logits)
+        ours.learn(ours.seen, skip=torch.zeros(()))
+        assert ours.felt() < 1e-5
+
+
+@given(*[st.floats(0, 1)] * 4)
+def test_the_more_it_tells_right_the_more_it_is_felt(real, fake, more_real, more_fake):
+    worse = skilled(real, fake)
+    better = skilled(max(real, more_real), max(fake, more_fake))
+    assert 0 <= worse.felt() <= better.felt() <= 1
+    assert skilled(0.6, 0.6).felt() == skilled(0.7, 0.7).felt() == 1  # a healthy equilibrium
+
+
+def test_what_it_shows_is_remembered_for_some_updates():
+    ours, felt = adversary(), []
+    for right in [1.0] * 10 + [-1.0] * 40:
+        ours.watch(torch.tensor([[right]]), torch.tensor([[-right]]))
+        ours.learn(ours.seen, skip=torch.zeros(()))
+        felt.append(ours.felt().item())
+    assert 0 < felt[0] < 1 == felt[9] == felt[11]
+    assert felt[-1] == 0
+    before = ours.accuracy
+    ours.watch(torch.tensor([[1.0]]), torch.tensor([[-1.0]]))
+    ours.learn(ours.seen, skip=torch.ones(()))  # that update did not happen
+    ours.learn(ours.seen, skip=torch.zeros(()))  # it was the VAE's turn
+    assert torch.equal(ours.accuracy, before)
 
 
 def make_logits_explode() -> None:
@@ -76,7 +116,7 @@ def make_logits_explode() -> None:
 
     def exploding(self: NLayerDiscriminator, *halves: torch.Tensor):
         logits = forward(self, *halves)
-        return logits + 1e3 if len(halves) == 1 else tuple(half + 1e3 for half in logits)
+        return logits if len(halves) == 1 else (logits[0] + 1e3, logits[1] - 1e3)
 
     NLayerDiscriminator.forward = exploding
 
@@ -89,14 +129,18 @@ def make_logits_explode_and_die_at(place: str, call: int) -> None:
 def test_a_run_whose_logits_explode_is_turned_down_and_resumes_bit_equal(tmp_path):
     variant, steps = Variant(0, True, 1), 9
     alone, killed = tmp_path / "alone" / "run", tmp_path / "killed" / "run"
-    code, output = launch(command(alone, steps, variant, "--gan_guard"), make_logits_explode).wait()
+    code, output = launch(command(alone, steps, variant), make_logits_explode).wait()
     assert code == 0, output
     assert "The GAN has run away: the discriminator's logits have reached 1e+03" in output
     told = [row for row in rows(alone) if "train/gan_alarm" in row]
     assert [row["train/gan_alarm"] for row in told] == [0, 0, 1, 1, 1, 1, 1, 1]
-    assert [row["train/gan_share"] for row in told] == [1, 1, *(2.0**-n for n in range(1, 7))]
+    skill = [min(1.0, (1 - MEMORY**n) / FULL_SKILL) for n in range(1, 8)]  # of 1..7 updates
+    turned_down = [1, 1, *(2.0**-n for n in range(1, 6))]  # at the log points before
+    assert [row["train/gan_felt"] for row in told[1:]] == pytest.approx(
+        [share * shown for share, shown in zip(turned_down, skill, strict=True)]
+    )
 
-    argv = [*command(killed, steps, variant, "--gan_guard"), *RESUME]
+    argv = [*command(killed, steps, variant), *RESUME]
     die = partial(make_logits_explode_and_die_at, "modules.training.checkpoint:_seal", 2)
     launch(argv, die).wait()
     code, output = launch(argv, make_logits_explode).wait()
@@ -104,11 +148,19 @@ def test_a_run_whose_logits_explode_is_turned_down_and_resumes_bit_equal(tmp_pat
     assert differences(killed, alone) == []
 
 
-def test_the_share_of_the_guard_multiplies_the_adversarial_term():
-    run = tiny_run("--gan_guard", [batch()])
-    assert run.adversarial_share(1) == 1.0
-    run.gan_guard.share = 0.25
-    assert run.adversarial_share(1) == 0.25
+def test_what_is_felt_multiplies_the_adversarial_term():
+    def moved(felt: float | None) -> dict[str, torch.Tensor]:
+        run = tiny_run("" if felt is None else "--gan_guard")
+        run.update = lambda vae_turn, disc_turn: None
+        if felt is not None:
+            run.adversary.accuracy += felt * FULL_SKILL / 2
+        return gradients(train(run, [batch()]).raw_vae)
+
+    all_of_it, half, nothing = moved(None), moved(0.5), moved(0.0)
+    assert largest_difference(moved(1.0), all_of_it) < 1e-6
+    assert largest_difference(nothing, all_of_it) > 1e-2
+    between = {name: (all_of_it[name] + nothing[name]) / 2 for name in nothing}
+    assert largest_difference(half, between) < 1e-6
 
 
 @pytest.mark.parametrize("deterministic", [[], ["--deterministic"]])

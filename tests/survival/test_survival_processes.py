@@ -15,7 +15,7 @@ import torch
 from launching import Launched, finish_together, launch, launch_together, succeed
 from survival import RESUME, Variant, command, differences, rows, signal_at
 
-from modules.training.checkpoint import checkpoint_steps, verify
+from modules.output.checkpoint_folders import checkpoint_steps, verify
 from modules.training.run import Run
 
 VARIANT = Variant(0, True, 1)

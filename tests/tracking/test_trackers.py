@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import io
 import json
+import logging
+import math
 import os
+import re
+import shlex
 import shutil
 import struct
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,15 +20,18 @@ from typing import Any
 import numpy as np
 import pytest
 from accelerate import Accelerator
-from launching import TINY, launch
+from launching import ROOT, TINY, launch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from modules.builders.banner import summary
+from eval.__main__ import build_parser
+from modules.builders.farewell import farewell
+from modules.config.command_line import resolve_arguments
 from modules.errors import ArgumentError
 from modules.tracking.journal import Journal
 from modules.tracking.metrics_log import read_rows
 from modules.tracking.trackers import end_trackers, send_histograms, send_picture, start_trackers
+from modules.tracking.verdict import validation_line, verdict
 
 STEPS = 4
 CHANNELS = [f"latents/channel_{number:02d}" for number in range(4)]
@@ -202,6 +209,12 @@ def test_the_farewell_leaves_the_summary_on_the_screen(elsewhere, tmp_path):
     assert code == 0, output
     at = output.index(f"Wrote {tmp_path}/")
     assert len(output[at:].splitlines()) <= 24
+    time_of_day = r"^\d\d:\d\d:\d\d "
+    assert re.search(time_of_day + r"INFO step 0 of 1: PSNR .*; downsample:8: ", output, re.M)
+    assert re.search(time_of_day + r"INFO step 1 of 1: PSNR .* dB \(.*; .* images/s, 00:00 left$",
+                     output, re.M)  # fmt: skip
+    assert f"{tmp_path}/report.html" in output[at:]
+    assert "\r" not in output
 
 
 def options_of(folder: Path, step: int) -> dict[str, dict[str, Any]]:
@@ -254,7 +267,7 @@ def test_trackers_without_pictures_or_histograms_go_without():
     send_histograms([tracker], {"latents/all": np.zeros(3)}, 0)
 
 
-def test_a_log_file_gets_few_plain_lines_and_every_validation(tmp_path, monkeypatch, caplog):
+def test_a_log_file_gets_few_plain_lines(tmp_path, monkeypatch, caplog):
     """The clock is ours: a second a step."""
     log, clock = io.StringIO(), [0.0]
     monkeypatch.setattr(sys, "stderr", log)
@@ -271,10 +284,55 @@ def test_a_log_file_gets_few_plain_lines_and_every_validation(tmp_path, monkeypa
     journal.close()
     assert log.getvalue() == ""
     lines = caplog.messages
-    assert len(lines) == 361 + 1 + 3  # every tenth, the last, and validations
+    assert len(lines) == 361 + 1  # every tenth, and the last
     assert lines[1] == "step 11 of 3604, 59:53 left: rec_loss 0.1, images_per_s 1"
-    assert "step 1201, validation: psnr 20" in lines
     assert lines[-1].startswith("step 3604 of 3604, 00:00 left")
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_message_stands_above_the_bar_that_moves_in_a_terminal(tmp_path, monkeypatch):
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    handler = logging.StreamHandler(terminal)
+    monkeypatch.setattr(logging.root, "handlers", [handler])
+    journal = Journal(Accelerator(cpu=True), tmp_path, 3, 100)
+    journal.start_at(0)
+    logging.getLogger("modules").warning("said in between")
+    journal.close()
+    shown = [line.split("\r")[-1] for line in terminal.getvalue().split("\n")]
+    assert shown[0] == "said in between"
+    assert shown[1].startswith("Steps")
+    assert logging.root.handlers == [handler]
+
+
+def validations(*psnr: float, **metrics: float) -> list[dict[str, float]]:
+    return [{"step": 100 * i, "val/psnr": value, "val/num_images": 4,
+             **{f"val/{name}": number for name, number in metrics.items()}}
+            for i, value in enumerate(psnr)]  # fmt: skip
+
+
+def test_a_validation_is_told_with_its_change_and_the_best():
+    assert validation_line(validations(20.0)) == "PSNR 20.00 dB"
+    line = validation_line(validations(20.0, 22.5, ssim=0.5))
+    assert line == "PSNR 22.50 dB (+2.50), SSIM 0.5000, best so far"
+    line = validation_line(validations(20.0, 22.5, 21.0))
+    assert line == "PSNR 21.00 dB (-1.50), best 22.50 dB at step 100"
+    assert validation_line(validations(20.0, math.nan)).endswith("best 20.00 dB at step 0")
+
+
+def test_what_is_worse_than_the_start_or_than_bicubic_is_said():
+    baselines = {"downsample:8": {"psnr": 22.0}, "jpeg:10": {"psnr": 30.0}}
+    assert verdict(validations(20.0), False, baselines) == ""  # a start promises nothing
+    assert verdict(validations(20.0, 22.5), False, baselines) == ""
+    assert "worse than at step 0: see best/" in verdict(validations(20.0, 22.5), True, baselines)
+    for psnr in (21.9, math.nan):
+        wrong = verdict(validations(20.0, psnr), False, baselines)
+        assert wrong.startswith("worse than bicubic (downsample:8: 22.00 dB)")
+    assert verdict(validations(20.0, 1.0), False, {}) == ""
 
 
 def test_a_tracker_that_fails_ends_no_run(tmp_path, caplog):
@@ -294,12 +352,37 @@ def test_a_tracker_that_fails_ends_no_run(tmp_path, caplog):
     assert len(read_rows(tmp_path / "metrics.jsonl")) == 3
 
 
-@pytest.mark.parametrize("validations", [0, 2000])
-def test_the_last_words_fit_a_small_screen(validations):
+def last_words(*argv: str, rows: Sequence[dict[str, float]] = ()) -> list[str]:
+    args = resolve_arguments(["--output_dir", "runs/a name that people give", *argv])
+    return farewell(args, 0.91234567, rows).splitlines()
+
+
+@pytest.mark.parametrize("number", [0, 2000])
+def test_the_last_words_fit_a_small_screen(number, monkeypatch):
     """However long the run was: 24 lines of 100 columns."""
-    log = [{"step": 1000 * i, "val/psnr": 20.0 + i / 1000, "val/num_images": 4}
-           for i in range(validations)]  # fmt: skip
-    vae = SimpleNamespace(config=SimpleNamespace(scaling_factor=0.91234567))
-    lines = summary(vae, Path("runs/a-name-that-people-give"), log).splitlines()
+    monkeypatch.chdir(ROOT)
+    lines = last_words(rows=validations(*(20.0 + i / 1000 for i in range(number))))
     assert 2 <= len(lines) <= 24
     assert max(map(len, lines)) <= 100
+
+
+@pytest.mark.parametrize(
+    ("argv", "data"),
+    [
+        (["--dataset_name", "synthetic"], "synthetic"),
+        (["--train_data_dir", "photos"], "path/to/unseen"),
+        (["--train_data_dir", "photos", "--validation_data_dir", "my own"], "my own"),
+    ],
+)
+def test_the_commands_of_the_last_words_can_be_pasted(argv, data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # `python -m eval` is found from anywhere
+    said = "\n".join(last_words(*argv, "--resolution", "64", "--perceptual_scale", "0"))
+    place, command, code = re.search(
+        r"^PYTHONPATH=(\S+) python -m eval (.*)\n\n.*:\n(from diffusers .*)", said, re.M | re.S
+    ).groups()
+    assert Path(place) == ROOT
+    asked = build_parser().parse_args(shlex.split(command.replace("\\\n", " ")))
+    assert asked.model == ["runs/a name that people give", "downsample:8", "jpeg:10"]
+    assert (asked.data, asked.resolution) == (data, 64)
+    assert asked.metrics == ["psnr", "ssim", "frequency"]
+    compile(code, "last words", "exec")

@@ -243,6 +243,18 @@ def test_learning_rates_follow_schedules_as_long_as_their_networks_updates() -> 
     assert run.learning_rates() == {"lr": 0.0, "disc_lr": 0.0}
 
 
+def test_a_share_of_warm_up_is_one_of_the_updates_that_each_network_gets() -> None:
+    run = tiny_run("--max_train_steps 12 --disc_start 4 --lr_warmup_steps 0.5")
+    rates = []
+    for step in range(12):
+        rates.append(tuple(run.learning_rates().values()))
+        train(run, [batch(seed=step)])
+    assert [vae for vae, _ in rates] == pytest.approx([1e-3 * min(1, n / 6) for n in range(12)])
+    assert [disc for _, disc in rates[4:]] == pytest.approx(
+        [1e-3 * min(1, n / 4) for n in range(8)]
+    )
+
+
 def test_average_moves_only_when_the_vae_moved() -> None:
     run = tiny_run("--use_ema --alternation every_other_step")
     states = []
@@ -310,7 +322,7 @@ def test_nan_that_is_over_is_forgotten() -> None:
     assert run.guard.check() == {"skipped_steps": 7.0}
     for _ in range(3):
         run.guard.watch(kl_loss=torch.tensor(torch.nan))
-        run.guard.verdict()
+        run.guard.verdict(run.adversary.seen)
     with pytest.raises(TrainingDiverged, match="because kl_loss was not finite"):
         run.guard.check()
 

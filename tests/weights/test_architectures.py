@@ -14,7 +14,7 @@ from test_vae_files import assert_same_weights
 from tiny import batch, tiny_arguments, tiny_run, train
 
 from eval.__main__ import main
-from eval.speed.memory_plan import plan
+from eval.speed.predicted import plan
 from modules.builders.networks import make_vae
 from modules.errors import ArgumentError
 from modules.export.model_card import Training, write_model_card

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import warnings
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -15,14 +13,12 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-import train_vae
-from eval.rehearsal import TRAINING, largest_batch, moment_bytes, moments, parts
-from eval.speed.fake_run import fake_run
-from eval.speed.textbook_step import TextbookTrainer
+from eval.memory.fake_run import fake_run
+from eval.metrics.networks import Networks
+from eval.rehearsal import moments, parts
 from modules.config.arguments import Arguments
 from modules.training.run import Run
 
-TEXTBOOK = "textbook"
 BLOCK = 512  # bytes; CUDA's caching allocator rounds every tensor up to these
 CONTEXT = 0.6e9  # bytes outside the allocator: CUDA's context, cuDNN's and cuBLAS's kernels
 OVERHEAD = 0.10  # of the peak: fragmentation of the allocator, and the convolutions' workspaces
@@ -68,7 +64,7 @@ class AllocationMeter(TorchDispatchMode):
 class Peaks:
     """Bytes allocated at the worst moment of each part of a run; `lpips_slice` None is all images.
 
-    recompute: "none", "norm" or "full", or TEXTBOOK for the step of `eval.speed.textbook_step`.
+    recompute: "none", "norm" or "full", or the name of another step.
     """
 
     resolution: int
@@ -100,56 +96,22 @@ class Peaks:
         return self.allocated * (1 + OVERHEAD) + CONTEXT
 
 
-def state_bytes(run: Run) -> dict[str, int]:
-    """Exact bytes of what a run keeps between steps or, for gradients, at the end of a backward."""
-    networks = {"VAE": run.raw_vae}
-    if run.args.discriminator.enabled:
-        networks["discriminator"] = run.raw_discriminator
-    found = {}
-    for name, network in networks.items():
-        trained = [p for p in network.parameters() if p.requires_grad]
-        found[f"{name}: weights"] = _bytes(network.parameters()) + _bytes(network.buffers())
-        found[f"{name}: gradients"] = _bytes(trained)
-        found[f"{name}: Adam's moments"] = sum(moment_bytes(p, run.args) for p in trained)
-    if run.ema is not None:
-        found["EMA"] = _bytes([*run.ema.averages, run.ema.num_updates])
-    if run.perceptual is not None:
-        found["LPIPS"] = _bytes(run.perceptual.parameters()) + _bytes(run.perceptual.buffers())
-    return found
+def peaks_of(
+    run: Run, judges: Networks, meter: AllocationMeter, train: Callable[[Run], object]
+) -> Peaks:
+    """What each part of a `described_run` needs at its worst moment.
 
-
-def _bytes(tensors: Iterable[Tensor]) -> int:
-    return sum(t.numel() * t.element_size() for t in tensors)
-
-
-def plan(args: Arguments) -> tuple[dict[str, int], Peaks]:
-    """The states of a run by `args`, and what each of its parts needs at its worst moment."""
-    meter = AllocationMeter()
-    with _described_run(args, meter) as run, moments(run):
-        to_try = parts(run, partial(train_vae.train, watch=None))
+    meter: one of its modes. train: the script's loop.
+    """
+    with moments(run):
+        to_try = parts(run, train, judges)
         found = {name: meter.peak_of(part) for name, part in to_try.items()}
-        return state_bytes(run), Peaks.of(args, args.precision.recomputed, found)
-
-
-def plan_textbook(args: Arguments) -> Peaks:
-    """The peak of a plain step on the same networks."""
-    meter = AllocationMeter()
-    with _described_run(args, meter) as run:
-        ours = meter.now
-        with warnings.catch_warnings():  # its networks are copied, which looks at their memory
-            warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")
-            trainer = TextbookTrainer(run)
-        batch = largest_batch(run)
-        trainer.step([batch])  # makes the optimizers' moments
-        # More micro-batches than two need no more memory.
-        count = min(2, args.optimization.gradient_accumulation_steps)
-        peak = meter.peak_of(partial(trainer.step, [batch] * count))
-        return Peaks.of(args, TEXTBOOK, {TRAINING: peak - ours})
+    return Peaks.of(run.args, run.args.precision.recomputed, found)
 
 
 @contextmanager
-def _described_run(args: Arguments, meter: AllocationMeter) -> Iterator[Run]:
+def described_run(args: Arguments, meter: AllocationMeter) -> Iterator[tuple[Run, Networks]]:
     """A fake run that says of itself what was asked for, such as 8-bit moments."""
-    with fake_run(args, meter) as run:
+    with fake_run(args, meter) as (run, judges):
         run.args = args
-        yield run
+        yield run, judges

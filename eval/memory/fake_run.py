@@ -8,6 +8,7 @@ moves networks in a way fake tensors do not allow.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
@@ -16,33 +17,46 @@ from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
+from diffusers import AutoencoderKL
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
+from torch_fidelity import feature_extractor_inceptionv3 as inception
 
-from eval.speed.random_lpips import random_lpips
-from eval.speed.script import run_at_full_gan
-from eval.speed.textbook_step import DTYPES
+from eval import validation
+from eval.memory.random_lpips import random_lpips
+from eval.metrics.fid import build_inception
+from eval.metrics.networks import Networks
 from modules.builders import run as builder
 from modules.builders.networks import make_discriminator, make_perceptual, make_vae
 from modules.config.arguments import Arguments
+from modules.models.autoencoder import TrainableVAE
 from modules.training.run import Run
 
+META = torch.device("meta")
 LAYOUT = torch.channels_last  # on a GPU
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "no": torch.float32}
 
 
 @contextmanager
-def fake_run(args: Arguments, *modes: Any) -> Iterator[Run]:
-    """A Run by the script's own builder, at full GAN, whose tensors are fake as long as this lasts.
+def fake_run(args: Arguments, *modes: Any) -> Iterator[tuple[Run, Networks]]:
+    """A Run by the script's own builder, at full GAN, and the networks of its validation.
+
+    Their tensors are fake as long as this lasts.
 
     What works on real tensors alone, --compile and 8-bit AdamW, is left out. modes: contexts that
     see every operation, such as a counter of bytes.
     """
     plain = replace(args, precision=replace(args.precision, use_8bit_adam=False, compile=False))
     accelerator = OneProcess(args)
-    with random_lpips():
+    # Weights that are drawn are as large as weights that are not.
+    loaded = args.model.pretrained_model_name_or_path or args.losses.lpips_weights
+    with random_lpips(), warnings.catch_warnings(), nullcontext() if loaded else META:
+        warnings.filterwarnings("ignore", "for .*: copying from a non-meta parameter")
         vae = make_vae(plain)
         discriminator = make_discriminator(plain, accelerator, vae.config.in_channels)
         perceptual = make_perceptual(plain)
+        with patch.object(validation, "build_inception", _random_inception):
+            judges = validation.open_judges(plain, perceptual, "cpu")
     for network in (vae, discriminator):
         network.to(memory_format=LAYOUT)
     built_here = {
@@ -57,7 +71,30 @@ def fake_run(args: Arguments, *modes: Any) -> Iterator[Run]:
         stack.enter_context(patch.object(nn.Module, "to", lambda network, *_, **__: network))
         for mode in (FakeTensorMode(allow_non_fake_inputs=True), cuda_autocast(), *modes):
             stack.enter_context(mode)
-        yield run_at_full_gan(plain, _fake(vae))
+        for judge in filter(None, (*judges.lpips.values(), judges.inception)):
+            _fake(judge)
+        yield run_at_full_gan(plain, _fake(vae)), judges
+
+
+def _random_inception(weights: str | None) -> nn.Module:
+    """Inception without its weights, which do not change its size."""
+    del weights
+    with (
+        patch.object(inception, "load_state_dict_from_url", lambda *_, **__: {}),
+        patch.object(inception.FeatureExtractorInceptionV3, "load_state_dict", lambda *_: None),
+    ):
+        return build_inception()
+
+
+def run_at_full_gan(args: Arguments, vae: AutoencoderKL) -> Run:
+    """A run by the script's builder at its most expensive step: every term counts, with no end."""
+    run = builder.make_run(
+        args, TrainableVAE(vae, args.model.decoder_only), args.optimization.images_per_step(1)
+    )
+    run.step = sum(run.schedule.lengths)
+    run.step += run.step % 2  # the VAE's turn, if they take turns
+    run.max_train_steps = 10**12
+    return run
 
 
 class OneProcess:

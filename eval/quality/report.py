@@ -1,0 +1,113 @@
+"""The comparison as tables in a terminal, as data for JSON, and as one HTML page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from eval.protocol.results import Evaluation
+from eval.quality.measure import COLUMNS, Measured, numbers_of
+from eval.quality.summary import Spread, mean_curve, paired, verdict
+from eval.report.charts import Chart, line_chart
+from eval.report.grid import comparison_grid
+from eval.report.outputs import write_json
+from eval.report.page import Cell, write_page
+from eval.report.terminal import print_table
+
+Arms = Mapping[str, Mapping[int, Measured]]  # by name and seed; the first is the reference
+
+
+def write_quality(
+    output: Path, arms: Arms, baselines: Mapping[str, Evaluation], facts: Mapping[str, Any]
+) -> None:
+    """Prints the tables; writes quality.json, quality.html and a picture of each arm.
+
+    facts: what else is known, for the JSON and the page: "commands" by arm, reasons by "failed"
+    training, the lines of the "stamp".
+    """
+    keys, data = _keys(arms), {name: _compared(arms, name) for name in arms}
+    beside = {name: numbers_of(evaluation) for name, evaluation in baselines.items()}
+    write_json(str(output / "quality.json"), {"arms": data, "baselines": beside, **facts})
+
+    rows = {name: [_cell(found, key) for key in keys] for name, found in data.items()}
+    rows |= {name: [Cell(COLUMNS[key].format(numbers.get(key))) for key in keys]
+             for name, numbers in beside.items()}  # fmt: skip
+    header, first = ["arm", *(COLUMNS[key].heading for key in keys)], next(iter(arms))
+    print_table([header, *([name, *(c.text for c in cells)] for name, cells in rows.items())])
+    others = [[name, *(c.detail for c in rows[name])] for name in [*arms][1:]]
+    if others:
+        print()
+        print_table([[f"minus {first}", *header[1:]], *others])
+    explained = (
+        "Mean and standard deviation over seeds. Differences are taken seed by seed; within one "
+        "standard deviation of these they are called none. " + "; ".join(
+            f"{COLUMNS[key].title}: {COLUMNS[key].meaning}" for key in keys)
+    )  # fmt: skip
+    print("", explained, *facts["stamp"], sep="\n", flush=True)
+
+    grids = {name: comparison_grid({name: found[min(found)].evaluation})
+             for name, found in arms.items()}  # fmt: skip
+    for name, grid in grids.items():
+        grid.save(output / f"{name}.png")
+    write_page(
+        output / "quality.html", "quality.html", title="Training arms side by side",
+        lead=f"{len(arms)} arms; small print: difference to {first}", header=header, rows=rows,
+        explained=explained, charts=_charts(arms), grids=grids, **facts,
+    )  # fmt: skip
+
+
+def _keys(arms: Arms) -> list[str]:
+    present = {key for seeds in arms.values() for found in seeds.values() for key in found.numbers}
+    return [key for key in COLUMNS if key in present]
+
+
+def _compared(arms: Arms, name: str) -> dict[str, Any]:
+    """One arm's part of the JSON: spreads, differences to the first arm with verdicts, runs."""
+    measures, differences = {}, {}
+    for key in _keys(arms):
+        values, reference = (
+            {seed: found.numbers[key] for seed, found in seeds.items() if key in found.numbers}
+            for seeds in (arms[name], next(iter(arms.values())))
+        )
+        if values:
+            measures[key] = asdict(Spread.of([*values.values()]))
+        if difference := paired(values, reference):
+            word = verdict(difference, COLUMNS[key].better)
+            differences[key] = {**asdict(difference), "verdict": word}
+    runs = {seed: {"numbers": found.numbers, "curve": found.curve}
+            for seed, found in arms[name].items()}  # fmt: skip
+    return {"measures": measures, "differences": differences, "runs": runs}
+
+
+def _cell(found: Mapping[str, Any], key: str) -> Cell:
+    """Mean and deviation; as its detail the difference and the verdict."""
+
+    def text(part: str, sign: str = "") -> str:
+        spread, digits = found[part].get(key), COLUMNS[key].digits
+        if spread is None:
+            return "–"
+        deviation = f" ± {spread['std']:.{digits}f}" if spread["seeds"] > 1 else ""
+        word = f" {spread['verdict']}" if sign else ""
+        return f"{spread['mean']:{sign}.{digits}f}{deviation}{word}"
+
+    return Cell(text("measures"), text("differences", "+"))
+
+
+def _charts(arms: Arms) -> list[Chart]:
+    """PSNR over images and over time, means of the seeds; and over sharpness, a point an arm."""
+    curves = {name: [found.curve for found in seeds.values()] for name, seeds in arms.items()}
+    charts = [
+        line_chart("Validation PSNR, dB", title, {
+            name: mean_curve([[(point[axis], point[2]) for point in curve] for curve in each])
+            for name, each in curves.items()
+        })
+        for axis, title in enumerate(("images", "seconds of training"))
+    ]  # fmt: skip
+    points = {
+        name: mean_curve([[(found.numbers["high_frequency"], found.numbers["psnr"])]
+                          for found in seeds.values() if "high_frequency" in found.numbers])
+        for name, seeds in arms.items()
+    }  # fmt: skip
+    return [*charts, line_chart("PSNR, dB", "high-frequency ratio; 1 is as sharp", points)]
