@@ -47,6 +47,7 @@ EVALUATION_SMALL = {
     "latents": MEASURE_SMALL,
     "precision": MEASURE_SMALL,
     "export": [],
+    "picture": ["--device", "cpu"],
     "memory": [*TINY, "--resolutions", "16", "--batches", "1"],
     "benchmark": [*TINY, "--steps", "1", "--phase_steps", "1"],
     "loader": shlex.split("--resolution 16 --workers 0 --rounds 1 --images 2 --batch_size 2"),
@@ -175,7 +176,7 @@ def test_every_training_command_trains(argv, model, photos, tmp_path):
 @pytest.mark.parametrize("argv", EVALUATION, ids=shlex.join)
 def test_every_evaluation_command_measures(argv, model, photos, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    places = {"path/to/photos": photos, "path/to/unseen": photos}
+    places = {"path/to/photos": photos, "path/to/unseen": photos, "in.png": photos / "validation" / "0.png"}
     argv = [
         str(model if word.startswith(("runs/", "stabilityai/")) else places.get(word, word))
         for word in argv
