@@ -176,7 +176,8 @@ def test_every_training_command_trains(argv, model, photos, tmp_path):
 @pytest.mark.parametrize("argv", EVALUATION, ids=shlex.join)
 def test_every_evaluation_command_measures(argv, model, photos, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    places = {"path/to/photos": photos, "path/to/unseen": photos, "in.png": photos / "validation" / "0.png"}
+    picture = photos / "validation" / "0.png"
+    places = {"path/to/photos": photos, "path/to/unseen": photos, "in.png": picture}
     argv = [
         str(model if word.startswith(("runs/", "stabilityai/")) else places.get(word, word))
         for word in argv
