@@ -24,7 +24,7 @@ from eval.report.grid import comparison_grid
 from eval.report.latent_picture import latent_picture
 from modules.config.arguments import Arguments
 from modules.data.images.images import UnreadableImage
-from modules.data.sources.open import ImageSource
+from modules.data.sources.parts import ImageSource
 from modules.distributed.reduce import gather_from_processes
 from modules.errors import ArgumentError
 from modules.models.autoencoder import downsample_factor

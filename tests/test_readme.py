@@ -48,6 +48,7 @@ EVALUATION_SMALL = {
     "diffusability": [*MEASURE_SMALL, "--features", "random", "--denoiser_steps", "1"],
     "precision": MEASURE_SMALL,
     "export": [],
+    "picture": ["--device", "cpu"],
     "memory": [*TINY, "--resolutions", "16", "--batches", "1"],
     "benchmark": [*TINY, "--steps", "1", "--phase_steps", "1"],
     "loader": shlex.split("--resolution 16 --workers 0 --rounds 1 --images 2 --batch_size 2"),
@@ -176,7 +177,8 @@ def test_every_training_command_trains(argv, model, photos, tmp_path):
 @pytest.mark.parametrize("argv", EVALUATION, ids=shlex.join)
 def test_every_evaluation_command_measures(argv, model, photos, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    places = {"path/to/photos": photos, "path/to/unseen": photos}
+    picture = photos / "validation" / "0.png"
+    places = {"path/to/photos": photos, "path/to/unseen": photos, "in.png": picture}
     argv = [
         str(model if word.startswith(("runs/", "stabilityai/")) else places.get(word, word))
         for word in argv

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import torch
 
     from eval.protocol.protocol import Protocol, ProtocolImages
-    from modules.data.sources.open import ImageSource
+    from modules.data.sources.parts import ImageSource
 
 MODEL_HELP = (
     "a folder with a VAE or a pipeline, a hub id, or one .safetensors or .ckpt file in "

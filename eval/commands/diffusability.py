@@ -24,7 +24,7 @@ from eval.commands.common import (
 if TYPE_CHECKING:
     from torch import nn
 
-    from eval.protocol.protocol import ProtocolImages
+    from eval.protocol.protocol import Protocol, ProtocolImages
 
 HELP = "equivariance, iFID, and a small diffusion model: how learnable are the latents"
 
@@ -64,20 +64,20 @@ def run(args: argparse.Namespace) -> int:
     """Measures each model, prints and writes what was found."""
     from eval.diffusability.measure import measure_diffusability
     from eval.diffusability.report import as_data, notes, rows, write_diffusability_page
-    from eval.protocol.codecs import VAECodec, distinct_labels, open_vae
+    from eval.protocol.codecs import VAECodec, common_mode, open_vaes
     from eval.report.outputs import write_json
     from eval.report.terminal import print_table
 
-    protocol = open_protocol(args)
-    images, reference = open_images(args, protocol), _open_reference(args)
+    vaes = open_vaes(args.model, args.pretrained_weights)
+    protocol = open_protocol(args, common_mode(vaes))
+    images, reference = open_images(args, protocol), _open_reference(args, protocol)
     _check(args, images, reference)
     features, missing = _open_features(args)
-    labels, found = distinct_labels(args.model), {}
+    found = {}
     with device_and_processes(args) as device:
-        for label, name in zip(labels, args.model, strict=True):
-            codec = VAECodec(open_vae(name, args.pretrained_weights))
+        for label, vae in vaes.items():
             found[label] = measure_diffusability(
-                codec,
+                VAECodec(vae),
                 images,
                 reference,
                 features,
@@ -107,11 +107,11 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _open_reference(args: argparse.Namespace) -> ProtocolImages:
+def _open_reference(args: argparse.Namespace, protocol: Protocol) -> ProtocolImages:
     chosen = vars(args) | {"data": args.reference, "data_split": args.reference_split,
                            "num_images": args.num_reference_images}  # fmt: skip
     try:
-        return open_images(argparse.Namespace(**chosen), open_protocol(args))
+        return open_images(argparse.Namespace(**chosen), protocol)
     except ValueError as error:
         message = str(error).replace("--data_split", "--reference_split")
         raise ValueError(message.replace("--data:", "--reference:").replace(

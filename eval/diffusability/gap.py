@@ -12,6 +12,7 @@ from eval.metrics.image import PSNR_CAP, mean_squared_error, psnr
 from eval.protocol.codecs import VAECodec, quantize
 from modules.data.images.images import normalize
 from modules.errors import ArgumentError
+from modules.image_modes import over_views
 from modules.training.equivariance import Change
 
 HALF, TURN, MIRROR = "half size", "quarter turn", "mirrored"
@@ -48,7 +49,7 @@ class GapMeter:
         self.sums: dict[str, Tensor] = {}
 
     def add(self, images: Tensor, latents: Tensor) -> None:
-        """images: [B, 3, H, W] uint8; latents: [B, C, h, w], the posterior's mean."""
+        """images: [B, K, H, W] uint8; latents: [B, C, h, w], the posterior's mean."""
         self.count += len(images)
         self._sum("", images, latents)
         for name, change in changes(*latents.shape[2:]).items():
@@ -57,7 +58,7 @@ class GapMeter:
 
     def _sum(self, name: str, images: Tensor, *latents: Tensor) -> None:
         outputs = [quantize(self.codec.vae.decode(z).sample, "nearest") for z in latents]
-        decibels = [psnr(mean_squared_error(images, output)) for output in outputs]
+        decibels = [psnr(over_views(mean_squared_error, images, output)) for output in outputs]
         total = torch.stack(decibels).clamp(max=PSNR_CAP).sum(dim=1)
         self.sums[name] = self.sums.get(name, 0) + total
 

@@ -33,7 +33,7 @@ class Scale:
         return cls(mean[:, None, None], std[:, None, None])
 
     def decode(self, codec: VAECodec, latents: Tensor, device: torch.device) -> Tensor:
-        """Scaled latents as images [B, 3, H, W] uint8. ArgumentError where they are not finite."""
+        """Scaled latents as images [B, K, H, W] uint8. ArgumentError where they are not finite."""
         values = codec.vae.decode((latents * self.std + self.mean).to(device)).sample
         if not torch.isfinite(values).all():
             raise ArgumentError("--model: the decoder gives NaN or infinity for some latents")
@@ -67,7 +67,7 @@ def store_latents(
 ) -> StoredLatents:
     """Writes the posterior's mean of every readable image to `file`.
 
-    images: uint8 [3, H, W] by position, of one size. watch: sees each batch of images [B, 3, H, W]
+    images: uint8 [K, H, W] by position, of one size. watch: sees each batch of images [B, K, H, W]
     uint8 and their latents. Raises ArgumentError where the encoder gives NaN or no image is read.
     """
     accumulator, digests, values = LatentAccumulator(codec.latent_channels), [], None

@@ -34,7 +34,7 @@ class Diffusability:
     loss: list[float]  # of the denoiser on latents that it has not seen; 2 if it knows nothing
     ifid: list[float]
     sample_fid: list[float]
-    samples: list[Tensor]  # PICTURES or fewer, [3, H, W] uint8
+    samples: list[Tensor]  # PICTURES or fewer, [K, H, W] uint8
 
 
 @torch.no_grad()
@@ -53,7 +53,7 @@ def measure_diffusability(
 ) -> Diffusability:
     """Everything at once; memory does not grow with the images, but for an index of the reference.
 
-    data, reference: uint8 [3, H, W] by position, of one size. features: uint8 [B, 3, H, W] to a
+    data, reference: uint8 [K, H, W] by position, of one size. features: uint8 [B, K, H, W] to a
     tuple with [B, D], for the Fréchet distances; None leaves them out. Raises ArgumentError where
     numbers are not finite.
     """

@@ -23,7 +23,7 @@ from eval.protocol.choices import (
     ROUNDINGS,
 )
 from modules.data.images.images import center_crop_adm, to_uint8_tensor
-from modules.data.sources.open import ImageSource
+from modules.data.sources.parts import ImageSource
 from modules.image_modes import in_mode, mode_of
 
 STAMPED_PACKAGES = ("torch", "diffusers", "pillow", "lpips", "torch-fidelity")

@@ -19,7 +19,8 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler
 from modules.data.images.synthetic import SyntheticImages
 from modules.data.loader import TrainingImages, training_loader
 from modules.data.shared_memory import end_rather_than_drop
-from modules.data.sources.open import ImageSource, open_folder
+from modules.data.sources.open import open_folder
+from modules.data.sources.parts import ImageSource
 
 WIDTH, HEIGHT, QUALITY = 1024, 768, 90  # of the JPEGs made on the spot
 DISTINCT = 32

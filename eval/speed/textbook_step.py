@@ -4,7 +4,7 @@ Latent-diffusion's objective (Rombach et al. 2022): summed losses, the adaptive 
 gradients that are each taken back through LPIPS or the discriminator, then one backward of the
 whole, which takes both again. Everything eager, in the default memory layout, with PyTorch's
 default AdamW and diffusers' own blocks; the whole step under autocast, as Lightning runs it.
-Gradients are the trainer's times N = 3 H W.
+Gradients are the trainer's times N = K H W.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from eval.memory.fake_run import DTYPES
 from modules.data.images.images import normalize
+from modules.image_modes import over_views
 from modules.training.losses import PIXEL_LOSSES, discriminator_loss
 from modules.training.run import Run
 
@@ -99,7 +100,8 @@ class TextbookTrainer:
         pixels = PIXEL_LOSSES[losses.rec_loss]
         nll = pixels(reconstructions, images, reduction="none")
         if self.perceptual is not None:
-            nll = nll + losses.perceptual_scale * self.perceptual(images, reconstructions)
+            p_loss = over_views(self.perceptual, images, reconstructions)
+            nll = nll + losses.perceptual_scale * p_loss
         nll = nll.sum() / len(images)
         loss = nll + losses.kl_scale * posterior.kl().sum() / len(images)
         if not disc.enabled:

@@ -19,8 +19,12 @@ from accelerate.utils import (
 )
 
 from modules.config.arguments import Arguments
-from modules.distributed.determinism import make_deterministic
-from modules.distributed.device import check_device, expected_device, multiplies_bfloat16
+from modules.distributed.device import (
+    check_device,
+    expected_device,
+    make_deterministic,
+    multiplies_bfloat16,
+)
 from modules.distributed.launch_environment import chosen_precision
 from modules.distributed.reduce import gather_from_processes
 from modules.errors import ArgumentError

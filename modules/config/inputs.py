@@ -98,23 +98,15 @@ class ModelArguments:
                 f"--pretrained_weights={self.pretrained_weights} needs "
                 "--pretrained_model_name_or_path, whose weights it chooses; drop it"
             )
-        if self.block_out_channels is not None:
-            levels = self.downsample_factor.bit_length()
-            require(
-                len(self.block_out_channels) == levels,
-                "block_out_channels",
-                " ".join(map(str, self.block_out_channels)),
-                f"must list {levels} widths for --downsample_factor={self.downsample_factor} "
-                "(log2 of the factor, plus 1)",
-            )
-            groups = self.norm_num_groups or 1
-            for width in self.block_out_channels:
-                require(
-                    width % groups == 0,
-                    "norm_num_groups",
-                    groups,
-                    f"must divide every width of --block_out_channels, also {width}",
-                )
+        if (widths := self.block_out_channels) is not None:
+            factor, groups = self.downsample_factor, self.norm_num_groups or 1
+            levels = factor.bit_length()
+            require(len(widths) == levels, "block_out_channels", " ".join(map(str, widths)),
+                    f"must list {levels} widths for --downsample_factor={factor} (log2 of the "
+                    "factor, plus 1)")  # fmt: skip
+            for width in widths:
+                rule = f"must divide every width of --block_out_channels, also {width}"
+                require(width % groups == 0, "norm_num_groups", groups, rule)
 
     @property
     def from_scratch(self) -> bool:
@@ -237,17 +229,10 @@ class DataArguments:
     def _check_mixture(self) -> None:
         names, weights = self.dataset_name or (), self.dataset_weights
         if set(names) <= {"synthetic"}:
-            for option, value in (
-                ("dataset_config_name", self.dataset_config_name),
-                ("data_files", " ".join(self.data_files or ())),
-            ):
-                require(
-                    not value,
-                    option,
-                    value,
-                    "needs the --dataset_name that it "
-                    "belongs to (for files alone parquet, or webdataset)",
-                )
+            rule = "needs the --dataset_name it belongs to (for files alone parquet or webdataset)"
+            config, files = self.dataset_config_name, " ".join(self.data_files or ())
+            require(not config, "dataset_config_name", config, rule)
+            require(not files, "data_files", files, rule)
             require(not (names and self.train_data_dir), "train_data_dir", self.train_data_dir,
                     "is not read with --dataset_name=synthetic; drop one of the two")  # fmt: skip
         for option in ("dataset_config_name", "data_files", "train_data_dir"):

@@ -19,8 +19,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from modules.data.images.images import UnreadableImage
-from modules.data.sources.open import ImageSource
-from modules.data.sources.parts import Subset
+from modules.data.sources.parts import ImageSource, Subset
 from modules.distributed.reduce import process_index_and_count, sum_over_processes
 
 logger = logging.getLogger(__name__)

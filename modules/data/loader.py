@@ -22,7 +22,7 @@ from modules.data.samplers.batches import BucketedBatches, Place, ShuffledBatche
 from modules.data.samplers.buckets import Buckets
 from modules.data.samplers.order import EpochOrder, Permutations
 from modules.data.shared_memory import end_rather_than_drop
-from modules.data.sources.open import ImageSource, reduced
+from modules.data.sources.parts import ImageSource
 from modules.data.streaming.reader import StreamedImages, StreamLoader, StreamReader
 from modules.distributed.signals import SIGNALS
 from modules.errors import ArgumentError
@@ -52,9 +52,8 @@ class TrainingImages(Dataset[Sample]):
     ) -> None:
         if len(source) == 0:
             raise ArgumentError(f"{source.name} has no images to train on")
-        self.maker = maker = SampleMaker(resolution, **options)
-        self.order, self.buckets = order or Permutations(len(source), maker.seed), buckets
-        self.sources = {side: reduced(source, maker.target(side)) for side in maker.resolutions}
+        self.source, self.maker = source, SampleMaker(resolution, **options)
+        self.order, self.buckets = order or Permutations(len(source), self.maker.seed), buckets
 
     def batches(
         self, batch_size: int, rank: int, world_size: int, start_position: int
@@ -74,11 +73,11 @@ class TrainingImages(Dataset[Sample]):
         return self.maker.make(self._candidates(place), place.position, place.draw, shape)
 
     def _candidates(self, place: Place) -> Iterator[Candidate]:
-        source, index = self.sources[place.resolution], place.index
+        source, index, target = self.source, place.index, self.maker.target(place.resolution)
         everyone = range(len(source))
         peers = everyone if self.buckets is None else self.buckets.peers(index)
         for attempt in count():
-            yield Candidate(partial(source.open, index), partial(source.label, index))
+            yield Candidate(partial(source.open, index, target), partial(source.label, index))
             draw = seed_for(self.maker.seed, "replacement", *place.draw, attempt)
             choice = peers if attempt < PEER_ATTEMPTS else everyone
             index = int(choice[draw % len(choice)])

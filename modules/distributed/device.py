@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 
 import torch
 
-from modules.errors import blaming
+from modules.errors import ArgumentError, blaming
 
 DEVICE = "ACCELERATE_TORCH_DEVICE"  # by which accelerate is told to use one
+WORKSPACE, WORKSPACES = "CUBLAS_WORKSPACE_CONFIG", (":4096:8", ":16:8")
 USE_CPU = "ACCELERATE_USE_CPU"
 WIDE = 64  # channels at full resolution; 16 and 32 were measured on one side, 128 on the other
 
@@ -66,3 +68,19 @@ def convolution_layout(device: torch.device, full_resolution_width: int) -> torc
     if device.type == "cpu" and without_avx512 and full_resolution_width >= WIDE:
         return torch.contiguous_format
     return torch.channels_last
+
+
+def make_deterministic() -> None:
+    """The same bits on every launch, at the price of speed; to be called before a GPU is touched.
+
+    cuBLAS reads its setting from the environment when it starts. Raises ArgumentError when the
+    environment holds another one.
+    """
+    if os.environ.setdefault(WORKSPACE, WORKSPACES[0]) not in WORKSPACES:
+        raise ArgumentError(
+            f"--deterministic needs {WORKSPACE} to be one of {', '.join(WORKSPACES)}, and it is "
+            f"{os.environ[WORKSPACE]}; unset it"
+        )
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.benchmark = False

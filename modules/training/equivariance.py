@@ -22,7 +22,7 @@ SMALLEST_SCALE = Fraction(1, 4)
 class Change:
     """Scales the sides, then mirrors left and right, then turns counterclockwise by `turns` x 90°.
 
-    Maps latents [B, C, h, w] and images [B, 3, H, W] alike; `scales`, of height and width, must
+    Maps latents [B, C, h, w] and images [B, K, H, W] alike; `scales`, of height and width, must
     leave whole sides.
     """
 

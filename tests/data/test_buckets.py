@@ -55,7 +55,7 @@ class Ramps:
     def __len__(self) -> int:
         return len(self.sizes)
 
-    def open(self, index: int) -> Image.Image:
+    def open(self, index: int, target: int | None = None) -> Image.Image:
         if index in self.damaged:
             raise UnreadableImage("damaged")
         pixels = np.empty((*self.sizes[index], 3), np.uint8)

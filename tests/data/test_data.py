@@ -49,7 +49,7 @@ class Pictures:
     def __len__(self) -> int:
         return self.size
 
-    def open(self, index: int) -> Image.Image:
+    def open(self, index: int, target: int | None = None) -> Image.Image:
         if index in self.damaged:
             raise UnreadableImage("damaged")
         side = 5 if index in self.small else RESOLUTION

@@ -23,7 +23,6 @@ from modules.data.images.images import (
     center_crop,
     center_crop_adm,
     decode,
-    flip_horizontal,
     normalize,
     random_crop,
     to_uint8,
@@ -575,11 +574,6 @@ def test_shrinking_averages_instead_of_skipping_pixels():
     for interpolation in ("lanczos", "bicubic"):
         crop = pixels(center_crop(picture, 16, interpolation=interpolation))
         assert np.abs(crop[2:-2, 2:-2] - 127).max() <= 3
-
-
-def test_a_flip_exchanges_left_and_right_and_twice_is_nothing():
-    assert (pixels(flip_horizontal(PICTURE)) == pixels(PICTURE)[:, ::-1]).all()
-    assert flip_horizontal(flip_horizontal(PICTURE)).tobytes() == PICTURE.tobytes()
 
 
 def test_a_tensor_is_channels_first_with_memory_of_its_own():

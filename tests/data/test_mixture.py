@@ -121,7 +121,7 @@ class Numbered:
     def __len__(self) -> int:
         return self.size
 
-    def open(self, index: int) -> Image.Image:
+    def open(self, index: int, target: int | None = None) -> Image.Image:
         assert 0 <= index < self.size
         return Image.new("RGB", (20, 20), (self.first + index, 0, 0))
 

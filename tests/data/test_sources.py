@@ -31,7 +31,6 @@ from modules.data.sources.open import (
     open_files,
     open_folder,
     open_rows,
-    reduced,
 )
 from modules.data.sources.parts import Subset, hold_back, random_subset
 
@@ -488,7 +487,7 @@ def test_holding_back_nothing_or_everything_is_refused(num_images):
         hold_back(source, num_images, seed=0)
 
 
-def test_only_the_reduced_source_decodes_large_jpegs_smaller(tmp_path):
+def test_large_jpegs_are_decoded_smaller_where_a_target_is_given(tmp_path):
     Image.new("RGB", (400, 300)).save(tmp_path / "large.jpg")
     rows = datasets.Dataset.from_dict(
         {IMAGE: [{"bytes": (tmp_path / "large.jpg").read_bytes(), "path": None}]}
@@ -496,10 +495,8 @@ def test_only_the_reduced_source_decodes_large_jpegs_smaller(tmp_path):
 
     for whole in (open_folder(tmp_path), RowSource(rows, "rows")):
         for source in (whole, Subset(whole, [0])):
-            small = reduced(source, 32)
-            assert small.open(0).size == (100, 75)
+            assert source.open(0, 32).size == (100, 75)
             assert source.open(0).size == (400, 300)
-            assert small.label(0) == source.label(0)
 
 
 def test_sources_travel_to_other_processes(tmp_path):

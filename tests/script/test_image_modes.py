@@ -109,8 +109,6 @@ def test_a_pretrained_model_of_other_channels_is_refused_with_both(tmp_path):
         message = f"--image_mode={asked} means .* and the model's images are L, with 1"
         with pytest.raises(ArgumentError, match=message):
             make_vae(tiny_arguments(f"{pretrained} --image_mode {asked}"))
-    with pytest.raises(ArgumentError, match="--vae_init=resampler carries RGB"):
-        make_vae(tiny_arguments("--image_mode L --vae_init resampler"))
 
 
 def test_models_of_different_channels_are_not_compared(tmp_path, capsys):

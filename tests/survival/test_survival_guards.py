@@ -14,7 +14,7 @@ from launching import launch, succeed
 from survival import RESUME, Variant, command, differences, kill_at, rows
 from tiny import batch, gradients, largest_difference, tiny_run, train
 
-from modules.distributed.determinism import WORKSPACE, make_deterministic
+from modules.distributed.device import WORKSPACE, make_deterministic
 from modules.errors import ArgumentError
 from modules.models.discriminator import NLayerDiscriminator
 from modules.training.adversary import (

@@ -256,11 +256,6 @@ def center_crop(
     return random_crop(image, size, position=(0.5, 0.5), interpolation=interpolation)
 
 
-def flip_horizontal(image: Image.Image) -> Image.Image:
-    """Left and right exchanged."""
-    return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-
-
 def to_uint8_tensor(image: Image.Image) -> Tensor:
     """A picture -> uint8 [K, H, W] in [0, 255], in memory of its own; of mode RGBa as RGBA."""
     pixels = torch.from_numpy(np.array(image.convert("RGBA") if image.mode == "RGBa" else image))

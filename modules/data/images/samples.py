@@ -14,10 +14,10 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
-from modules.data.images.images import UnreadableImage, center_crop, flip_horizontal, random_crop
+from modules.data.images.images import UnreadableImage, center_crop, random_crop
 from modules.data.images.images import to_uint8_tensor as to_tensor
 from modules.errors import RunStopped
 from modules.image_modes import in_mode
@@ -139,7 +139,7 @@ class SampleMaker:
             picture = random_crop(
                 picture, shape, position=position, interpolation=self.interpolation
             )
-        return flip_horizontal(picture) if self.random_flip and mirrored else picture
+        return ImageOps.mirror(picture) if self.random_flip and mirrored else picture
 
     def _noise(self, position: int, shape: tuple[int, int]) -> Tensor:
         channels, *latent = self.latent_shape

@@ -146,15 +146,13 @@ SMOOTH_FIELDS = (linear_field, radial_field, cloud_field)
 TEXTURES = (cloud_field, marble_field, wood_field, stripe_field, checker_field, cell_field)
 
 
-def material(rng: Random, x: np.ndarray, y: np.ndarray, stops: np.ndarray) -> np.ndarray:
-    """Colours [R, R, 3] of a random surface in `stops` [n, 3]; half of all surfaces are plain."""
-    fields = SMOOTH_FIELDS if rng.uniform() < 0.5 else TEXTURES
-    field = fields[rng.randint(len(fields))](rng, x, y)
-    return tint(np.clip(field, 0, 1), stops)
-
-
 def surface(rng: Random, resolution: int, palette: np.ndarray) -> np.ndarray:
-    """A material [R, R, 3] of two neighbouring tones of the palette, or seldom of all of it."""
+    """Colours [R, R, 3] in two neighbouring tones of the palette, or seldom in all of it.
+
+    Half of all surfaces are plain.
+    """
     tone = rng.randint(len(palette) - 1)
     stops = palette if rng.uniform() < 0.15 else palette[tone : tone + 2]
-    return material(rng, *points(resolution), stops)
+    fields = SMOOTH_FIELDS if rng.uniform() < 0.5 else TEXTURES
+    field = fields[rng.randint(len(fields))](rng, *points(resolution))
+    return tint(np.clip(field, 0, 1), stops)

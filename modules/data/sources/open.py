@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -23,7 +22,6 @@ from modules.data.images.left_out import left_out
 from modules.data.sources.files import NETWORK_ERRORS, fingerprint, wait_to_retry
 from modules.data.sources.folder_walk import FoundFile, files_below
 from modules.data.sources.hf_dataset import IMAGE, NamedDataset, load_rows
-from modules.data.sources.parts import Concatenation, ImageSource, Subset
 from modules.errors import ArgumentError, one_line
 
 logger = logging.getLogger(__name__)
@@ -49,14 +47,13 @@ class FileSource:
         if not isinstance(paths, pa.Array):
             paths = pa.array([os.fsencode(path) for path in paths], BYTES)
         self.paths, self.name, self.inodes = paths, name, inodes
-        self.target: int | None = None
 
     def __len__(self) -> int:
         return len(self.paths)
 
-    def open(self, index: int) -> Image.Image:
+    def open(self, index: int, target: int | None = None) -> Image.Image:
         """The picture in mode RGB or RGBA, upright. Raises UnreadableImage."""
-        return decode(self.label(index), self.target)
+        return decode(self.label(index), target)
 
     def label(self, index: int) -> str:
         """The path."""
@@ -81,14 +78,13 @@ class RowSource:
         self, rows: Dataset, name: str, token: str | None = None, version: str = ""
     ) -> None:
         self.rows, self.name, self.token, self.version = rows, name, token, version
-        self.target: int | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def open(self, index: int) -> Image.Image:
+    def open(self, index: int, target: int | None = None) -> Image.Image:
         """The picture in mode RGB or RGBA, upright. Raises UnreadableImage."""
-        return decode(encoded_image(self._cell(index), self.token), self.target)
+        return decode(encoded_image(self._cell(index), self.token), target)
 
     def _cell(self, index: int) -> Mapping[str, Any] | None:
         try:
@@ -145,23 +141,6 @@ def _fetch(path: str, token: str | None) -> bytes:
             reason = f"{path} cannot be read: {type(error).__name__}: {error}".splitlines()[0]
             wait_to_retry(reason, failures, error)
         failures += 1
-
-
-def reduced(source: ImageSource, target: int | None) -> ImageSource:
-    """The same pictures, large JPEGs among them decoded no larger than a crop of `target` needs.
-
-    target: in pixels; None decodes them whole.
-    """
-    if target is None or not isinstance(source, FileSource | RowSource | Subset | Concatenation):
-        return source
-    smaller = copy.copy(source)
-    if isinstance(smaller, Subset):
-        smaller.source = reduced(smaller.source, target)
-    elif isinstance(smaller, Concatenation):
-        smaller.sources = tuple(reduced(part, target) for part in smaller.sources)
-    else:
-        smaller.target = target
-    return smaller
 
 
 def open_files(paths: Sequence[str | Path], flag: str = "--validation_image") -> FileSource:

@@ -20,8 +20,11 @@ class ImageSource(Protocol):
 
     def __len__(self) -> int: ...
 
-    def open(self, index: int) -> Image.Image:
-        """The picture in mode RGB or RGBA, upright. Raises UnreadableImage."""
+    def open(self, index: int, target: int | None = None) -> Image.Image:
+        """The picture in mode RGB or RGBA, upright. Raises UnreadableImage.
+
+        target: the shorter side, in pixels, that decoding must not fall short of; None: all.
+        """
         ...
 
     def label(self, index: int) -> str:
@@ -47,9 +50,9 @@ class Subset:
     def __len__(self) -> int:
         return len(self.indices)
 
-    def open(self, index: int) -> Image.Image:
+    def open(self, index: int, target: int | None = None) -> Image.Image:
         """The picture in mode RGB or RGBA, upright. Raises UnreadableImage."""
-        return self.source.open(int(self.indices[index]))
+        return self.source.open(int(self.indices[index]), target)
 
     def label(self, index: int) -> str:
         """The label in the source this is a subset of."""
@@ -75,10 +78,10 @@ class Concatenation:
     def __len__(self) -> int:
         return int(self.ends[-1])
 
-    def open(self, index: int) -> Image.Image:
+    def open(self, index: int, target: int | None = None) -> Image.Image:
         """The picture in mode RGB or RGBA, upright. Raises UnreadableImage."""
         source, place = self._find(index)
-        return source.open(place)
+        return source.open(place, target)
 
     def label(self, index: int) -> str:
         """The label in the source that the picture is from."""

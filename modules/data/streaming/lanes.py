@@ -188,9 +188,9 @@ class ReadRows:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def open(self, index: int) -> Image.Image:
+    def open(self, index: int, target: int | None = None) -> Image.Image:
         """The picture in mode RGB or RGBA, upright. Raises UnreadableImage."""
-        return self.rows[index].open(None)
+        return self.rows[index].open(target)
 
     def label(self, index: int) -> str:
         """The row's label."""

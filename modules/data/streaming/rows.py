@@ -8,11 +8,9 @@ from itertools import count, islice
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from modules.data.samplers.mixture import Shares
 from modules.data.samplers.order import Permutations
-from modules.data.sources.open import reduced
 from modules.data.sources.parts import Concatenation, ImageSource, hold_back
 from modules.data.streaming.lanes import MAX_LANES, Lane, ReadRows, Row, RowStream
 from modules.errors import ArgumentError
@@ -36,7 +34,7 @@ class SourceRows(RowStream):
         for place in count(start * lane.count + lane.number, lane.count):
             epoch, offset = divmod(place, order.size)
             index = int(order.indices(epoch)[offset])
-            opened = partial(_open_reduced, self.source, index)
+            opened = partial(self.source.open, index)
             yield Row((epoch, offset), opened, partial(self.source.label, index))
 
     def hold_back(self, num_images: int) -> tuple[ImageSource, RowStream]:
@@ -99,7 +97,3 @@ class MixedRows(RowStream):
     def fingerprint(self) -> str:
         """Those of the streams."""
         return " ".join(part.fingerprint() for part in self.parts)
-
-
-def _open_reduced(source: ImageSource, index: int, target: int | None) -> Image.Image:
-    return (source if target is None else reduced(source, target)).open(index)
