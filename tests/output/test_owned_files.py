@@ -108,7 +108,7 @@ def test_what_a_user_puts_there_between_two_launches_is_kept(tmp_path, name):
     assert (tmp_path / name).read_text() == "mine"
 
 
-@pytest.mark.parametrize("name", ["metrics.jsonl", "report.html", "config.json", "README.md",
+@pytest.mark.parametrize("name", ["metrics.jsonl", "report.html", "config.json",
                                   "vae_ldm.safetensors", "samples/step-000000.png"])  # fmt: skip
 @pytest.mark.parametrize("more", ["--overwrite_output_dir", *RESUME])
 def test_a_folder_in_place_of_a_file_is_the_users(tmp_path, name, more):
