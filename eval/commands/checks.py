@@ -5,10 +5,13 @@ from __future__ import annotations
 import argparse
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from modules.builders.places import require_permission
+from modules.config.arguments import Arguments
+from modules.config.command_line import resolve_arguments
 from modules.config.limits import shown, wrong_text
 from modules.errors import ArgumentError
 
@@ -43,6 +46,20 @@ def check_texts(args: argparse.Namespace) -> None:
         if name in PATHS:
             homes = [os.path.expanduser(text) for text in texts]
             setattr(args, name, homes if isinstance(value, list) else homes[0])
+
+
+def measured_arguments(training_flags: Sequence[str]) -> Arguments:
+    """The script's arguments, without trackers and validation images.
+
+    Precision is bfloat16 unless a flag or the recipe says otherwise, as in accelerate_config.yaml.
+    Raises ArgumentError naming flag, value and fix.
+    """
+    args = resolve_arguments(
+        [*training_flags, "--report_to", "none", "--num_validation_images", "0"]
+    )
+    if args.precision.mixed_precision is None:
+        args = replace(args, precision=replace(args.precision, mixed_precision="bf16"))
+    return args
 
 
 def prepare_outputs(args: argparse.Namespace) -> None:

@@ -13,6 +13,7 @@ from tiny import batch, tiny_run, train
 
 import train_vae
 from eval.__main__ import main
+from eval.commands.checks import measured_arguments
 from eval.memory.fake_run import cuda_autocast, fake_run
 from eval.memory.plan import BLOCK, AllocationMeter, Peaks
 from eval.rehearsal import BEFORE_GAN, LATENTS, TRAINING, VALIDATION, random_batch
@@ -30,7 +31,7 @@ FLAGS = (
 
 
 def arguments(flags: str = "") -> Arguments:
-    return script.measured_arguments([*FLAGS.split(), *flags.split()])
+    return measured_arguments([*FLAGS.split(), *flags.split()])
 
 
 def peaks(flags: str = "") -> Peaks:
