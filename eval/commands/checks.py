@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from modules.builders.places import require_permission
+from modules.builders.places import require_permission, require_place
 from modules.config.arguments import Arguments
 from modules.config.command_line import resolve_arguments
 from modules.config.limits import shown, wrong_text
@@ -17,7 +17,8 @@ from modules.errors import ArgumentError
 
 FILES = ("json", "markdown", "report", "grid")
 FOLDERS = ("output",)
-PATHS = (*FILES, *FOLDERS, "model", "data", "data_cache_dir", "lpips_weights", "inception_weights")
+INPUTS = ("model", "data")
+PATHS = (*FILES, *FOLDERS, *INPUTS, "data_cache_dir", "lpips_weights", "inception_weights")
 
 
 def integer(minimum: int, maximum: int = 10**9) -> Callable[[str], int]:
@@ -35,7 +36,11 @@ def integer(minimum: int, maximum: int = 10**9) -> Callable[[str], int]:
 
 
 def check_texts(args: argparse.Namespace) -> None:
-    """Expands "~" in paths. Raises ArgumentError for a text that is empty or cannot be written."""
+    """Expands "~" in paths.
+
+    Raises ArgumentError for a text that is empty or cannot be written, and for an input that is not
+    there.
+    """
     for name, value in vars(args).items():
         texts = value if isinstance(value, list) else [value]
         if name in ("command", "training_flags") or not all(isinstance(t, str) for t in texts):
@@ -46,6 +51,8 @@ def check_texts(args: argparse.Namespace) -> None:
         if name in PATHS:
             homes = [os.path.expanduser(text) for text in texts]
             setattr(args, name, homes if isinstance(value, list) else homes[0])
+            for home in homes if name in INPUTS else ():
+                require_place(name, home)
 
 
 def measured_arguments(training_flags: Sequence[str]) -> Arguments:
