@@ -121,6 +121,12 @@ def test_a_folder_in_place_of_a_file_is_the_users(tmp_path, name, more):
     assert contents(tmp_path) == before
 
 
+def test_a_folder_in_place_of_the_record_is_named(tmp_path):
+    (tmp_path / ".train_vae.json").mkdir()
+    with pytest.raises(ArgumentError, match=r"holds \.train_vae\.json, which no run"):
+        begin(tmp_path)
+
+
 def test_a_pipe_is_named_and_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "metrics.jsonl")
     with pytest.raises(ArgumentError, match=r"holds metrics.jsonl, which no run"):
