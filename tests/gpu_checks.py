@@ -41,13 +41,13 @@ from torch._dynamo.utils import counters
 
 import train_vae
 from eval import rehearsal
+from eval.commands.checks import measured_arguments
 from eval.memory.random_lpips import random_lpips
 from eval.rehearsal import TRAINING, moments, parts, rehearse
 from eval.speed.benchmark import OURS, Bench, Result, ours
 from eval.speed.benchmark_report import versions
 from eval.speed.levers import UNDO
 from eval.speed.predicted import plan
-from eval.speed.script import measured_arguments
 from eval.speed.stopwatch import Spread
 from eval.speed.textbook_step import TextbookTrainer
 from eval.validation import make_validation, open_judges

@@ -18,7 +18,7 @@ from dataclasses import replace
 from itertools import product
 from typing import TYPE_CHECKING
 
-from eval.commands.checks import integer
+from eval.commands.checks import integer, measured_arguments
 
 if TYPE_CHECKING:
     from eval.speed.benchmark import Result
@@ -60,14 +60,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measures, prints, and writes the JSON."""
+    training = measured_arguments(args.training_flags)
+    others = {flags.strip(): _others(args, training, flags) for flags in args.compare_flags}
+
     from eval.memory.random_lpips import random_lpips
     from eval.report.outputs import write_json
     from eval.speed.benchmark import Bench
     from eval.speed.benchmark_report import benchmark_data, benchmark_text, scaling_table
-    from eval.speed.script import measured_arguments
 
-    training = measured_arguments(args.training_flags)
-    others = {flags.strip(): _others(args, training, flags) for flags in args.compare_flags}
     with random_lpips() if args.random_lpips else nullcontext():
         bench = Bench(training, args.warmup, args.compare, others)
         result = bench.measure(args.steps, args.phase_steps)
@@ -84,7 +84,6 @@ def run(args: argparse.Namespace) -> int:
 
 def _others(args: argparse.Namespace, training: Arguments, flags: str) -> Arguments:
     """The arguments with `flags` added, which must leave what accelerate keeps for all of them."""
-    from eval.speed.script import measured_arguments
     from modules.errors import ArgumentError
 
     others = measured_arguments([*args.training_flags, *flags.split()])

@@ -5,10 +5,13 @@ from __future__ import annotations
 import argparse
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from modules.builders.places import require_permission
+from modules.builders.places import require_permission, require_place
+from modules.config.arguments import Arguments
+from modules.config.command_line import resolve_arguments
 from modules.config.limits import shown, wrong_text
 from modules.errors import ArgumentError
 
@@ -16,8 +19,8 @@ FILES = ("json", "markdown", "report", "grid", "latents", "out")
 PICTURES = ("grid", "out")
 POSITIONAL = {"picture": "IN", "out": "OUT"}
 FOLDERS = ("output", "output_dir")
-READ = ("model", "data", "reference", "data_cache_dir", "lpips_weights", "inception_weights",
-        "picture", "from_latents")  # fmt: skip
+INPUTS = ("model", "data", "reference")
+READ = (*INPUTS, "data_cache_dir", "lpips_weights", "inception_weights", "picture", "from_latents")
 PATHS = (*FILES, *FOLDERS, *READ)
 
 
@@ -36,7 +39,11 @@ def integer(minimum: int, maximum: int = 10**9) -> Callable[[str], int]:
 
 
 def check_texts(args: argparse.Namespace) -> None:
-    """Expands "~" in paths. Raises ArgumentError for a text that is empty or cannot be written."""
+    """Expands "~" in paths.
+
+    Raises ArgumentError for a text that is empty or cannot be written, and for an input that is not
+    there.
+    """
     for name, value in vars(args).items():
         texts = value if isinstance(value, list) else [value]
         if name in ("command", "training_flags") or not all(isinstance(t, str) for t in texts):
@@ -47,6 +54,21 @@ def check_texts(args: argparse.Namespace) -> None:
         if name in PATHS:
             homes = [os.path.expanduser(text) for text in texts]
             setattr(args, name, homes if isinstance(value, list) else homes[0])
+            for home in homes if name in INPUTS else ():
+                require_place(name, home)
+
+
+def measured_arguments(training_flags: Sequence[str]) -> Arguments:
+    """The script's arguments, without trackers and validation images.
+
+    Precision is bfloat16 unless a flag or the recipe says otherwise, as in accelerate_config.yaml.
+    Raises ArgumentError naming flag, value and fix.
+    """
+    alone = ["--report_to", "none", "--num_validation_images", "0", "--early_stopping", "0"]
+    args = resolve_arguments([*training_flags, *alone])
+    if args.precision.mixed_precision is None:
+        args = replace(args, precision=replace(args.precision, mixed_precision="bf16"))
+    return args
 
 
 def prepare_outputs(args: argparse.Namespace) -> None:

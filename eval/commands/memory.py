@@ -14,7 +14,7 @@ from dataclasses import asdict
 from itertools import chain, product
 from typing import TYPE_CHECKING
 
-from eval.commands.checks import integer
+from eval.commands.checks import integer, measured_arguments
 
 if TYPE_CHECKING:
     from eval.memory.plan import Peaks
@@ -53,11 +53,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Predicts, prints, and writes the JSON. By default the configuration that the flags give."""
+    variants = [measured_arguments([*args.training_flags, *flags]) for flags in _variants(args)]
+
     from eval.report.outputs import write_json
     from eval.speed.predicted import plan, plan_textbook
-    from eval.speed.script import measured_arguments
 
-    variants = [measured_arguments([*args.training_flags, *flags]) for flags in _variants(args)]
     states, peaks = {}, []
     for training in variants:
         states, found = plan(training)

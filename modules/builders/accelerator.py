@@ -63,7 +63,7 @@ def make_accelerator(args: Arguments) -> Accelerator:
     else:
         # A run has few shapes and meets each of them often: cuDNN tries its kernels once for each.
         torch.backends.cudnn.benchmark = True
-    precision = args.precision.mixed_precision
+    precision, trackers = args.precision.mixed_precision, _trackers(args.logging.report_to)
     try:
         accelerator = Accelerator(
             mixed_precision=precision,
@@ -74,7 +74,7 @@ def make_accelerator(args: Arguments) -> Accelerator:
             dynamo_backend="no",  # --compile compiles the networks' blocks
             # Stepped once for each update by hand; accelerate would step them once a process.
             step_scheduler_with_optimizer=False,
-            log_with=_trackers(args.logging.report_to) or None,
+            log_with=trackers or None,
             kwargs_handlers=[
                 InitProcessGroupKwargs(timeout=timedelta(seconds=args.precision.ddp_timeout))
             ],

@@ -25,8 +25,8 @@ from modules.output.checkpoint_folders import (
 from modules.output.owned_files import OwnedFiles, remove
 from modules.output.run_files import (
     AT_THE_END,
-    CARD,
     CONFIG,
+    MODEL_CARD,
     RECORD,
     SNAPSHOT,
     WHILE_TRAINING,
@@ -118,7 +118,7 @@ def _check_collisions(args: Arguments, owned: OwnedFiles) -> None:
     An old train_config.yaml or model card that a user has edited is none of them: `owned.claim`
     keeps it under another name before a new one is written.
     """
-    kept = owned.changed & {CONFIG, CARD}
+    kept = owned.changed & {CONFIG, MODEL_CARD}
     foreign = owned.foreign(name for name in _names(args) if name not in kept)
     logs = () if args.logging.report_to == "none" else (args.logging.logging_dir,)
     for folder in (owned.folder / name for name in (*FOLDERS, *logs)):

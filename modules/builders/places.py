@@ -34,16 +34,21 @@ def check_places(args: Arguments) -> None:
     named = [(name, getattr(args.model, name)) for name in models]
     named += [("dataset_name", name) for name in args.data.dataset_name or ()]
     for name, value in named:
-        if value and _is_a_path(value) and not os.path.exists(value):
-            raise ArgumentError(
-                f"--{name}={value}: no such file or folder; check the path, or give a hub id"
-            )
+        require_place(name, value)
     if not (args.data.train_data_dir or args.data.dataset_name):
         recipes = " ".join(args.launch.recipes)
         whose = f"--recipe={recipes} brings no images of its own" if recipes else "no images"
         raise ArgumentError(
             f"{whose}: give --train_data_dir, a folder of them, or --dataset_name, a hub id or a "
             "local data set; --recipe quickstart draws its own"
+        )
+
+
+def require_place(name: str, value: str | None) -> None:
+    """Raises ArgumentError where --name's value can only be a path, and nothing is there."""
+    if value and _is_a_path(value) and not os.path.exists(value):
+        raise ArgumentError(
+            f"--{name}={value}: no such file or folder; check the path, or give a hub id"
         )
 
 

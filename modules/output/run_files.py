@@ -19,7 +19,7 @@ SNAPSHOT = ".push"  # where a push in the middle of training is put together
 
 BEST = ("best/config.json", "best/diffusion_pytorch_model.safetensors")
 PICTURES = f"samples/step-{STEP}.png"
-CARD = "README.md"
+MODEL_CARD = "README.md"
 METRICS, DAMAGED_METRICS, CONFIG, REPORT, BAD_IMAGES = (
     "metrics.jsonl", "metrics.damaged.jsonl", "train_config.yaml", "report.html", "bad_images.txt",
 )  # fmt: skip
@@ -47,7 +47,7 @@ WHILE_TRAINING = (
 AT_THE_END = (
     "config.json", "diffusion_pytorch_model.safetensors",
     "diffusion_pytorch_model.fp16.safetensors", "vae_ldm.safetensors",
-    "discriminator/discriminator.safetensors", CARD,
+    "discriminator/discriminator.safetensors", MODEL_CARD,
 )  # fmt: skip
 
 # What leaves the machine. Not checkpoints: they are several times the size of the weights, a

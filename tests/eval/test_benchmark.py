@@ -22,6 +22,7 @@ from tiny import (
 
 from eval.__main__ import main
 from eval.commands.benchmark import RIVALS
+from eval.commands.checks import measured_arguments
 from eval.memory.random_lpips import random_lpips
 from eval.rehearsal import random_batch
 from eval.speed.benchmark import TEXTBOOKS
@@ -29,7 +30,6 @@ from eval.speed.device_speed import FlopMeter, peak_flops_per_s, useful_flops
 from eval.speed.levers import UNDO
 from eval.speed.loader_speed import FAST, OURS, PLAIN, PlainImages, loader_speeds
 from eval.speed.phases import PHASES, PhaseClock, watched
-from eval.speed.script import measured_arguments
 from eval.speed.stopwatch import Spread, Stopwatch
 from eval.speed.textbook_step import TextbookTrainer
 from modules.data.loader import TrainingImages

@@ -59,6 +59,8 @@ def test_help_and_mistakes_answer_without_importing_torch(tmp_path):
     for arguments, code in (
         (["--help"], 0),
         (["reconstruction", "--help"], 0),
+        (["memory", "--recipe", "none"], 2),
+        (["latents", "--model", "identity", "--data", "./nowhere"], 2),
         (["reconstruction", "--model", "identity", "--data", "x", "--crop", "round"], 2),
     ):
         command = [sys.executable, "-m", "eval", *arguments]

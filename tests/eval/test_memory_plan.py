@@ -14,6 +14,7 @@ from tiny import batch, tiny_run, train
 import train_vae
 from eval import validation
 from eval.__main__ import main
+from eval.commands.checks import measured_arguments
 from eval.memory.fake_run import cuda_autocast, fake_run
 from eval.memory.plan import BLOCK, AllocationMeter, Peaks
 from eval.metrics.networks import Networks
@@ -32,7 +33,7 @@ FLAGS = (
 
 
 def arguments(flags: str = "") -> Arguments:
-    return script.measured_arguments([*FLAGS.split(), *flags.split()])
+    return measured_arguments([*FLAGS.split(), *flags.split()])
 
 
 def peaks(flags: str = "") -> Peaks:

@@ -17,6 +17,7 @@ from eval.metrics.precise import full_precision
 from eval.protocol.codecs import VAECodec
 from eval.protocol.protocol import Protocol
 from eval.validation import make_validation
+from modules.config.answers import answer_to
 from modules.data.images.synthetic import SyntheticImages
 
 
@@ -51,6 +52,18 @@ def test_compiled_networks_train_as_uncompiled_ones(flags: str) -> None:
             trained[name] = weights(run.raw_vae) | weights(run.raw_discriminator)
             assert (graphs() > before) == (name == "compiled")
     assert largest_difference(*trained.values()) < 1e-4
+
+
+def without_compiler(graph: object, inputs: object) -> None:
+    raise RuntimeError("Failed to find C compiler.")
+
+
+@pytest.mark.usefixtures("quick_compiler")
+@pytest.mark.parametrize("quick_compiler", [without_compiler], indirect=True)
+def test_a_machine_without_a_compiler_is_known_before_anything_is_measured() -> None:
+    with pytest.raises(RuntimeError) as raised:
+        tiny_run("--compile")
+    assert "--compile finds no compiler" in answer_to(raised.value).message
 
 
 @pytest.mark.usefixtures("quick_compiler")

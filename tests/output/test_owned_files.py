@@ -108,7 +108,7 @@ def test_what_a_user_puts_there_between_two_launches_is_kept(tmp_path, name):
     assert (tmp_path / name).read_text() == "mine"
 
 
-@pytest.mark.parametrize("name", ["metrics.jsonl", "report.html", "config.json", "README.md",
+@pytest.mark.parametrize("name", ["metrics.jsonl", "report.html", "config.json",
                                   "vae_ldm.safetensors", "samples/step-000000.png"])  # fmt: skip
 @pytest.mark.parametrize("more", ["--overwrite_output_dir", *RESUME])
 def test_a_folder_in_place_of_a_file_is_the_users(tmp_path, name, more):
@@ -119,6 +119,12 @@ def test_a_folder_in_place_of_a_file_is_the_users(tmp_path, name, more):
     with pytest.raises(ArgumentError, match=f"holds {name}, which no run"):
         begin(tmp_path, *more.split())
     assert contents(tmp_path) == before
+
+
+def test_a_folder_in_place_of_the_record_is_named(tmp_path):
+    (tmp_path / ".train_vae.json").mkdir()
+    with pytest.raises(ArgumentError, match=r"holds \.train_vae\.json, which no run"):
+        begin(tmp_path)
 
 
 def test_a_pipe_is_named_and_not_waited_for(tmp_path):

@@ -206,7 +206,9 @@ def test_a_full_disk_at_the_end_ends_with_a_line_as_well(tmp_path):
     argv = flags(tmp_path, "--dataset_name", "synthetic")
     message = last_words(argv, 1, fill_the_disk_for_the_export)
     assert "No space left on device" in message
-    assert "make room" in message
+    assert "make room, then continue with: python " in message
+    assert f"--output_dir {tmp_path} " in message
+    assert message.endswith(" --resume_from_checkpoint latest")
     assert checkpoint_steps(tmp_path / "checkpoints") == [1, 2]
 
 
