@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import AutoencoderKL
-from eval.speed.random_lpips import random_lpips
 from launching import ADVERSARIAL, TINY, succeed
 from tiny import tiny_arguments, tiny_run, train
 
 from eval.__main__ import main
+from eval.memory.random_lpips import random_lpips
 from eval.rehearsal import random_batch
 from modules.builders.networks import make_vae
 from modules.data.images.synthetic import SyntheticImages
