@@ -64,7 +64,7 @@ class DiscriminatorArguments:
         1.0, "factor on the adversarial term; 0 turns the GAN off", minimum=0, maximum=10**6
     )
     disc_scale: float = flag(
-        1.0, "weight of the adversarial term, beside the adaptive weight", minimum=0, maximum=10**6
+        0.5, "weight of the adversarial term, beside the adaptive weight", minimum=0, maximum=10**6
     )
     disc_loss: str = flag("hinge", "loss of the discriminator", choices=("hinge", "vanilla"))
     disc_adaptive_weight: bool = flag(

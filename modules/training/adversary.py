@@ -12,7 +12,9 @@ from torch import Tensor
 logger = logging.getLogger(__name__)
 
 MEMORY = 0.9  # of the accuracies from one update of the discriminator to the next
-FULL_SKILL = 0.2  # of acc_real + acc_fake - 1: an accuracy of 60 %, as at a healthy equilibrium
+# Accuracies, mean of real and fake, between which the VAE begins to feel it and does in full. Below
+# the first a reconstruction is lost to noise within 50 steps; equilibria lie at 0.6 to 0.9.
+NO_SKILL, FULL_SKILL = 0.55, 0.7
 PATIENCE = 3  # windows in a row that are wrong before anything is said
 LOGIT_LIMIT = 100.0  # the hinge loss wants 1, and cross-entropy is settled at 10
 CLAMPED = 0.99  # of the micro-batches of a window had the largest adaptive weight
@@ -23,11 +25,11 @@ class Adversary:
     """What the discriminator's answers say of it, and the factor on its term that follows.
 
     The adaptive weight makes any gradient as strong as the reconstruction's, also the noise of a
-    discriminator that knows nothing. So its term counts by `skill`: 0 at chance, 1 from FULL_SKILL
-    on. A window between two log points is wrong when the adaptive weight sat on its clamp (the
-    generator's gradient has vanished beside the reconstruction's) or the mean logits exceed
-    LOGIT_LIMIT. From the PATIENCE-th in a row there is an alarm; `share` halves at each window of
-    an alarm, and doubles, up to 1, at each that is right. Not `active`, it only watches.
+    discriminator that knows nothing. So its term counts by `skill`: 0 at chance and up to NO_SKILL,
+    1 from FULL_SKILL on. A window between two log points is wrong when the adaptive weight sat on
+    its clamp (the generator's gradient has vanished beside the reconstruction's) or the mean logits
+    exceed LOGIT_LIMIT. From the PATIENCE-th in a row there is an alarm; `share` halves at each
+    window of an alarm, and doubles, up to 1, at each that is right. Not `active`, it only watches.
     """
 
     def __init__(self, active: bool, device: torch.device) -> None:
@@ -59,8 +61,8 @@ class Adversary:
         self.seen.zero_()
 
     def skill(self) -> Tensor:
-        """From 0 (at chance, or worse) to 1 (FULL_SKILL or more), a scalar on the device."""
-        return ((self.accuracy.sum() - 1) / FULL_SKILL).clamp(0, 1)
+        """From 0 to 1, a scalar on the device."""
+        return ((self.accuracy.mean() - NO_SKILL) / (FULL_SKILL - NO_SKILL)).clamp(0, 1)
 
     def felt(self) -> Tensor:
         """The factor on the adversarial term, from 0 to 1: a scalar on the device."""
