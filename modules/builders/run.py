@@ -56,5 +56,7 @@ def make_run(
         layout=layout,
         meter=Meter(accelerator),
         guard=FiniteGuard(accelerator, args.optimization.max_skipped_steps),
-        adversary=Adversary(args.discriminator.gan_guard, accelerator.device),
+        adversary=Adversary(
+            args.discriminator.gan_guard, args.discriminator.disc_weight_memory, accelerator.device
+        ),
     )
