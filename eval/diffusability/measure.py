@@ -87,7 +87,7 @@ def measure_diffusability(
                         fid.add_reconstructions(f"{kind} {seed}", images, everyone, len(images))
                     if kind == "samples" and len(shown) < PICTURES:
                         shown += images[: PICTURES - len(shown)].cpu()
-    distances = fid.finish() if fid else {}
+    distances = fid.finish("") if fid else {}
     plain, gaps = gap.result()
     return Diffusability(
         num_images=len(own.values),

@@ -81,6 +81,13 @@ def test_measures_of_grey_and_opaque_images_are_those_of_rgb(colours, seed):
     assert over_views(mean_squared_error, *invisible) == 0
 
 
+def test_what_differs_over_white_alone_counts_half():
+    clear = torch.zeros(1, 4, 5, 5, dtype=torch.uint8)
+    black = clear.clone()
+    black[:, 3] = 255
+    assert over_views(mean_squared_error, clear, black) == 255**2 / 2
+
+
 @settings(max_examples=30, deadline=None)
 @given(MODES, st.data())
 def test_a_picture_survives_the_way_through_tensors_and_wider_modes(mode, data):
