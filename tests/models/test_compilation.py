@@ -88,7 +88,7 @@ def test_five_levels_are_compiled_and_their_validation_is_not(
             output = codec.reconstruct(batch()["images"], range(2), Protocol())
         reconstructions.append(output.values)
     assert torch.equal(*reconstructions)
-    assert graphs() == 0
+    assert graphs() == 1  # of the sum that tries the compiler
 
     monkeypatch.setattr(rehearsal, "WITHOUT_LIMIT", ())
     rehearsal.rehearse(run, partial(train_vae.train, watch=None), 2)
