@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from modules.builders.accelerator import make_accelerator
-from modules.builders.networks import (
-    make_discriminator,
+from modules.builders.networks import make_discriminator, make_perceptual
+from modules.builders.optimizers import (
     make_gan_schedule,
     make_optimizers,
-    make_perceptual,
     make_schedulers,
     training_length,
 )

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tiny import batch, tiny_arguments, tiny_run, train, weights
 
 from modules.builders.data import open_data
-from modules.builders.networks import training_length
+from modules.builders.optimizers import training_length
 from modules.config.arguments import GROUPS, LAUNCH_ONLY
 from modules.config.fates import FATES, REFUSED, TABLE, TAKES_EFFECT, WARNED
 from modules.config.objective import GAN_LENGTHS
