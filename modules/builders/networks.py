@@ -1,4 +1,4 @@
-"""From arguments to networks, optimizers and schedulers: the factories that know the flags."""
+"""From flags to networks: the VAE, the discriminator, and LPIPS, checked against the run."""
 
 from __future__ import annotations
 
