@@ -97,6 +97,7 @@ def check_arms(arms: Sequence[Arm], common: Sequence[str]) -> Arguments:
     for flag, value in missing.items():
         if not value:
             raise ArgumentError(f"--{flag} is missing; arms are compared by it")
+    check_places(args)
     for arm in (arm for arm in arms if not arm.peer):
         words = [*common, *arm.words]
         if set_here := SET_HERE.intersection(word.split("=")[0] for word in words):

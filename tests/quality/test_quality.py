@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 import subprocess
 
 import pytest
@@ -45,13 +46,14 @@ def quality(*arguments: object) -> int:
 def test_arms_and_peers_are_trained_once_and_compared(pictures, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(training.subprocess, "Popen", Forked)
     tiny_vae(factor=8).save_pretrained(tmp_path / "theirs")
-    command = ["--train_data_dir", pictures, "--validation_data_dir", pictures, "--output_dir",
+    unseen = shutil.copytree(pictures, tmp_path / "unseen")
+    command = ["--train_data_dir", pictures, "--validation_data_dir", unseen, "--output_dir",
                tmp_path / "out", "--arm", "a:", "--arm", "alike: --learning_rate 1e-3", "--jobs", 2,
                "--peer", f"theirs: cp -r {tmp_path / 'theirs'} {{output}}"]  # fmt: skip
     failing = ["--peer", "none: sh -c 'echo out of luck; exit 3' {output}"]
     assert quality(*command, *failing) == 1
     printed = capsys.readouterr().out
-    assert "none, seed 3, failed: exit code 3" in printed
+    assert "none, seed 3 failed: exit code 3" in printed
     assert "out of luck" in printed
 
     found = json.loads((tmp_path / "out" / "quality.json").read_text())
