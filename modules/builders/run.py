@@ -56,7 +56,5 @@ def make_run(
         layout=layout,
         meter=Meter(accelerator),
         guard=FiniteGuard(accelerator, args.optimization.max_skipped_steps),
-        adversary=Adversary(
-            args.discriminator.gan_guard, args.discriminator.disc_weight_memory, accelerator.device
-        ),
+        adversary=Adversary(args.discriminator.gan_guard, accelerator.device),
     )
