@@ -92,7 +92,7 @@ def rehearse_training(run: Run, train: Callable[[Run], object], *steps: int) -> 
             accelerator.step = 0
             train(replace(run, args=args, step=step, loader=batches, rejected=[],
                           meter=Meter(accelerator), guard=FiniteGuard(accelerator, 1),
-                          adversary=Adversary(False, 0.0, accelerator.device)))  # fmt: skip
+                          adversary=Adversary(False, accelerator.device)))  # fmt: skip
             for network in networks:
                 network.zero_grad(set_to_none=True)
     for buffer, before in buffers:  # spectral norm's, which every forward moves

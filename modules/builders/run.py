@@ -60,7 +60,5 @@ def make_run(
         layout=layout,
         meter=Meter(accelerator),
         guard=FiniteGuard(accelerator, opt.max_skipped_steps),
-        adversary=Adversary(
-            args.discriminator.gan_guard, args.discriminator.disc_weight_memory, accelerator.device
-        ),
+        adversary=Adversary(args.discriminator.gan_guard, accelerator.device),
     )

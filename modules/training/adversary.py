@@ -1,4 +1,4 @@
-"""How far the VAE heeds its adversary: by how it has answered, and pulled, over the last steps."""
+"""How far the VAE heeds its adversary: as far as that has shown skill, and has not run away."""
 
 from __future__ import annotations
 
@@ -30,18 +30,15 @@ class Adversary:
     its clamp (the generator's gradient has vanished beside the reconstruction's) or the mean logits
     exceed LOGIT_LIMIT. From the PATIENCE-th in a row there is an alarm; `share` halves at each
     window of an alarm, and doubles, up to 1, at each that is right. Not `active`, it only watches.
-
-    weight_memory: decay of the gradients' norms that the adaptive weight compares.
     """
 
-    def __init__(self, active: bool, weight_memory: float, device: torch.device) -> None:
-        self.active, self.weight_memory = active, weight_memory
+    def __init__(self, active: bool, device: torch.device) -> None:
+        self.active = active
         self.share = 1.0
         self.wrong_in_a_row = 0
         # On real and on fake patches; at chance until it has shown anything else.
         self.accuracy = torch.full((2,), 0.5, device=device)
         self.seen = torch.zeros(3, device=device)  # sums of both and count, since the last update
-        self.norms = torch.zeros(3, device=device)  # the nll's, the adversary's, and their weight
 
     def watch(self, logits_real: Tensor, logits_fake: Tensor) -> dict[str, Tensor]:
         """Notes how many patches of a micro-batch it tells right; returns what to log of it.
@@ -62,17 +59,6 @@ class Adversary:
         now = seen[:2] / seen[2].clamp(min=1)
         self.accuracy = self.accuracy + (1 - MEMORY) * counts * (now - self.accuracy)
         self.seen.zero_()
-
-    def smoothed_norms(self, nll_gradient: Tensor, g_gradient: Tensor) -> tuple[Tensor, Tensor]:
-        """Both norms as means over the last micro-batches, like EnCodec's (Defossez et al. 2022).
-
-        From batch to batch their ratio jumps by factors of ten while the adversary is young. Where
-        one is not finite, the means stay as they were.
-        """
-        now = torch.stack([nll_gradient.norm(), g_gradient.norm(), torch.ones_like(self.norms[0])])
-        later = self.weight_memory * self.norms + (1 - self.weight_memory) * now
-        self.norms = torch.where(now.isfinite().all(), later, self.norms)
-        return self.norms[0] / self.norms[2], self.norms[1] / self.norms[2]
 
     def skill(self) -> Tensor:
         """From 0 to 1, a scalar on the device."""
@@ -107,13 +93,12 @@ class Adversary:
     def state_dict(self) -> dict[str, Any]:
         """As plain numbers."""
         return {"share": self.share, "wrong_in_a_row": self.wrong_in_a_row,
-                "accuracy": self.accuracy.tolist(), "norms": self.norms.tolist()}  # fmt: skip
+                "accuracy": self.accuracy.tolist()}  # fmt: skip
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continues from `state_dict`'s numbers."""
         self.share, self.wrong_in_a_row = state["share"], state["wrong_in_a_row"]
         self.accuracy = torch.tensor(state["accuracy"], device=self.seen.device)
-        self.norms = torch.tensor(state["norms"], device=self.seen.device)
 
 
 def _reasons(means: Mapping[str, float]) -> list[str]:

@@ -37,7 +37,7 @@ WRONG = [
 
 
 def adversary(active: bool = True) -> Adversary:
-    return Adversary(active, 0.9, torch.device("cpu"))
+    return Adversary(active, torch.device("cpu"))
 
 
 def skilled(*accuracies: float) -> Adversary:
@@ -111,18 +111,6 @@ def test_what_it_shows_is_remembered_for_some_updates():
     ours.learn(ours.seen, skip=torch.ones(()))  # that update did not happen
     ours.learn(ours.seen, skip=torch.zeros(()))  # it was the VAE's turn
     assert torch.equal(ours.accuracy, before)
-
-
-@given(st.lists(st.tuples(*[st.floats(1e-3, 1e3)] * 2), min_size=1, max_size=9))
-def test_the_weights_norms_are_means_of_the_last_in_which_no_batch_counts_for_much(norms):
-    ours = adversary()
-    weights = [ours.weight_memory**age for age in reversed(range(len(norms)))]
-    for pair in norms:
-        found = ours.smoothed_norms(*(torch.tensor([norm, 0.0]) for norm in pair))
-        ours.smoothed_norms(torch.tensor(torch.inf), torch.tensor(1.0))  # changes nothing
-    means = [sum(w * pair[side] for w, pair in zip(weights, norms, strict=True)) / sum(weights)
-             for side in (0, 1)]  # fmt: skip
-    assert [norm.item() for norm in found] == pytest.approx(means, rel=1e-4)
 
 
 def make_logits_explode() -> None:
