@@ -13,9 +13,11 @@ from accelerate import Accelerator
 from diffusers import AutoencoderKL
 
 from modules.config.arguments import GROUPS, Arguments
+from modules.config.inputs import ModelArguments
 from modules.config.objective import GAN_LENGTHS, DiscriminatorArguments
 from modules.distributed.device import device_name
 from modules.models.autoencoder import describe, latent_shape
+from modules.models.resampler_init import carried
 from modules.tracking.journal import Journal
 from modules.tracking.metrics_log import best_psnr, whole_validations
 from modules.training.run import Run
@@ -38,6 +40,7 @@ def banner(
     perceptual = f" + {losses.perceptual_scale:g} LPIPS-{losses.lpips_backbone}"
     lines = {
         "Model": describe(vae) + (", decoder only" if args.model.decoder_only else ""),
+        "Start": _start(args.model, vae),
         "Latents": f"{shape} for {args.data.resolution} x {args.data.resolution} pixels",
         "Training": training,
         "Steps": f"{steps} of {opt.train_batch_size} images x "
@@ -56,6 +59,16 @@ def banner(
 def _situation(accelerator: Accelerator) -> str:
     device = device_name(accelerator.device)
     return f"{accelerator.num_processes} x {device}, precision {accelerator.mixed_precision}"
+
+
+def _start(model: ModelArguments, vae: AutoencoderKL) -> str:
+    if not model.from_scratch:
+        return f"the weights of {model.pretrained_model_name_or_path}"
+    if model.vae_init == "random":
+        return "random weights, as --vae_init says"
+    if not carried(vae):
+        return "random weights: the GroupNorm groups are too small for a resampler"
+    return "a linear down- and upsampler of the image (--vae_init resampler)"
 
 
 def _optimizer(args: Arguments, run: Run | None) -> str:
