@@ -19,9 +19,11 @@ from modules.builders.outline import (
 )
 from modules.builders.state_sizes import checkpoint_bytes
 from modules.config.arguments import Arguments
+from modules.config.inputs import ModelArguments
 from modules.config.terminal import continuing
 from modules.distributed.device import device_name
 from modules.models.autoencoder import describe, latent_shape
+from modules.models.resampler_init import carried
 from modules.tracking.journal import Journal
 from modules.training.run import Run
 
@@ -50,6 +52,7 @@ def networks(args: Arguments, vae: AutoencoderKL) -> dict[str, str]:
     perceptual = f" + {losses.perceptual_scale:g} LPIPS-{losses.lpips_backbone}"
     return {
         "Model": describe(vae) + (", decoder only" if args.model.decoder_only else ""),
+        "Start": _start(args.model, vae),
         "Latents": f"{shape} for {args.data.resolution} x {args.data.resolution} pixels",
         "Objective": losses.rec_loss + (perceptual if losses.perceptual_scale else "")
         + f" + {losses.kl_scale:g} KL"
@@ -60,6 +63,16 @@ def networks(args: Arguments, vae: AutoencoderKL) -> dict[str, str]:
 def _situation(accelerator: Accelerator) -> str:
     device = device_name(accelerator.device)
     return f"{accelerator.num_processes} x {device}, precision {accelerator.mixed_precision}"
+
+
+def _start(model: ModelArguments, vae: AutoencoderKL) -> str:
+    if not model.from_scratch:
+        return f"the weights of {model.pretrained_model_name_or_path}"
+    if model.vae_init == "random":
+        return "random weights, as --vae_init says"
+    if not carried(vae):
+        return "random weights: the GroupNorm groups are too small for a resampler"
+    return "a linear down- and upsampler of the image (--vae_init resampler)"
 
 
 def output(run: Run) -> str:

@@ -18,7 +18,7 @@ from modules.models.autoencoder import build_autoencoder, downsample_factor
 from modules.models.discriminator import NLayerDiscriminator
 from modules.models.lean_blocks import make_lean
 from modules.models.lpips import LPIPS, build_lpips
-from modules.models.resampler_init import start_as_resampler
+from modules.models.resampler_init import carried, start_as_resampler
 from modules.weights.model_config import network_of, require_room
 from modules.weights.vae_files import load_vae, warn_of_other_programs
 
@@ -48,8 +48,9 @@ def make_vae(args: Arguments) -> AutoencoderKL:
             f"--image_mode={asked} means {CHANNELS[asked]} channels, and the model's images are "
             f"{mode}, with {CHANNELS[mode]}; drop the flag, or train from scratch"
         )
-    if args.model.from_scratch:
-        _start(vae, args.model.vae_init)
+    init = args.model.vae_init
+    if init == "resampler" or (init is None and args.model.from_scratch and carried(vae)):
+        start_as_resampler(vae)
     factor = downsample_factor(vae)
     args.data.require_divisible(factor, f"{factor}, the downsampling factor of the model")
     narrowest = None
@@ -73,21 +74,6 @@ def make_vae(args: Arguments) -> AutoencoderKL:
         _use_xformers(vae)
     # A pretrained one comes in eval mode, in which nothing would be recomputed.
     return vae.train()
-
-
-def _start(vae: AutoencoderKL, vae_init: str | None) -> None:
-    """The weights that --vae_init asks for; by default a resampler wherever the network allows."""
-    start = vae_init or "resampler"
-    if start == "resampler":
-        try:
-            start_as_resampler(vae)
-        except ArgumentError as error:
-            if vae_init is not None:
-                raise
-            logger.info("a VAE from scratch starts from random weights: %s", error)
-            return
-    what = {"random": "from random weights", "resampler": "as a linear down- and upsampler"}[start]
-    logger.info("a VAE from scratch starts %s (--vae_init=%s)", what, start)
 
 
 def _load_or_build(args: ModelArguments, resolution: int) -> AutoencoderKL:

@@ -12,7 +12,6 @@ average four pixels.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -56,15 +55,13 @@ def start_as_resampler(vae: AutoencoderKL) -> None:
     groups are too few for all of them, their mean and coarsest differences; further latents stay
     random. Raises ArgumentError where no group has a channel each for +x, -x and a constant.
     """
-    width = min(vae.config.block_out_channels)
     encoder, decoder = vae.encoder, vae.decoder
-    slots = [list(_slots(half.conv_norm_out, width)) for half in (encoder, decoder)]
-    count = min(vae.config.in_channels, vae.config.latent_channels, *map(len, slots))
+    slots, count = _slots(vae), carried(vae)
     if count == 0:
         raise ArgumentError(
             f"--vae_init=resampler needs GroupNorm groups of at least 3 channels; "
-            f"{vae.config.norm_num_groups} groups over {width} channels are smaller: lower "
-            "--norm_num_groups, or use --vae_init=random"
+            f"{vae.config.norm_num_groups} groups over {min(vae.config.block_out_channels)} "
+            "channels are smaller: lower --norm_num_groups, or use --vae_init=random"
         )
     # The network may be without data, on PyTorch's "meta" device; what is written into it is not.
     with torch.no_grad(), torch.device("cpu"):
@@ -82,13 +79,23 @@ def start_as_resampler(vae: AutoencoderKL) -> None:
                 nn.init.zeros_(convolution.bias)
 
 
-def _slots(norm: nn.GroupNorm, width: int) -> Iterator[Slot]:
-    """Where an x can go so that `norm` keeps it, in a network whose narrowest level is `width`."""
-    size = norm.num_channels // norm.num_groups
-    for constant in range(0, norm.num_channels, size):
-        for plus in range(constant + 1, constant + size - 1, 2):
-            if plus + 1 < width:
-                yield Slot(plus, plus + 1, constant)
+def carried(vae: AutoencoderKL) -> int:
+    """How many of the image's channels, or of their mixtures, this start can carry; 0 is none."""
+    return min(vae.config.in_channels, vae.config.latent_channels, *map(len, _slots(vae)))
+
+
+def _slots(vae: AutoencoderKL) -> list[list[Slot]]:
+    """Where an x can go so that the last norm keeps it: in the encoder, and in the decoder."""
+    width, found = min(vae.config.block_out_channels), []
+    for norm in (vae.encoder.conv_norm_out, vae.decoder.conv_norm_out):
+        size = norm.num_channels // norm.num_groups
+        found.append([
+            Slot(plus, plus + 1, constant)
+            for constant in range(0, norm.num_channels, size)
+            for plus in range(constant + 1, constant + size - 1, 2)
+            if plus + 1 < width
+        ])  # fmt: skip
+    return found
 
 
 def _mixing(channels: int, count: int) -> Tensor:

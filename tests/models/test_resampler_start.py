@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from tiny import tiny_arguments
 from torch import Tensor
 
+from modules.builders.banner import banner
 from modules.builders.networks import make_vae
 from modules.data.images.images import normalize, to_uint8_tensor
 from modules.data.images.synthetic import SyntheticImages
@@ -98,28 +99,22 @@ def test_groups_that_cannot_carry_an_image_are_refused(widths, groups) -> None:
         start_as_resampler(network(widths, groups))
 
 
-def test_every_vae_from_scratch_starts_so_where_it_can_and_says_what_it_does(caplog) -> None:
-    caplog.set_level("INFO")
-
+def test_every_vae_from_scratch_starts_so_where_it_can_and_the_banner_says_how() -> None:
     def start(flags: str) -> tuple[dict[str, Tensor], str]:
-        caplog.clear()
-        torch.manual_seed(0)
-        vae = make_vae(tiny_arguments(flags))
-        return vae.state_dict(), "".join(record.getMessage() for record in caplog.records)
+        args = tiny_arguments(flags)
+        vae = make_vae(args)
+        return vae.state_dict(), banner(args, vae)
 
-    weights, said = start("")
-    wanted, asked = start("--vae_init resampler")
-    assert said == asked
-    assert "starts as a linear down- and upsampler (--vae_init=resampler)" in said
-    assert all(torch.equal(weights[name], wanted[name]) for name in weights)
-    drawn, said = start("--vae_init random")
-    assert "starts from random weights (--vae_init=random)" in said
-    assert not torch.equal(weights["decoder.conv_out.weight"], drawn["decoder.conv_out.weight"])
-    drawn, said = start("--norm_num_groups 8 --vae_init random")
-    weights, said = start("--norm_num_groups 8")
-    assert "starts from random weights: " in said
-    assert "8 groups over 8 channels are smaller" in said
-    assert all(torch.equal(weights[name], drawn[name]) for name in weights)
+    for flags, same, different, said in (
+        ("", "--vae_init resampler", "--vae_init random", "a linear down- and upsampler"),
+        ("--norm_num_groups 8", "--norm_num_groups 8 --vae_init random", "", "random weights: the"),
+    ):
+        weights, text = start(flags)
+        assert f"Start  {said}" in text
+        assert all(torch.equal(weights[name], value) for name, value in start(same)[0].items())
+        other, _ = start(different)
+        assert not torch.equal(weights["decoder.conv_out.weight"], other["decoder.conv_out.weight"])
+    assert "random weights, as --vae_init says" in start("--vae_init random")[1]
     with pytest.raises(ArgumentError, match="8 groups over 8 channels"):
         start("--norm_num_groups 8 --vae_init resampler")
 
