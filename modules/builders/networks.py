@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-
 import torch
 from accelerate import Accelerator
 from diffusers import AutoencoderKL
@@ -21,8 +19,6 @@ from modules.models.lpips import LPIPS, build_lpips
 from modules.models.resampler_init import carried, start_as_resampler
 from modules.weights.model_config import network_of, require_room
 from modules.weights.vae_files import load_vae, warn_of_other_programs
-
-logger = logging.getLogger(__name__)
 
 
 def make_perceptual(args: Arguments) -> LPIPS | None:

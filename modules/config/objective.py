@@ -23,8 +23,8 @@ class LossArguments:
     eq_prob: float = flag(
         0.0,
         "share of micro-batches that decode latents scaled (to a quarter at least), mirrored and "
-        "turned, against images changed alike (EQ-VAE): smoother latents for a diffusion model; "
-        "with --decoder_only the decoder alone learns it",
+        "turned, against images changed alike (EQ-VAE): a diffusion model learns them faster, and "
+        "reconstructions lose PSNR; with --decoder_only the decoder alone learns it",
         minimum=0,
         maximum=1,
     )

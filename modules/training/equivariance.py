@@ -1,7 +1,7 @@
 """What a picture and its latents go through alike: scaling, mirroring, quarter turns.
 
-EQ-VAE (Kouzelis et al. 2025, arXiv 2502.09509): an autoencoder whose decoder turns changed latents
-into the changed picture has smoother latents, which a diffusion model learns faster.
+EQ-VAE (Kouzelis et al. 2025, arXiv 2502.09509): where the decoder turns changed latents into the
+changed picture, a diffusion model learns the latents faster.
 """
 
 from __future__ import annotations

@@ -106,10 +106,10 @@ def test_five_levels_are_compiled_and_their_validation_is_not(
 def test_changed_latents_of_all_sizes_share_their_graphs() -> None:
     run = tiny_run("--compile --eq_prob 1 --resolution 64 --disc_factor 0")
     batches, needed = [rehearsal.random_batch(run, 1, 64)] * 12, []
-    for part in (batches[:6], batches[6:]):
+    for part in (batches[:2], batches[2:]):  # of two sizes, then of two more
         train(run, part)
         needed.append(graphs())
-    assert needed[1] == needed[0] < 30
+    assert needed[1] == needed[0]
 
 
 @pytest.mark.usefixtures("quick_compiler")
