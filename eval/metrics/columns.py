@@ -60,7 +60,7 @@ COLUMNS = (
     Column("color_bias_b", "blue", "zero", 2, "mean of reconstruction minus image, levels of 255"),
     Column("low_frequency", "low freq", "lower", 2, "RMSE of 16x16 box averages, levels of 255"),
     Column("high_frequency", "high freq", "one", 3, "Laplacian energy over the image's; < 1 blur"),
-    Column("border", "border", "zero", 2, "dB, error of the outer 8 pixels over that of the rest"),
+    Column("border", "border", "lower", 2, "dB, error of the outer 8 pixels over that of the rest"),
     Column("halo", "halo", "lower", 2, "overshoot beside strong edges, levels of 255"),
     Column("grid_f", "grid f", "lower", 3, ON_FLAT_COLOURS),
     Column("grid_half", "grid f/2", "lower", 3, ON_FLAT_COLOURS),
