@@ -217,8 +217,7 @@ def export(run: Run, watch: Watch) -> bool:
             )
             if latents is None:
                 return False
-        if run.accelerator.is_main_process:
-            watch.write_result(run, latents)
+        watch.write_result(run, latents)
     run.accelerator.wait_for_everyone()
     return True
 

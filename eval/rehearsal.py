@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -32,6 +31,7 @@ from modules.config.arguments import Arguments
 from modules.errors import RunStopped
 from modules.image_modes import rgb_views
 from modules.models.autoencoder import latent_shape
+from modules.training.adversary import Adversary
 from modules.training.guard import FiniteGuard
 from modules.training.meter import Meter
 from modules.training.run import Run
@@ -92,7 +92,7 @@ def rehearse_training(run: Run, train: Callable[[Run], object], *steps: int) -> 
             accelerator.step = 0
             train(replace(run, args=args, step=step, loader=batches, rejected=[],
                           meter=Meter(accelerator), guard=FiniteGuard(accelerator, 1),
-                          adversary=deepcopy(run.adversary)))  # fmt: skip
+                          adversary=Adversary(False, 0.0, accelerator.device)))  # fmt: skip
             for network in networks:
                 network.zero_grad(set_to_none=True)
     for buffer, before in buffers:  # spectral norm's, which every forward moves

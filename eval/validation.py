@@ -150,8 +150,7 @@ class Validation:
         stop: asked between batches, collective as well; None is returned where it says so.
         """
         try:
-            if not self.baselines:
-                self.baselines = self._measure_baselines(downsample_factor(vae), stop)
+            self.measure_baselines(downsample_factor(vae), stop)
             evaluation = evaluate_reconstruction(
                 {"vae": VAECodec(vae)},
                 self.images,
@@ -181,9 +180,12 @@ class Validation:
         )
         return self.latest
 
-    def _measure_baselines(self, factor: int, stop: Callable[[], bool]) -> dict[str, Evaluation]:
-        """Bicubic down and up by the VAE's factor, and JPEG: what any training has to beat."""
-        return evaluate_reconstruction(
+    def measure_baselines(self, factor: int, stop: Callable[[], bool] = lambda: False) -> None:
+        """Bicubic down and up by the VAE's factor, and JPEG: what any training has to beat. Once.
+
+        Collective. Raises Interrupted where `stop` says so.
+        """
+        self.baselines = self.baselines or evaluate_reconstruction(
             {name: open_codec(name) for name in (f"downsample:{factor}", JPEG)},
             self.images,
             ["psnr", "ssim"],

@@ -22,7 +22,7 @@ from modules.errors import dispensable
 from modules.export.model_card import Training, write_model_card
 from modules.export.publisher import Publisher
 from modules.export.vae import export_everything
-from modules.models.autoencoder import describe
+from modules.models.autoencoder import describe, downsample_factor
 from modules.models.latents import LatentStatistics
 from modules.output.run_files import AT_THE_END
 from modules.tracking.journal import Journal
@@ -135,9 +135,13 @@ class Watch:
     def write_result(self, run: Run, latents: LatentStatistics | None) -> None:
         """Writes the VAE's present weights, the card and what else was asked for; says so.
 
-        For the main process. latents: None where the encoder was frozen.
+        Collective; the main process writes. latents: None where the encoder was frozen.
         """
         args = run.args
+        if self.validation:  # which a run that resumes at its last step has not called
+            self.validation.measure_baselines(downsample_factor(run.raw_vae.vae))
+        if not run.accelerator.is_main_process:
+            return
         self.journal.close()
         owned, rows = owned_files(args), self.rows(run)
         owned.claim(AT_THE_END)

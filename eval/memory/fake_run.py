@@ -32,7 +32,6 @@ from modules.config.arguments import Arguments
 from modules.models.autoencoder import TrainableVAE
 from modules.training.run import Run
 
-META = torch.device("meta")
 LAYOUT = torch.channels_last  # on a GPU
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "no": torch.float32}
 
@@ -50,13 +49,14 @@ def fake_run(args: Arguments, *modes: Any) -> Iterator[tuple[Run, Networks]]:
     accelerator = OneProcess(args)
     # Weights that are drawn are as large as weights that are not.
     loaded = args.model.pretrained_model_name_or_path or args.losses.lpips_weights
-    with random_lpips(), warnings.catch_warnings(), nullcontext() if loaded else META:
+    place = torch.device("cpu" if loaded else "meta")
+    with random_lpips(), warnings.catch_warnings(), place:
         warnings.filterwarnings("ignore", "for .*: copying from a non-meta parameter")
         vae = make_vae(plain)
         discriminator = make_discriminator(plain, accelerator, vae.config.in_channels)
         perceptual = make_perceptual(plain)
         with patch.object(validation, "build_inception", _random_inception):
-            judges = validation.open_judges(plain, perceptual, "cpu")
+            judges = validation.open_judges(plain, perceptual, place)
     for network in (vae, discriminator):
         network.to(memory_format=LAYOUT)
     built_here = {

@@ -54,8 +54,7 @@ def make_accelerator(args: Arguments) -> Accelerator:
     """The accelerator: devices and processes, precision, accumulation, trackers.
 
     Raises ArgumentError when a launcher started several processes that do not know of each other,
-    when the device does not suit the precision, or when a tracker's package is
-    missing.
+    when the device does not suit the precision, or when a tracker's package is missing.
     """
     output_dir = Path(args.checkpoints.output_dir)
     if args.precision.deterministic:

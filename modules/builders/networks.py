@@ -1,23 +1,16 @@
-"""From arguments to networks, optimizers and schedulers: the factories that know the flags."""
+"""From flags to networks: the VAE, the discriminator, and LPIPS, checked against the run."""
 
 from __future__ import annotations
 
 import logging
-import math
-from collections.abc import Callable
 
 import torch
 from accelerate import Accelerator
 from diffusers import AutoencoderKL
-from diffusers.optimization import get_scheduler
 from torch import nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
 from modules.config.arguments import Arguments
 from modules.config.inputs import ModelArguments
-from modules.config.limits import in_steps
-from modules.config.optimization import OptimizationArguments
 from modules.data.samplers.buckets import bucket_shapes
 from modules.errors import ArgumentError, blaming
 from modules.image_modes import CHANNELS, mode_of
@@ -26,22 +19,10 @@ from modules.models.discriminator import NLayerDiscriminator
 from modules.models.lean_blocks import make_lean
 from modules.models.lpips import LPIPS, build_lpips
 from modules.models.resampler_init import start_as_resampler
-from modules.training.schedule import GanSchedule, Reached
 from modules.weights.model_config import network_of, require_room
 from modules.weights.vae_files import load_vae, warn_of_other_programs
 
 logger = logging.getLogger(__name__)
-
-
-def training_length(
-    args: Arguments, num_train_images: int | None, num_processes: int, reached: Reached
-) -> int:
-    """Optimizer steps of the run. An epoch's last step is filled from the next epoch."""
-    opt = args.optimization
-    if opt.max_train_steps is not None:
-        return opt.max_train_steps
-    left = opt.num_train_epochs * num_train_images - reached.samples
-    return reached.step + max(0, math.ceil(left / opt.images_per_step(num_processes)))
 
 
 def make_perceptual(args: Arguments) -> LPIPS | None:
@@ -193,102 +174,3 @@ def make_discriminator(
             )
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
     return network
-
-
-def make_gan_schedule(args: Arguments, max_train_steps: int, reached: Reached) -> GanSchedule:
-    """When the discriminator trains and when the VAE feels it; says where that is not as asked.
-
-    A share of a run that has become longer or shorter since the GAN began stays what it was.
-    """
-    disc = args.discriminator
-    start, warmup, ramp = (disc.lengths(max_train_steps) | reached.lengths).values()
-    asked = GanSchedule(
-        enabled=disc.enabled,
-        start=start,
-        warmup_steps=warmup,
-        ramp_steps=ramp,
-        in_turns=args.optimization.alternation == "every_other_step",
-    )
-    schedule = asked.continued(reached)
-    if schedule != asked:
-        logger.warning(
-            "--disc_start=%d is past, and the discriminator has not trained since then: as if it "
-            "were %d, so that it has its head start of --disc_warmup_steps", asked.start,
-            schedule.start,
-        )  # fmt: skip
-    return schedule
-
-
-def make_optimizers(
-    args: Arguments, vae: nn.Module, discriminator: nn.Module, num_processes: int
-) -> tuple[Optimizer, Optimizer]:
-    """AdamW for each network, over the parameters that train."""
-    opt = args.optimization
-    scale = opt.images_per_step(num_processes) if opt.scale_lr else 1
-    betas_vae = (opt.adam_beta1, opt.adam_beta2)
-    betas_disc = (
-        opt.adam_beta1 if opt.disc_adam_beta1 is None else opt.disc_adam_beta1,
-        opt.adam_beta2 if opt.disc_adam_beta2 is None else opt.disc_adam_beta2,
-    )
-    use_8bit, (rate, disc_rate) = args.precision.use_8bit_adam, args.peak_rates
-    return (
-        _adamw(opt, vae, rate * scale, betas_vae, use_8bit),
-        _adamw(opt, discriminator, disc_rate * scale, betas_disc, use_8bit),
-    )
-
-
-def _adamw(
-    opt: OptimizationArguments,
-    network: nn.Module,
-    lr: float,
-    betas: tuple[float, float],
-    use_8bit: bool,
-) -> Optimizer:
-    parameters = [p for p in network.parameters() if p.requires_grad]
-    options = {"lr": lr, "betas": betas, "weight_decay": opt.adam_weight_decay,
-               "eps": opt.adam_epsilon}  # fmt: skip
-    if not use_8bit:
-        return torch.optim.AdamW(parameters, fused=True, **options)
-    try:
-        import bitsandbytes
-    except ImportError:
-        raise ArgumentError(
-            "--use_8bit_adam needs bitsandbytes: `pip install bitsandbytes`, or drop the flag"
-        ) from None
-    return bitsandbytes.optim.AdamW8bit(parameters, **options)
-
-
-def make_schedulers(
-    args: Arguments,
-    optimizer_vae: Optimizer,
-    optimizer_disc: Optimizer,
-    schedule: GanSchedule,
-    max_train_steps: int,
-    reached: Reached,
-) -> tuple[LRScheduler, LRScheduler]:
-    """Learning-rate schedules, each as long as the updates that its network has had and will get.
-
-    They begin at 0: a checkpoint puts them where it was.
-    """
-    opt = args.optimization
-
-    def scheduler(name: str, optimizer: Optimizer, updates: int) -> LRScheduler:
-        return get_scheduler(
-            name,
-            optimizer,
-            num_warmup_steps=in_steps(opt.lr_warmup_steps, updates),
-            num_training_steps=updates,
-            num_cycles=opt.lr_num_cycles,
-            power=opt.lr_power,
-        )
-
-    def length(updates: Callable[[int], int], had: int | None) -> int:
-        scheduled = updates(reached.step)
-        return (scheduled if had is None else had) + updates(max_train_steps) - scheduled
-
-    vae_updates = length(schedule.vae_updates, reached.vae_updates)
-    disc_updates = length(schedule.discriminator_updates, reached.disc_updates)
-    return (
-        scheduler(opt.lr_scheduler, optimizer_vae, vae_updates),
-        scheduler(opt.disc_lr_scheduler, optimizer_disc, disc_updates),
-    )

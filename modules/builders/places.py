@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from modules.config.arguments import Arguments
+from modules.data.images.image_kinds import PACKED_SUFFIXES, remedy, suffixes
 from modules.data.sources.folder_walk import files_below
 from modules.errors import ArgumentError
 
@@ -22,8 +23,8 @@ def check_places(args: Arguments) -> None:
     for name, folder in folders.items():
         if folder and not os.path.isdir(folder):
             raise ArgumentError(f"--{name}={folder} is not a folder; check the path")
-        if folder and next(files_below(folder), None) is None:
-            raise ArgumentError(f"--{name}={folder} holds no files; check the path")
+        if folder and name != "resume_from_checkpoint":
+            _require_pictures(name, folder)
     files = [("lpips_weights", args.losses.lpips_weights),
              ("inception_weights", args.validation.inception_weights)]  # fmt: skip
     files += [("validation_image", file) for file in args.validation.validation_image or ()]
@@ -42,6 +43,22 @@ def check_places(args: Arguments) -> None:
             f"{whose}: give --train_data_dir, a folder of them, or --dataset_name, a hub id or a "
             "local data set; --recipe quickstart draws its own"
         )
+
+
+def _require_pictures(name: str, folder: str) -> None:
+    """Raises ArgumentError for a folder in which nothing could be a picture.
+
+    What else could be, such as raw photographs or archives, is named with its remedy when the
+    folder is opened.
+    """
+    for file in files_below(folder):
+        ending = os.path.splitext(file.path)[1].lower()
+        if ending in suffixes() or ending in PACKED_SUFFIXES or remedy(ending):
+            return
+    raise ArgumentError(
+        f"--{name}={folder} holds no images; files must end in {' '.join(sorted(suffixes()))}, and "
+        "what a run wrote is left out"
+    )
 
 
 def require_place(name: str, value: str | None) -> None:

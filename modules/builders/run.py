@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from modules.builders.accelerator import make_accelerator
-from modules.builders.networks import (
-    make_discriminator,
+from modules.builders.networks import make_discriminator, make_perceptual
+from modules.builders.optimizers import (
     make_gan_schedule,
     make_optimizers,
-    make_perceptual,
     make_schedulers,
     training_length,
 )
@@ -61,5 +60,7 @@ def make_run(
         layout=layout,
         meter=Meter(accelerator),
         guard=FiniteGuard(accelerator, opt.max_skipped_steps),
-        adversary=Adversary(args.discriminator.gan_guard, accelerator.device),
+        adversary=Adversary(
+            args.discriminator.gan_guard, args.discriminator.disc_weight_memory, accelerator.device
+        ),
     )

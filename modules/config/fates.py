@@ -13,7 +13,7 @@ TABLE = (
         cache_dir max_bad_images dataloader_num_workers
         rec_loss kl_scale eq_prob perceptual_scale lpips_backbone lpips_weights
         disc_start disc_warmup_steps disc_ramp_steps disc_factor disc_scale disc_loss
-        disc_adaptive_weight disc_weight_max gan_guard
+        disc_adaptive_weight disc_weight_max disc_weight_memory gan_guard
         num_train_epochs max_train_steps learning_rate disc_learning_rate scale_lr lr_scheduler
         disc_lr_scheduler lr_warmup_steps lr_num_cycles lr_power adam_beta1 adam_beta2
         disc_adam_beta1 disc_adam_beta2 adam_weight_decay adam_epsilon max_grad_norm

@@ -72,18 +72,25 @@ class DiscriminatorArguments:
         1.0, "factor on the adversarial term; 0 turns the GAN off", minimum=0, maximum=10**6
     )
     disc_scale: float = flag(
-        1.0, "weight of the adversarial term, beside the adaptive weight", minimum=0, maximum=10**6
+        0.5, "weight of the adversarial term, beside the adaptive weight", minimum=0, maximum=10**6
     )
     disc_loss: str = flag("hinge", "loss of the discriminator", choices=("hinge", "vanilla"))
     disc_adaptive_weight: bool = flag(
         True,
-        "balance the adversarial gradient against the reconstruction's at the last layer, for each "
-        "micro-batch; off, --disc_scale alone weighs it (against the per-element mean loss)",
+        "balance the adversarial gradient against the reconstruction's at the last layer; off, "
+        "--disc_scale alone weighs it (against the per-element mean loss)",
     )
     disc_weight_max: float = flag(
         1e4,
         "clamp of the adaptive weight, in latent-diffusion's convention (summed loss)",
         minimum=0,
+    )
+    disc_weight_memory: float = flag(
+        0.95,
+        "decay of the averages over micro-batches of the two gradients' norms; 0 compares those of "
+        "each micro-batch alone, as latent-diffusion does",
+        minimum=0,
+        below=1,
     )
     gan_guard: bool = flag(
         True,

@@ -40,6 +40,7 @@ TITLES = COMPARABLE | {
     "rec_l2": "L2, on [-1, 1]",
     "kl": "KL (nats per image)",
     "latent_std": "std of the latents",
+    "posterior_std": "std of the noise in them",
 }
 COUNTS = ("val/num_images", "val/nan_images")  # what is no metric in a validation's row
 

@@ -66,8 +66,9 @@ def start_as_resampler(vae: AutoencoderKL) -> None:
             f"{vae.config.norm_num_groups} groups over {width} channels are smaller: lower "
             "--norm_num_groups, or use --vae_init=random"
         )
-    mixing = _mixing(vae.config.in_channels, count)
-    with torch.no_grad():
+    # The network may be without data, on PyTorch's "meta" device; what is written into it is not.
+    with torch.no_grad(), torch.device("cpu"):
+        mixing = _mixing(vae.config.in_channels, count)
         _silence_residual_branches(vae)
         _carry(encoder, encoder.down_blocks, slots[0][:count], CENTRE, mixing, torch.eye(count))
         _carry(decoder, decoder.up_blocks, slots[1][:count], SHARPEN, torch.eye(count),
@@ -77,7 +78,7 @@ def start_as_resampler(vae: AutoencoderKL) -> None:
         encoder.conv_out.bias[channels:] = LOGVAR
         for convolution in (vae.quant_conv, vae.post_quant_conv):
             if convolution is not None:
-                nn.init.eye_(convolution.weight.view(convolution.weight.shape[:2]))
+                convolution.weight[:, :, 0, 0] = torch.eye(len(convolution.weight))
                 nn.init.zeros_(convolution.bias)
 
 

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 
 from modules.tracking.metrics_log import Row, best_psnr
 
-SHOWN = {"ssim": "SSIM", "lpips_vgg": "LPIPS", "lpips_alex": "LPIPS", "lpips_squeeze": "LPIPS"}
+SHOWN = {"ssim": "SSIM", "lpips_vgg": "LPIPS", "lpips_alex": "LPIPS", "lpips_squeeze": "LPIPS",
+         "rfid": "rFID"}  # fmt: skip
 SYMPTOMS = "the table of symptoms in the trainer's README.md"
 
 

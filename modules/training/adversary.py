@@ -1,4 +1,4 @@
-"""How far the VAE heeds its adversary: as far as that has shown skill, and has not run away."""
+"""How far the VAE heeds its adversary: by how it has answered, and pulled, over the last steps."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from torch import Tensor
 logger = logging.getLogger(__name__)
 
 MEMORY = 0.9  # of the accuracies from one update of the discriminator to the next
-FULL_SKILL = 0.2  # of acc_real + acc_fake - 1: an accuracy of 60 %, as at a healthy equilibrium
+# Accuracies, mean of real and fake, between which the VAE begins to feel it and does in full. Below
+# the first a reconstruction is lost to noise within 50 steps; equilibria lie at 0.6 to 0.9.
+NO_SKILL, FULL_SKILL = 0.55, 0.7
 PATIENCE = 3  # windows in a row that are wrong before anything is said
 LOGIT_LIMIT = 100.0  # the hinge loss wants 1, and cross-entropy is settled at 10
 CLAMPED = 0.99  # of the micro-batches of a window had the largest adaptive weight
@@ -23,20 +25,23 @@ class Adversary:
     """What the discriminator's answers say of it, and the factor on its term that follows.
 
     The adaptive weight makes any gradient as strong as the reconstruction's, also the noise of a
-    discriminator that knows nothing. So its term counts by `skill`: 0 at chance, 1 from FULL_SKILL
-    on. A window between two log points is wrong when the adaptive weight sat on its clamp (the
-    generator's gradient has vanished beside the reconstruction's) or the mean logits exceed
-    LOGIT_LIMIT. From the PATIENCE-th in a row there is an alarm; `share` halves at each window of
-    an alarm, and doubles, up to 1, at each that is right. Not `active`, it only watches.
+    discriminator that knows nothing. So its term counts by `skill`: 0 at chance and up to NO_SKILL,
+    1 from FULL_SKILL on. A window between two log points is wrong when the adaptive weight sat on
+    its clamp (the generator's gradient has vanished beside the reconstruction's) or the mean logits
+    exceed LOGIT_LIMIT. From the PATIENCE-th in a row there is an alarm; `share` halves at each
+    window of an alarm, and doubles, up to 1, at each that is right. Not `active`, it only watches.
+
+    weight_memory: decay of the gradients' norms that the adaptive weight compares.
     """
 
-    def __init__(self, active: bool, device: torch.device) -> None:
-        self.active = active
+    def __init__(self, active: bool, weight_memory: float, device: torch.device) -> None:
+        self.active, self.weight_memory = active, weight_memory
         self.share = 1.0
         self.wrong_in_a_row = 0
         # On real and on fake patches; at chance until it has shown anything else.
         self.accuracy = torch.full((2,), 0.5, device=device)
         self.seen = torch.zeros(3, device=device)  # sums of both and count, since the last update
+        self.norms = torch.zeros(3, device=device)  # the nll's, the adversary's, and their weight
 
     def watch(self, logits_real: Tensor, logits_fake: Tensor) -> dict[str, Tensor]:
         """Notes how many patches of a micro-batch it tells right; returns what to log of it.
@@ -58,9 +63,20 @@ class Adversary:
         self.accuracy = self.accuracy + (1 - MEMORY) * counts * (now - self.accuracy)
         self.seen.zero_()
 
+    def smoothed_norms(self, nll_gradient: Tensor, g_gradient: Tensor) -> tuple[Tensor, Tensor]:
+        """Both norms as means over the last micro-batches, like EnCodec's (Defossez et al. 2022).
+
+        From batch to batch their ratio jumps by factors of ten while the adversary is young. Where
+        one is not finite, the means stay as they were.
+        """
+        now = torch.stack([nll_gradient.norm(), g_gradient.norm(), torch.ones_like(self.norms[0])])
+        later = self.weight_memory * self.norms + (1 - self.weight_memory) * now
+        self.norms = torch.where(now.isfinite().all(), later, self.norms)
+        return self.norms[0] / self.norms[2], self.norms[1] / self.norms[2]
+
     def skill(self) -> Tensor:
-        """From 0 (at chance, or worse) to 1 (FULL_SKILL or more), a scalar on the device."""
-        return ((self.accuracy.sum() - 1) / FULL_SKILL).clamp(0, 1)
+        """From 0 to 1, a scalar on the device."""
+        return ((self.accuracy.mean() - NO_SKILL) / (FULL_SKILL - NO_SKILL)).clamp(0, 1)
 
     def felt(self) -> Tensor:
         """The factor on the adversarial term, from 0 to 1: a scalar on the device."""
@@ -91,12 +107,13 @@ class Adversary:
     def state_dict(self) -> dict[str, Any]:
         """As plain numbers."""
         return {"share": self.share, "wrong_in_a_row": self.wrong_in_a_row,
-                "accuracy": self.accuracy.tolist()}  # fmt: skip
+                "accuracy": self.accuracy.tolist(), "norms": self.norms.tolist()}  # fmt: skip
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continues from `state_dict`'s numbers."""
         self.share, self.wrong_in_a_row = state["share"], state["wrong_in_a_row"]
         self.accuracy = torch.tensor(state["accuracy"], device=self.seen.device)
+        self.norms = torch.tensor(state["norms"], device=self.seen.device)
 
 
 def _reasons(means: Mapping[str, float]) -> list[str]:

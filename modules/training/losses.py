@@ -68,9 +68,9 @@ def adaptive_d_weight(
     """Ratio of two gradients' norms at the decoder's last layer (VQGAN, Esser et al. 2021, eq. 7).
 
     nll_gradient, g_gradient: gradients of the mean-reduced nll and of the generator's loss with
-    respect to `decoder.conv_out.weight`. Returns latent-diffusion's number, in [0, maximum]: its
-    nll is summed over an image, N = `elements_per_image` times ours, and epsilon and clamp act on
-    that. The weight in our objective is this over N.
+    respect to `decoder.conv_out.weight`, or their norms. Returns latent-diffusion's number, in
+    [0, maximum]: its nll is summed over an image, N = `elements_per_image` times ours, and epsilon
+    and clamp act on that. The weight in our objective is this over N.
     """
     ratio = elements_per_image * nll_gradient.norm() / (g_gradient.norm() + WEIGHT_EPSILON)
     return torch.clamp(ratio, 0.0, maximum)

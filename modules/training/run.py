@@ -157,7 +157,8 @@ class Run:
             for loss in (nll, g_loss)
         ])  # fmt: skip
         nll_gradient, g_gradient = self.accelerator.reduce(gradients, "mean") / scale
-        d_weight = adaptive_d_weight(nll_gradient, g_gradient, elements, disc.disc_weight_max)
+        norms = self.adversary.smoothed_norms(nll_gradient, g_gradient)
+        d_weight = adaptive_d_weight(*norms, elements, disc.disc_weight_max)
         weight = share / elements * felt * d_weight
         return weight, {
             "gan_felt": felt,

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modules.builders.data import open_data
-from modules.builders.networks import training_length
+from modules.builders.optimizers import training_length
 from modules.builders.outline import changed_flags, outline
 from modules.config.command_line import recipe_names, resolve_arguments
 from modules.training.schedule import BEGINNING

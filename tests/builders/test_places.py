@@ -24,9 +24,10 @@ def test_a_path_that_leads_nowhere_is_named_with_its_flag(flag, tmp_path):
     else:
         place.mkdir()
         if flag in ("train_data_dir", "validation_data_dir"):
-            with pytest.raises(ArgumentError, match=f"--{flag}=.*somewhere holds no files"):
+            (place / "notes.txt").touch()
+            with pytest.raises(ArgumentError, match=f"--{flag}=.*somewhere holds no images"):
                 check_places(resolve_arguments([f"--{flag}", str(place)]))
-        (place / "any").touch()
+        (place / "any.heic").touch()  # something is to be said of these, when they are opened
     images = [] if flag in ("train_data_dir", "dataset_name") else ["--dataset_name=synthetic"]
     check_places(resolve_arguments([f"--{flag}", str(place), *images]))
 

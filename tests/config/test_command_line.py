@@ -117,7 +117,7 @@ def test_kl_f8_is_latent_diffusions_as_published():
         "disc_ramp_steps": 0, "disc_factor": 1.0, "disc_scale": 0.5, "disc_loss": "hinge",
         "disc_adaptive_weight": True, "disc_weight_max": 1e4, "disc_norm_type": "batch",
         "disc_hidden_channels": 64, "disc_num_layers": 3, "gan_guard": False,
-        "alternation": "every_step",
+        "disc_weight_memory": 0.0, "alternation": "every_step",
     }  # fmt: skip
     values = flat(resolve_arguments(["--recipe=kl-f8"]))
     assert {name: values[name] for name in published} == pytest.approx(published)

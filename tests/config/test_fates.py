@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tiny import batch, tiny_arguments, tiny_run, train, weights
 
 from modules.builders.data import open_data
-from modules.builders.networks import training_length
+from modules.builders.optimizers import training_length
 from modules.config.arguments import GROUPS, LAUNCH_ONLY
 from modules.config.fates import FATES, REFUSED, TABLE, TAKES_EFFECT, WARNED
 from modules.config.objective import GAN_LENGTHS
@@ -279,7 +279,14 @@ def test_a_run_may_turn_to_float16(checkpoint, monkeypatch):
 
 
 def test_a_guard_that_is_switched_off_turns_the_adversary_down_no_longer(checkpoint, edited):
-    path = edited(adversary={"share": 0.25, "wrong_in_a_row": 0, "accuracy": [1.0, 1.0]})
+    path = edited(
+        adversary={
+            "share": 0.25,
+            "wrong_in_a_row": 0,
+            "accuracy": [1.0, 1.0],
+            "norms": [1.0, 1.0, 1.0],
+        }
+    )
     assert resumed(path).adversary.felt() == 1.0
     assert resumed(path, "--gan_guard").adversary.felt() == 0.25
 

@@ -17,7 +17,6 @@ from eval.__main__ import main
 from eval.commands.checks import measured_arguments
 from eval.memory.fake_run import cuda_autocast, fake_run
 from eval.memory.plan import BLOCK, AllocationMeter, Peaks
-from eval.metrics.networks import Networks
 from eval.rehearsal import BEFORE_GAN, LATENTS, TRAINING, VALIDATION, random_batch
 from eval.speed import script
 from eval.speed.predicted import TEXTBOOK, plan, plan_textbook
@@ -73,7 +72,7 @@ def test_states_are_those_of_real_tensors_to_the_byte() -> None:
         )
     measured["EMA"] = bytes_of(*run.ema.state_dict().values())
     predicted, _ = plan(run.args)
-    assert predicted == measured == state_bytes(run, Networks())
+    assert predicted == measured == state_bytes(run)
 
 
 def test_frozen_encoder_needs_neither_gradients_nor_moments(tmp_path: Path) -> None:

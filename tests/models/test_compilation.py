@@ -91,7 +91,7 @@ def test_five_levels_are_compiled_and_their_validation_is_not(
             output = codec.reconstruct(batch()["images"], range(2), Protocol())
         reconstructions.append(output.values)
     assert torch.equal(*reconstructions)
-    assert graphs() == 0
+    assert graphs() == 1  # of the sum that tries the compiler
 
     monkeypatch.setattr(rehearsal, "WITHOUT_LIMIT", ())
     watched = make_validation(run, SyntheticImages(2, 32, 0))

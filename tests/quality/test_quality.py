@@ -9,7 +9,6 @@ import subprocess
 import pytest
 from eval_fixtures import tiny_vae
 from launching import SCRIPT, TINY, launch
-from test_report import check
 
 from eval.__main__ import main
 from eval.quality import training
@@ -75,8 +74,8 @@ def test_arms_and_peers_are_trained_once_and_compared(pictures, tmp_path, monkey
     assert [images for images, *_ in theirs["runs"]["3"]["curve"]] == [4]
 
     page = (tmp_path / "out" / "quality.html").read_text()
-    check(page)
     assert "out of luck" in page
+    assert page.count("<svg") == 3
     assert {f"{name}.png" for name in found["arms"]} <= {
         path.name for path in (tmp_path / "out").iterdir()
     }

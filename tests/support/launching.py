@@ -28,7 +28,8 @@ TINY = shlex.split(
     "--no_mid_block_add_attention --disc_hidden_channels 8 --disc_num_groups 4 "
     "--disc_num_layers 1 --perceptual_scale 0 --num_validation_images 4 --num_latent_images 4 "
     "--validation_batch_size 4 --num_grid_images 2 --report_to none --mixed_precision no "
-    "--learning_rate 1e-3 --disc_learning_rate 1e-3 --lr_warmup_steps 2 --logging_steps 1"
+    "--learning_rate 1e-3 --disc_learning_rate 1e-3 --lr_scheduler constant "
+    "--disc_lr_scheduler constant --no_use_ema --logging_steps 1"
 )
 LAUNCHERS_OWN = (
     "RANK",

@@ -244,7 +244,10 @@ def test_learning_rates_follow_schedules_as_long_as_their_networks_updates() -> 
 
 
 def test_a_share_of_warm_up_is_one_of_the_updates_that_each_network_gets() -> None:
-    run = tiny_run("--max_train_steps 12 --disc_start 4 --lr_warmup_steps 0.5")
+    run = tiny_run(
+        "--max_train_steps 12 --disc_start 4 --lr_warmup_steps 0.5 "
+        "--lr_scheduler constant_with_warmup --disc_lr_scheduler constant_with_warmup"
+    )
     rates = []
     for step in range(12):
         rates.append(tuple(run.learning_rates().values()))

@@ -16,6 +16,7 @@ SUFFIXES = {
     ".jpf", ".jpg", ".jpx", ".mpo", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff",
     ".webp",
 }  # fmt: skip
+PACKED_SUFFIXES = {".arrow", ".parquet", ".tar", ".zip"}
 OPTIONAL = {  # format: its suffixes, and what reads them
     "AVIF": ((".avif",), "pip install --upgrade pillow"),
     "HEIF": ((".heic", ".heif", ".hif"), "pip install pillow-heif"),

@@ -16,7 +16,7 @@ from datasets import Dataset, DownloadConfig
 from datasets.utils.file_utils import is_local_path, xopen
 from PIL import Image
 
-from modules.data.images.image_kinds import remedy, suffixes
+from modules.data.images.image_kinds import PACKED_SUFFIXES, remedy, suffixes
 from modules.data.images.images import UnreadableImage, decode, upright_shape
 from modules.data.images.left_out import left_out
 from modules.data.sources.files import NETWORK_ERRORS, fingerprint, wait_to_retry
@@ -26,7 +26,6 @@ from modules.errors import ArgumentError, one_line
 
 logger = logging.getLogger(__name__)
 
-PACKED_SUFFIXES = {".arrow", ".parquet", ".tar", ".zip"}
 BYTES = pa.large_binary()
 
 
