@@ -74,7 +74,8 @@ def read_latents(file: str, codec: VAECodec) -> tuple[Tensor, tuple[int, int]]:
     """
     if not Path(file).is_file():
         raise ValueError(f"--from_latents={file} does not exist")
-    tensors, metadata = read_tensors(Path(file))
+    with blaming(f"--from_latents={file}", "give what --latents wrote"):
+        tensors, metadata = read_tensors(Path(file))
     latents = tensors.get(LATENTS)
     if latents is None or latents.ndim != 4 or len(latents) != 1:
         raise ValueError(f"--from_latents={file} holds no tensor {LATENTS} [1, C, h, w]")
