@@ -31,7 +31,8 @@ class Judge:
         if self.networks.unavailable:
             reasons = "; ".join(f"{k}: {v}" for k, v in self.networks.unavailable.items())
             raise ArgumentError(f"--metrics: {reasons}; or leave it out")
-        self.protocol = Protocol(args.data.resolution)
+        mode = args.model.image_mode or "RGB"
+        self.protocol = Protocol(args.data.resolution, image_mode=mode)
         self.images = ProtocolImages(open_folder(folder, "--validation_data_dir"), self.protocol)
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
 
