@@ -29,6 +29,7 @@ from modules.distributed.launch_environment import chosen_precision
 from modules.distributed.reduce import gather_from_processes
 from modules.errors import ArgumentError
 from modules.output.folder_lock import FolderLock
+from modules.training.checkpoint import leave_out_discriminator
 
 logger = logging.getLogger(__name__)
 
@@ -101,6 +102,8 @@ def make_accelerator(args: Arguments) -> Accelerator:
     torch.backends.cudnn.allow_tf32 = args.precision.allow_tf32
     if accelerator.mixed_precision == "bf16" and not multiplies_bfloat16(accelerator.device):
         _warn_of_emulation(accelerator.device)
+    if not args.discriminator.enabled:
+        leave_out_discriminator(accelerator)
     return accelerator
 
 

@@ -15,7 +15,6 @@ from modules.distributed.device import convolution_layout
 from modules.models.autoencoder import TrainableVAE
 from modules.models.compilation import compile_networks, require_compiler
 from modules.training.adversary import Adversary
-from modules.training.checkpoint import leave_out_discriminator
 from modules.training.ema import ExponentialMovingAverage
 from modules.training.guard import FiniteGuard
 from modules.training.meter import Meter
@@ -41,8 +40,6 @@ def make_run(
         require_compiler(accelerator.device)
         several = args.data.several_shapes or args.losses.eq_prob > 0
         compile_networks(vae.vae, discriminator, perceptual, any_shape=several)
-    if not args.discriminator.enabled:
-        leave_out_discriminator(accelerator)
     prepared = accelerator.prepare(vae, discriminator, *optimizers, *schedulers)
     for optimizer in prepared[2:4]:
         optimizer.scaler = None  # float16's loss scale is handled in `Run.update`, for both at once
