@@ -188,7 +188,7 @@ class Validation:
         self.baselines = self.baselines or evaluate_reconstruction(
             {name: open_codec(name) for name in (f"downsample:{factor}", JPEG)},
             self.images,
-            ["psnr", "ssim"],
+            [name for name in ("psnr", "ssim") if name in self.metrics],
             protocol=self.protocol,
             batch_size=self.batch_size,
             device=self.device,
