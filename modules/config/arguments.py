@@ -20,7 +20,7 @@ from modules.errors import ArgumentError
 # Never written to train_config.yaml: secrets, and what describes this launch rather than the run.
 LAUNCH_ONLY = ("hub_token", "resume_from_checkpoint", "overwrite_output_dir", "dry_run")
 
-FROM_SCRATCH, FINE_TUNING = 2e-4, 4.5e-6  # learning rates; the latter is also --scale_lr's base
+FROM_SCRATCH, FINE_TUNING = 1e-4, 4.5e-6  # learning rates; the latter is also --scale_lr's base
 
 
 @dataclass(frozen=True)

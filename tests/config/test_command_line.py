@@ -76,11 +76,11 @@ def test_every_recipe_resolves_and_only_sets_what_it_changes(name):
 @pytest.mark.parametrize(
     ("argv", "rates"),
     [
-        ("", (2e-4, 2e-4)),
+        ("", (1e-4, 1e-4)),
         ("--pretrained_model_name_or_path x", (4.5e-6, 4.5e-6)),
         ("--scale_lr", (4.5e-6, 4.5e-6)),
         ("--pretrained_model_name_or_path x --learning_rate 1e-3", (1e-3, 1e-3)),
-        ("--disc_learning_rate 1e-5", (2e-4, 1e-5)),
+        ("--disc_learning_rate 1e-5", (1e-4, 1e-5)),
     ],
 )
 def test_learning_rates_fit_what_is_trained_unless_they_are_given(argv, rates):
