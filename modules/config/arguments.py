@@ -35,7 +35,7 @@ class Launch:
     command: tuple[str, ...] = ("python", "train_vae.py")
 
 
-FROM_SCRATCH, FINE_TUNING = 2e-4, 4.5e-6  # learning rates; the latter is also --scale_lr's base
+FROM_SCRATCH, FINE_TUNING = 1e-4, 4.5e-6  # learning rates; the latter is also --scale_lr's base
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ class OptimizationArguments:
     max_train_steps: int | None = flag(None, "optimizer steps in all", minimum=0)
     learning_rate: float | None = flag(
         None,
-        "peak learning rate of the VAE; by default 2e-4 from scratch, and 4.5e-6 for a pretrained "
+        "peak learning rate of the VAE; by default 1e-4 from scratch, and 4.5e-6 for a pretrained "
         "one or as the base of --scale_lr",
         minimum=0,
         maximum=10**6,

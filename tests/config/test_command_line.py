@@ -89,11 +89,11 @@ def test_of_several_recipes_the_later_wins_and_the_data_of_the_first_stay():
 @pytest.mark.parametrize(
     ("argv", "rates"),
     [
-        ("", (2e-4, 2e-4)),
+        ("", (1e-4, 1e-4)),
         ("--pretrained_model_name_or_path x", (4.5e-6, 4.5e-6)),
         ("--scale_lr", (4.5e-6, 4.5e-6)),
         ("--pretrained_model_name_or_path x --learning_rate 1e-3", (1e-3, 1e-3)),
-        ("--disc_learning_rate 1e-5", (2e-4, 1e-5)),
+        ("--disc_learning_rate 1e-5", (1e-4, 1e-5)),
     ],
 )
 def test_learning_rates_fit_what_is_trained_unless_they_are_given(argv, rates):
