@@ -158,9 +158,9 @@ def test_latents_lie_in_a_file_and_are_scaled_there(tmp_path):
 
 def test_the_denoiser_is_ignorant_at_first_then_learns_and_is_the_same_for_a_seed():
     latents = torch.randn(64, 1, 4, 4).sign() * torch.ones(64, 3, 4, 4)  # channels all say the same
-    network = Denoiser(3)
-    loss = flow_loss(network, latents, torch.randn(64, 3, 4, 4), torch.rand(64)).item()
-    assert loss == pytest.approx(2.0, abs=0.2)
+    noise, time = torch.randn(64, 3, 4, 4), torch.rand(64)
+    assert flow_loss(Denoiser(3), latents, noise, time).item() == pytest.approx(2.0, abs=0.2)
+    assert flow_loss(lambda mixed, time: noise - latents, latents, noise, time).item() == 0
     state = torch.get_rng_state()
     trained = [train_denoiser(latents, 60, seed, CPU) for seed in (0, 0, 1)]
     losses = [loss_of(network, latents, CPU) for network in trained]
