@@ -307,7 +307,7 @@ def test_a_report_of_a_run_tells_one_scaling_factor_the_exported_one(tmp_path):
 
 
 def test_a_run_tells_its_flags_as_they_are_typed_and_keeps_its_secrets():
-    argv = ["--kl_scale", "0.5", "--no_random_flip", "--use_ema", "--hub_token", "hf_secret"]
+    argv = ["--kl_scale", "0.5", "--no_random_flip", "--no_use_ema", "--hub_token", "hf_secret"]
     device = torch.device("cpu")
     run = SimpleNamespace(
         args=resolve_arguments(argv),
@@ -317,7 +317,7 @@ def test_a_run_tells_its_flags_as_they_are_typed_and_keeps_its_secrets():
     )
     told = facts(run, SimpleNamespace(began=time.monotonic() - 65, first_step=3))
     flags = changed_flags(run.args, paths=False)
-    assert {"--kl_scale 0.5", "--no_random_flip", "--use_ema"} <= set(flags)
+    assert {"--kl_scale 0.5", "--no_random_flip", "--no_use_ema"} <= set(flags)
     assert "secret" not in str([told, flags])
     assert told["Hardware"].startswith("2 x CPU")
     assert told["Time"] == "0:01:05 since step 3, for 5 of 10 steps"
