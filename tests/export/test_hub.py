@@ -411,7 +411,7 @@ def test_the_card_tells_baselines_hardware_and_flags(vae, tmp_path):
         "| `downsample:8` | 22.12 | 0.25 |",
     ]
     assert "- Time: 0:01:05" in lines
-    assert {"    --kl_scale 0.5", "    --image_column '&lt;b&gt;'"} <= set(lines)
+    assert {"    --kl_scale 0.5", "    --image_column &#39;&lt;b&gt;&#39;"} <= set(lines)
     assert "logging_steps" not in "".join(lines)  # nothing of the weights
 
 

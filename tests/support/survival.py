@@ -92,7 +92,8 @@ def rows(folder: Path) -> list[dict[str, float]]:
 def _timeless(file: Path) -> bytes:
     """Its content; of a model card, without the line that tells how long it took."""
     content = file.read_bytes()
-    return re.sub(rb"\n- Time: .*", b"", content) if file.name == "README.md" else content
+    unequal = rb"\n(- Time: |    --dataloader_num_workers ).*"
+    return re.sub(unequal, b"", content) if file.name == "README.md" else content
 
 
 def _files(folder: Path) -> set[Path]:
