@@ -258,7 +258,7 @@ def test_every_flag_in_the_running_text_exists(name):
         for subparser in build_parser()._subparsers._group_actions[0].choices.values()
         for option in subparser._option_string_actions
     }
-    launchers = {"--num_cpu_threads_per_process"} & set(
+    launchers = {"--num_cpu_threads_per_process", "--quiet"} & set(
         launch_command_parser()._option_string_actions
     )
     known = training | switches | others | evaluation | launchers
@@ -322,9 +322,9 @@ def test_every_folder_has_its_line_with_what_it_may_import():
              for cells in rows(MODULES, "| folder | what is in it | may import |")}  # fmt: skip
     rules = {key.removeprefix("modules."): {name.removeprefix("modules.") for name in allowed}
              for key, allowed in MAY_IMPORT.items() if key.startswith("modules.")}  # fmt: skip
-    folders = rules.keys() - {"errors", "seeding"}
+    folders = rules.keys() - {"errors", "seeding", "image_modes"}
     assert {name: set(listed) for name, listed in shown.items()} == {n: rules[n] for n in folders}
-    assert {"modules.errors", "modules.output"} == FOUNDATION
+    assert {"modules.errors", "modules.output", "modules.image_modes"} == FOUNDATION
 
 
 def test_every_command_of_the_evaluation_has_its_line():

@@ -115,7 +115,8 @@ def eq_gradients(run: Run, given: dict, change: Change) -> dict[str, torch.Tenso
     norms = [torch.autograd.grad(x, last, retain_graph=True)[0].norm() for x in (nll, g_loss)]
     weight = (size * norms[0] / (norms[1] + 1e-4)).clamp(0, 1e4) / size
     kl = run.args.losses.kl_scale * posterior.kl().mean() / size
-    (nll + kl + weight.detach() * g_loss).backward()
+    weight = run.args.discriminator.disc_scale * weight.detach()
+    (nll + kl + weight * g_loss).backward()
     return gradients(run.raw_vae)
 
 
