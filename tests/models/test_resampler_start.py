@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tiny import tiny_arguments
 from torch import Tensor
 
-from modules.builders.banner import networks
+from modules.builders import banner
 from modules.builders.networks import make_vae
 from modules.data.images.images import normalize, to_uint8_tensor
 from modules.data.images.synthetic import SyntheticImages
@@ -97,7 +97,7 @@ def test_every_vae_from_scratch_starts_so_where_it_can_and_the_banner_says_how()
     def start(flags: str) -> tuple[dict[str, Tensor], str]:
         args = tiny_arguments(flags)
         vae = make_vae(args)
-        return vae.state_dict(), networks(args, vae)["Start"]
+        return vae.state_dict(), banner.networks(args, vae)["Start"]
 
     for flags, same, different, said in (
         ("", "--vae_init resampler", "--vae_init random", "a linear down- and upsampler"),
