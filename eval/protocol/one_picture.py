@@ -17,7 +17,7 @@ from modules.weights.tensor_files import read_tensors, write_safetensors
 
 LATENTS = "latents"  # the only tensor in the file
 SCALING = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
-FEWEST = 4  # latents along a tile's side: a quarter of them overlap
+QUARTERS = 4  # of a tile: one overlaps the next
 
 
 def require_kind(file: str, mode: str) -> None:
@@ -30,12 +30,13 @@ def require_kind(file: str, mode: str) -> None:
 def use_tiles(vae: AutoencoderKL, side: int, factor: int) -> None:
     """Lets diffusers encode and decode larger images in tiles of `side` pixels.
 
-    They overlap by a quarter and are blended. Raises ValueError for a side that does not fit.
+    They overlap by a quarter and are blended. Raises ValueError for a side of which a quarter is no
+    whole latent: diffusers rounds it, differently in pixels, and lays the tiles apart.
     """
-    if side % factor or side < FEWEST * factor:
+    if side <= 0 or side % (QUARTERS * factor):
         raise ValueError(
-            f"--tile={side} must be a multiple of {factor}, the model's factor, and at least "
-            f"{FEWEST * factor}"
+            f"--tile={side} must be a multiple of {QUARTERS * factor}: a quarter of it, by which "
+            f"tiles overlap, has to be whole latents of {factor} pixels"
         )
     vae.enable_tiling()
     vae.tile_sample_min_size, vae.tile_latent_min_size = side, side // factor
