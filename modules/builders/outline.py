@@ -11,6 +11,7 @@ from itertools import accumulate
 from modules.config.arguments import GROUPS, Arguments
 from modules.config.command_line import to_yaml
 from modules.config.inputs import DataArguments
+from modules.config.limits import require
 from modules.config.objective import GAN_LENGTHS, DiscriminatorArguments
 from modules.data.images.image_kinds import suffixes
 from modules.data.sources.folder_walk import files_below
@@ -26,7 +27,10 @@ def outline(args: Arguments) -> str:
     found, processes = count_images(args.data), int(os.environ.get("WORLD_SIZE", "1"))
     steps, count, kept = opt.max_train_steps, "not counted in a dry run", ""
     if found is not None:
-        trained = max(0, found - held_back(args))
+        trained = found - held_back(args)
+        require(trained > 0, "num_validation_images", found - trained,
+                f"leaves nothing to train on of {found} images; lower it, or name a validation set "
+                "with --validation_data_dir")  # fmt: skip
         count = f"{trained:,} images to train on, {found - trained:,} held back for validation"
         if steps is None:
             steps = -(-opt.num_train_epochs * trained // opt.images_per_step(processes))

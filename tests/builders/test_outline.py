@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from modules.builders.data import open_data
 from modules.builders.optimizers import training_length
-from modules.builders.outline import changed_flags, outline
+from modules.builders.outline import changed_flags, count_images, outline
 from modules.config.command_line import recipe_names, resolve_arguments
+from modules.errors import ArgumentError
 from modules.training.schedule import BEGINNING
 
 FLAGS = ["--learning_rate=1e-3", "--no_random_flip", "--use_ema", "--block_out_channels 8 8 8 8",
@@ -45,6 +46,14 @@ def test_a_gan_that_never_starts_is_told_from_one_that_does(pictures):
     late, early = (outline(resolve_arguments([*argv, "--disc_start", n])) for n in ("20", "19"))
     assert "GAN  never starts: --disc_start" in late
     assert "trains from step 19" in early
+
+
+def test_a_folder_that_validation_takes_whole_is_refused(pictures):
+    argv = ["--train_data_dir", str(pictures), "--num_validation_images"]
+    count = count_images(resolve_arguments([*argv, "2"]).data)
+    assert "1 images to train on" in outline(resolve_arguments([*argv, str(count - 1)]))
+    with pytest.raises(ArgumentError, match=f"--num_validation_images={count} .*{count} images"):
+        outline(resolve_arguments([*argv, str(count)]))
 
 
 @given(st.lists(st.sampled_from(FLAGS), unique=True), st.sampled_from(recipe_names()))
