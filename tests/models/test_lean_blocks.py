@@ -21,7 +21,7 @@ from modules.models.lean_blocks import LeanResnetBlock, LeanUpsample, make_lean,
 
 
 def test_lean_blocks_are_diffusers_blocks_to_the_bit_outside_of_training() -> None:
-    vae = tiny_run().raw_vae.vae.eval()
+    vae = tiny_run("--vae_init random").raw_vae.vae.eval()
     other = AutoencoderKL.from_config(vae.config).to(memory_format=torch.channels_last)
     other.load_state_dict(vae.state_dict())
     images = torch.randn(2, 3, 32, 32)
