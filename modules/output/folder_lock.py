@@ -41,7 +41,8 @@ class FolderLock:
     def __init__(self, folder: str | Path, patience: float = 0.0, flag: str = "output_dir") -> None:
         self.path, self.descriptor = Path(folder) / LOCK, None
         self.refusal: str | None = None
-        self.made = not self.path.parent.exists()
+        folders = (self.path.parent, *self.path.parent.parents)
+        self.made = [folder for folder in folders if not folder.exists()]
         if _launched_as(RANK, 0) != 0:
             return
         try:
@@ -70,8 +71,8 @@ class FolderLock:
         if self.descriptor is not None:
             with suppress(OSError):  # the disk may be read-only by now, or the folder moved away
                 self.path.unlink()  # while the lock is held: afterwards it may be another's
-                if self.made:
-                    self.path.parent.rmdir()  # fails where anything was written into it
+                for folder in self.made:
+                    folder.rmdir()  # fails where anything was written into it
             os.close(self.descriptor)
 
     def _wait(self, patience: float) -> str | None:

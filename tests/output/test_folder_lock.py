@@ -129,11 +129,11 @@ def test_a_launchers_variable_that_holds_a_word_is_named(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("written", [False, True])
 def test_a_folder_that_was_made_for_nothing_is_taken_away_again(tmp_path, written):
-    folder = tmp_path / "run"
+    folder = tmp_path / "runs" / "mine"
     with FolderLock(folder):
         if written:
             (folder / "config.json").touch()
-    assert folder.exists() == written
+    assert folder.exists() == folder.parent.exists() == written
     (tmp_path / "users").mkdir()
     with FolderLock(tmp_path / "users"):
         pass
