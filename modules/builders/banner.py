@@ -36,7 +36,7 @@ def banner(run: Run, training: str) -> str:
     args = run.args
     recipes = {"Recipe": recipe_line(args)} if args.launch.recipes else {}
     schedule = {
-        "Images": training,
+        "Training": training,
         "Steps": steps_line(args, run.max_train_steps),
         "Optimizer": optimizer_line(args, run.accelerator.num_processes),
         "GAN": gan_line(args.discriminator, run.max_train_steps, run.schedule.lengths),
