@@ -36,7 +36,9 @@ def outline(args: Arguments) -> str:
             steps = -(-opt.num_train_epochs * trained // opt.images_per_step(processes))
     if args.launch.recipes:
         lines["Recipe"] = recipe_line(args)
-    lines["Training"] = f"{', '.join(args.data.dataset_name or (args.data.train_data_dir,))}: {count}"
+    lines["Training"] = (
+        f"{', '.join(args.data.dataset_name or (args.data.train_data_dir,))}: {count}"
+    )
     lines["Steps"] = steps_line(args, steps)
     lines["Optimizer"] = optimizer_line(args, processes)
     lines["GAN"] = gan_line(args.discriminator, steps)
