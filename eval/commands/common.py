@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -100,8 +100,13 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         default=0,
         help="processes that load images; 0 is the main one",
     )
-    add("--device", help="such as cpu or cuda:1 [default: cuda if there is one]")
+    add_device_argument(add)
     add("--no_progress", action="store_true", help="no progress bar")
+
+
+def add_device_argument(add: Callable[..., object]) -> None:
+    """--device, as `device_and_processes` takes it. add: `add_argument` of a parser or a group."""
+    add("--device", help="such as cpu or cuda:1 [default: cuda if there is one]")
 
 
 def open_protocol(args: argparse.Namespace, image_mode: str = "RGB") -> Protocol:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 
 from eval.commands.checks import integer
-from eval.commands.common import add_model_arguments, device_and_processes
+from eval.commands.common import add_device_argument, add_model_arguments, device_and_processes
 
 HELP = "one picture of any size, encoded and decoded; its latents as a file"
 
@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=integer(1, 16384),
         help="work in tiles of so many pixels: large pictures in less memory, nearly the same",
     )
-    add("--device", help="such as cpu or cuda:1 [default: cuda if there is one]")
+    add_device_argument(add)
 
 
 def run(args: argparse.Namespace) -> int:

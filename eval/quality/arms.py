@@ -26,8 +26,7 @@ PRESETS = {
     # 38,400 images through the SD 1.5 VAE: about 8 minutes on a card of 80 images/s.
     "gpu": "--resolution 256 --train_batch_size 16 --max_train_steps 2400 --mixed_precision bf16 "
     "--allow_tf32 --recompute none --perceptual_scale 0 --disc_factor 0 --validation_steps 400 "
-    "--checkpointing_steps 1000000 "
-    "--num_latent_images 64 --dataloader_num_workers 8",
+    "--checkpointing_steps 1000000 --num_latent_images 64 --dataloader_num_workers 8",
 }
 SET_HERE = {"--seed", "--output_dir", "--resume_from_checkpoint", "--push_to_hub", "--dry_run"}
 PLACES = ("data", "validation", "steps", "seed", "output", "batch_size", "resolution")

@@ -119,9 +119,12 @@ class Run:
 
         It belongs to (seed, position in the data), so that a resumed run draws the same.
         """
+        probability = self.args.losses.eq_prob
+        if probability == 0:
+            return Change()
         draw = Random(seed_for(self.args.optimization.seed, "change", self.samples))
         smallest = -(-self.args.smallest_side // (images.shape[-1] // noise.shape[-1]))
-        return drawn_change(draw, self.args.losses.eq_prob, tuple(noise.shape[2:]), smallest)
+        return drawn_change(draw, probability, tuple(noise.shape[2:]), smallest)
 
     def record(self, **terms: Tensor) -> None:
         """Hands the scalars of a micro-batch to the log and to the guard against NaN."""
