@@ -16,16 +16,17 @@ from hypothesis import strategies as st
 from tiny import batch, tiny_arguments, tiny_run, train, weights
 
 from modules.builders.data import open_data
+from modules.builders.networks import make_vae
 from modules.builders.optimizers import training_length
 from modules.config.arguments import GROUPS, LAUNCH_ONLY
-from modules.config.fates import FATES, REFUSED, TABLE, TAKES_EFFECT, WARNED
+from modules.config.fates import FATES, REFUSED, TABLE, TAKES_EFFECT, WARNED, changed_flags
 from modules.config.objective import GAN_LENGTHS
 from modules.data.images.synthetic import SyntheticImages
 from modules.errors import ArgumentError
 from modules.output.checkpoint_folders import TRAINER_STATE
 from modules.tracking.metrics_log import comparable
 from modules.training.checkpoint import DISCRIMINATOR, save_checkpoint
-from modules.training.resume import reached_by, resume, trainer_state
+from modules.training.resume import flags_in_force, reached_by, resume, trainer_state
 from modules.training.run import Run
 from modules.training.schedule import Reached
 
@@ -308,3 +309,16 @@ def test_only_validations_of_other_images_are_left_out(found, since):
     validated = [row for row in rows if "val/psnr" in row]
     older = [row for row in validated if row["step"] <= since]
     assert [row for row in kept if "val/psnr" in row] == validated[max(0, len(older) - 1) :]
+
+
+def test_heads_on_features_fit_one_backbone_alone():
+    vae = make_vae(tiny_arguments())
+
+    def changed(*before_and_now):
+        settled = [flags_in_force(tiny_arguments(flags), vae) for flags in before_and_now]
+        return changed_flags(*settled, REFUSED)
+
+    backbones = [f"--lpips_backbone {name}" for name in ("alex", "vgg")]
+    assert not changed(*backbones)
+    features = [f"--disc_type features {flag}" for flag in backbones]
+    assert changed(*features) == {"lpips_backbone under --disc_type=features": ["alex", "vgg"]}

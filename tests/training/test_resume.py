@@ -266,6 +266,7 @@ def refused(argv: list[str]) -> str:
         ("--block_out_channels 8 8 8 16", "block_out_channels is 8 8 8 8 there and 8 8 8 16 here"),
         ("--disc_hidden_channels=16", "disc_hidden_channels is 8 there and 16 here"),
         ("--disc_norm_type=none", "disc_norm_type is spectral_group there and none here"),
+        ("--disc_type=features --eq_prob=0", "disc_type is patch there and features here"),
     ],
 )
 def test_a_checkpoint_of_another_network_is_refused(stopped, pictures, flag, key):

@@ -104,6 +104,27 @@ def test_perceptual_gradient_reaches_the_vae(squeeze_weights: str) -> None:
     assert largest_difference(with_lpips, without) > 1e-2
 
 
+@pytest.mark.parametrize("perceptual_scale", [0, 1])
+def test_features_judge_in_the_step_as_patches_do(
+    perceptual_scale: int, squeeze_weights: str
+) -> None:
+    flags = (
+        f"--disc_type features --perceptual_scale {perceptual_scale} --disc_scale 0.7 "
+        f"--lpips_backbone squeeze --lpips_weights {squeeze_weights}"
+    )
+    run, given = tiny_run(flags), batch()
+    train_without_update(run, [given])
+    assert (run.perceptual is run.raw_discriminator.perceptual) == bool(perceptual_scale)
+    assert (
+        gradients(run.raw_discriminator).keys()
+        == dict(run.raw_discriminator.named_parameters()).keys()
+    )
+    assert not gradients(run.raw_discriminator.perceptual)
+    elements = given["images"][0].numel()
+    theirs = {n: g / elements for n, g in textbook_gradients(tiny_run(flags), given).items()}
+    assert largest_difference(gradients(run.raw_vae), theirs) < 1e-5
+
+
 def test_generators_pass_leaves_the_discriminator_as_it_was() -> None:
     run = tiny_run("--disc_norm_type spectral_group")
     run.schedule = type(run.schedule)(True, start=0, warmup_steps=0, ramp_steps=0, in_turns=True)
