@@ -46,6 +46,13 @@ class Limits:
         )
         return f"a whole number of steps, {rule}, or {SHARE}" if self.length else rule
 
+    def wrong(self, value: object) -> str | None:
+        """What is wrong with a value, to follow "--flag=value "; None where it is within them."""
+        if isinstance(value, str):
+            return wrong_text(value, self.path)
+        fine = value is None or isinstance(value, bool) or self.allow(value)
+        return None if fine else f"must be {self.rule()}"
+
     def allow(self, number: float) -> bool:
         """Whether a number is within the limits; NaN never is."""
         if self.length and isinstance(number, float):
@@ -58,30 +65,27 @@ class Limits:
         )
 
 
-def check_limits(group: Any) -> None:
-    """Every value of a dataclass of flags, against what stands beside its flag.
+@dataclass(frozen=True)
+class FlagGroup:
+    """Flags of one title of `--help`, which is its docstring; each value keeps to its limits."""
 
-    Numbers are finite and within their limits; lists are not empty; texts are not empty, can be
-    printed on one line and written as UTF-8. Raises ArgumentError naming flag, value and rule.
-    """
-    for f in fields(group):
-        value = getattr(group, f.name)
-        if value in ((), []):  # argparse makes the latter of "--flag=--"
-            raise ArgumentError(f"--{f.name} needs at least one value, or leave it out")
-        for part in value if isinstance(value, tuple) else (value,):
-            wrong = _wrong(f, part)
-            if wrong is not None:
-                text = "..." if f.metadata["limits"].secret else shown(part)
-                raise ArgumentError(f"--{f.name}={text} {wrong}")
+    def __post_init__(self) -> None:
+        """Raises ArgumentError naming flag, value and rule.
 
+        Numbers are finite and within their limits; lists are not empty; texts are not empty, can
+        be printed on one line and written as UTF-8.
+        """
+        for f in fields(self):
+            value, limits = getattr(self, f.name), f.metadata["limits"]
+            if value == ():
+                raise ArgumentError(f"--{f.name} needs at least one value, or leave it out")
+            for part in value if isinstance(value, tuple) else (value,):
+                wrong = limits.wrong(part)
+                require(wrong is None, f.name, "..." if limits.secret else part, wrong or "")
 
-def _wrong(f: Field, value: object) -> str | None:
-    limits: Limits = f.metadata["limits"]
-    if isinstance(value, str):
-        return wrong_text(value, limits.path)
-    if isinstance(value, bool) or value is None or limits.allow(value):
-        return None
-    return f"must be {limits.rule()}"
+    def require(self, condition: bool, name: str, rule: str) -> None:
+        """Raises ArgumentError("--name=value rule") unless `condition` holds."""
+        require(condition, name, getattr(self, name), rule)
 
 
 def wrong_text(text: str, is_path: bool) -> str | None:
@@ -120,18 +124,12 @@ def shown(value: object, width: int = 120) -> str:
     return text if len(text) <= width else f"{text[: width // 2]}...{text[-width // 4 :]}"
 
 
-def flag(
-    default: Any,
-    help: str,
-    choices: Sequence[Any] | None = None,
-    **limits: Any,
-) -> Any:
+def flag(default: Any, help: str, choices: Sequence[Any] | None = None, **limits: Any) -> Any:
     """A dataclass field whose default, help and choices become the command line's.
 
     limits: those of `Limits`, which every value keeps to.
     """
-    metadata = {"help": help, "choices": choices}
-    metadata["limits"] = Limits(**limits)
+    metadata = {"help": help, "choices": choices, "limits": Limits(**limits)}
     return field(default=default, metadata=metadata)
 
 
@@ -152,8 +150,3 @@ def number(text: str) -> Length:
         return int(text)
     except ValueError:
         return float(text)
-
-
-def nearest_multiple(value: int, factor: int) -> int:
-    """The multiple of `factor` nearest to `value`, at least `factor`."""
-    return max(factor, round(value / factor) * factor)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from modules.config.limits import check_limits, flag, in_steps, require
+from modules.config.limits import FlagGroup, flag, in_steps
 
 GAN_LENGTHS = ("disc_start", "disc_warmup_steps", "disc_ramp_steps")
 
 
 @dataclass(frozen=True)
-class LossArguments:
+class LossArguments(FlagGroup):
     """Losses"""
 
     rec_loss: str = flag("l2", "pixel error, mean over all elements", choices=("l1", "l2"))
@@ -40,12 +40,9 @@ class LossArguments:
         path=True,
     )
 
-    def __post_init__(self) -> None:
-        check_limits(self)
-
 
 @dataclass(frozen=True)
-class DiscriminatorArguments:
+class DiscriminatorArguments(FlagGroup):
     """Discriminator"""
 
     disc_start: int | float = flag(
@@ -107,14 +104,11 @@ class DiscriminatorArguments:
     )
 
     def __post_init__(self) -> None:
-        check_limits(self)
+        super().__post_init__()
         if "group" in self.disc_norm_type:
-            require(
-                self.disc_hidden_channels * 2 % self.disc_num_groups == 0,
-                "disc_num_groups",
-                self.disc_num_groups,
-                f"must divide twice --disc_hidden_channels={self.disc_hidden_channels}",
-            )
+            rule = f"must divide twice --disc_hidden_channels={self.disc_hidden_channels}"
+            fits = self.disc_hidden_channels * 2 % self.disc_num_groups == 0
+            self.require(fits, "disc_num_groups", rule)
 
     def lengths(self, steps: int) -> dict[str, int]:
         """The flags that are lengths, all in optimizer steps, for a run of `steps`."""

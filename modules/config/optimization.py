@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from modules.config.limits import check_limits, flag
+from modules.config.limits import FlagGroup, flag
 from modules.errors import ArgumentError
 
 
 @dataclass(frozen=True)
-class OptimizationArguments:
+class OptimizationArguments(FlagGroup):
     """Optimization"""
 
     seed: int = flag(0, "seed of weights, order, crops and noise", minimum=0, maximum=2**63 - 2)
@@ -93,16 +93,13 @@ class OptimizationArguments:
         minimum=1,
     )
 
-    def __post_init__(self) -> None:
-        check_limits(self)
-
     def images_per_step(self, num_processes: int) -> int:
         """Images of one optimizer step over all processes: the total batch size."""
         return self.train_batch_size * self.gradient_accumulation_steps * num_processes
 
 
 @dataclass(frozen=True)
-class PrecisionArguments:
+class PrecisionArguments(FlagGroup):
     """Precision and memory"""
 
     mixed_precision: str | None = flag(
@@ -154,7 +151,7 @@ class PrecisionArguments:
     )
 
     def __post_init__(self) -> None:
-        check_limits(self)
+        super().__post_init__()
         if self.gradient_checkpointing and self.recompute == "norm":
             raise ArgumentError(
                 "--gradient_checkpointing means --recompute=full; drop one of the two"

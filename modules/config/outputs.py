@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import PurePath
 
-from modules.config.limits import check_limits, flag, require
+from modules.config.limits import FlagGroup, flag, require
 from modules.errors import ArgumentError
 
 METRICS = ("psnr", "ssim", "lpips", "rfid")  # of validation
 
 
 @dataclass(frozen=True)
-class ValidationArguments:
+class ValidationArguments(FlagGroup):
     """Validation"""
 
     validation_image: tuple[str, ...] | None = flag(None, "image files to validate on", path=True)
@@ -61,22 +61,19 @@ class ValidationArguments:
     )
 
     def __post_init__(self) -> None:
-        check_limits(self)
-        given = [
-            f"--{name}"
-            for name in ("validation_image", "validation_data_dir", "validation_split")
-            if getattr(self, name)
-        ]
+        super().__post_init__()
+        sources = ("validation_image", "validation_data_dir", "validation_split")
+        given = [f"--{name}" for name in sources if getattr(self, name)]
         if len(given) > 1:
             raise ArgumentError(f"{' and '.join(given)} exclude each other; keep one")
         images = self.validation_image or ()
-        for image in set(images):
-            require(images.count(image) == 1, "validation_image", image,
-                    "is given twice and would count twice; give it once")  # fmt: skip
+        for image in images:
+            rule = "is given twice and would count twice; give it once"
+            require(images.count(image) == 1, "validation_image", image, rule)
 
 
 @dataclass(frozen=True)
-class CheckpointArguments:
+class CheckpointArguments(FlagGroup):
     """Checkpoints"""
 
     output_dir: str = flag("autoencoderkl-model", "where everything is written", path=True)
@@ -109,12 +106,9 @@ class CheckpointArguments:
         "of the final export, not of best/",
     )
 
-    def __post_init__(self) -> None:
-        check_limits(self)
-
 
 @dataclass(frozen=True)
-class LoggingArguments:
+class LoggingArguments(FlagGroup):
     """Logging and Hub"""
 
     report_to: str = flag(
@@ -138,15 +132,14 @@ class LoggingArguments:
     hub_token: str | None = flag(None, "token for the hub; `hf auth login` is safer", secret=True)
 
     def __post_init__(self) -> None:
-        check_limits(self)
+        super().__post_init__()
         for name in ("push_every", "hub_private"):
-            value = getattr(self, name)
-            require(not value or self.push_to_hub, name, value,
-                    "is about uploads: add --push_to_hub, or drop it")  # fmt: skip
+            rule = "is about uploads: add --push_to_hub, or drop it"
+            self.require(self.push_to_hub or not getattr(self, name), name, rule)
         for name in ("logging_dir", "tracker_project_name"):
             path = PurePath(getattr(self, name))
-            require(not path.is_absolute() and ".." not in path.parts, name, path,
-                    "must lie inside --output_dir: give a relative path without ..")  # fmt: skip
+            rule = "must lie inside --output_dir: give a relative path without .."
+            require(not path.is_absolute() and ".." not in path.parts, name, path, rule)
         if self.report_to in ("wandb", "all") and self.hub_token is not None:
             raise ArgumentError(
                 f"--hub_token cannot be used with --report_to={self.report_to}, which could expose "
