@@ -31,7 +31,7 @@ from modules.builders.first_checks import check_first
 from modules.builders.outline import outline
 from modules.config.answers import exit_on_mistakes
 from modules.config.command_line import for_trackers, parse_arguments, show_messages, to_yaml
-from modules.config.threads import undo_launchers_limit
+from modules.distributed.launch_environment import undo_launchers_limit
 
 if __name__ == "__main__":  # before the slow imports: most mistakes are answered at once
     arguments = parse_arguments()

@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Container, Iterable, Mapping
-from dataclasses import fields
 from itertools import accumulate
 
-from modules.config.arguments import GROUPS, Arguments
+from modules.config.arguments import FLAGS, Arguments
 from modules.config.command_line import to_yaml
 from modules.config.inputs import DataArguments
 from modules.config.limits import require
@@ -123,12 +122,11 @@ def changed_flags(
     paths: also those that name places on this machine, of which the world need not know.
     among: of these names only.
     """
-    known = {f.name: f for group in GROUPS.values() for f in fields(group)}
     return [
         _typed(name, value)
         for name, value in args.as_dict().items()
-        if value != known[name].default
-        and (paths or not known[name].metadata["limits"].path)
+        if value != FLAGS[name].default
+        and (paths or not FLAGS[name].metadata["limits"].path)
         and (among is None or name in among)
     ]
 

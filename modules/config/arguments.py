@@ -180,14 +180,13 @@ class Arguments:
 
     def as_dict(self) -> dict[str, Any]:
         """Every flag and its value, flat, in the order of `--help`; without LAUNCH_ONLY."""
-        values = {
-            f.name: getattr(getattr(self, name), f.name)
-            for name, group in GROUPS.items()
-            for f in fields(group)
-        }
+        values = {}
+        for group in GROUPS:
+            values |= vars(getattr(self, group))
         return {name: value for name, value in values.items() if name not in LAUNCH_ONLY}
 
 
 GROUPS: dict[str, type] = {
     name: group for name, group in get_type_hints(Arguments).items() if group is not Launch
 }
+FLAGS = {flag.name: flag for group in GROUPS.values() for flag in fields(group)}

@@ -79,13 +79,13 @@ def read_config(file: Path, flag: str) -> dict[str, Any]:
 
 
 def from_yaml(file: Path, f: Field, kind: Callable[..., Any], is_list: bool, value: Any) -> Any:
-    """A value of a YAML file as the flag's type, `kind` or a tuple of it. Raises ArgumentError."""
+    """A value of a YAML file as the flag's type, `kind` or a list of it. Raises ArgumentError."""
     if value is None and f.default is None:
         return None
     parts = value if is_list and isinstance(value, list) else [value]
     text = "..." if f.metadata["limits"].secret else shown(repr(value))
     try:
-        parts = tuple(_READ[kind](part) for part in parts)
+        parts = [_READ[kind](part) for part in parts]
     except (ValueError, OverflowError):
         wanted = f"a list of {kind.__name__}" if is_list else kind.__name__
         hint = "; put it in quotes" if kind is str else ""

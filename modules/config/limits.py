@@ -108,12 +108,10 @@ def _breaks_lines(text: str) -> bool:
 
 
 def expanded(f: Field, value: Any) -> Any:
-    """The value of a flag with "~" expanded, where it names files or folders."""
-    if not f.metadata["limits"].path or value is None:
-        return value
-    if isinstance(value, tuple):
-        return tuple(map(os.path.expanduser, value))
-    return os.path.expanduser(value)
+    """The value of a flag, a list as a tuple, and "~" expanded where it names files or folders."""
+    if isinstance(value, list):
+        return tuple(expanded(f, part) for part in value)
+    return os.path.expanduser(value) if f.metadata["limits"].path and value else value
 
 
 def shown(value: object, width: int = 120) -> str:

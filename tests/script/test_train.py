@@ -22,8 +22,8 @@ from eval.protocol.latents import measure_latents
 from eval.protocol.protocol import Protocol, ProtocolImages
 from modules.builders.data import open_data
 from modules.config.command_line import resolve_arguments
-from modules.config.threads import THREADS, undo_launchers_limit
 from modules.distributed.device import multiplies_bfloat16
+from modules.distributed.launch_environment import THREADS, undo_launchers_limit
 from modules.models.discriminator import NLayerDiscriminator
 
 STEPS = 6
