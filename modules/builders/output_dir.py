@@ -102,11 +102,6 @@ def owned_files(args: Arguments) -> OwnedFiles:
     return OwnedFiles(args.checkpoints.output_dir)
 
 
-def _names(args: Arguments) -> tuple[str, ...]:
-    """All that this run may write."""
-    return (*_names_while_training(args), *AT_THE_END)
-
-
 def _names_while_training(args: Arguments) -> tuple[str, ...]:
     logging = args.logging
     return (*WHILE_TRAINING, *tracker_files(logging.logging_dir, logging.tracker_project_name))
@@ -119,7 +114,9 @@ def _check_collisions(args: Arguments, owned: OwnedFiles) -> None:
     keeps it under another name before a new one is written.
     """
     kept = owned.changed & {CONFIG, MODEL_CARD}
-    foreign = owned.foreign(name for name in _names(args) if name not in kept)
+    foreign = owned.foreign(
+        name for name in (*_names_while_training(args), *AT_THE_END) if name not in kept
+    )
     logs = () if args.logging.report_to == "none" else (args.logging.logging_dir,)
     for folder in (owned.folder / name for name in (*FOLDERS, *logs)):
         if os.path.lexists(folder) and not folder.is_dir():
