@@ -82,16 +82,6 @@ def gradient_share(nll_gradient: Tensor, adversarial_gradient: Tensor) -> Tensor
     return theirs / (ours + theirs).clamp(min=torch.finfo(ours.dtype).tiny)
 
 
-def gan_ramp(step: int, start: int, ramp_steps: int) -> float:
-    """How much of the adversarial term the generator feels: 0 before `start`, then up to 1.
-
-    The first step that feels it has 1 / (ramp_steps + 1); full weight `ramp_steps` steps later.
-    """
-    if step < start:
-        return 0.0
-    return min(1.0, (step - start + 1) / (ramp_steps + 1))
-
-
 def batch_psnr(images: Tensor, reconstructions: Tensor) -> Tensor:
     """Mean over the batch of the PSNR in dB, of clamped but not rounded reconstructions.
 
