@@ -142,9 +142,11 @@ def in_steps(length: Length, steps: int) -> int:
     return max(1, round(length * steps)) if isinstance(length, float) else length
 
 
-def number(text: str) -> Length:
+def number(value: str | Length) -> Length:
     """What a text says of a length, as an integer wherever it looks like one; ValueError."""
+    if not isinstance(value, str):
+        return value
     try:
-        return int(text)
+        return int(value)
     except ValueError:
-        return float(text)
+        return float(value)

@@ -10,7 +10,7 @@ import torch
 from accelerate.state import AcceleratorState, GradientState
 from torch import Tensor
 
-from eval.speed.script import train_on as train  # noqa: F401  for the tests
+from eval.speed.script import train_on as train
 from modules.builders.networks import make_vae
 from modules.builders.run import make_run
 from modules.config.arguments import Arguments
@@ -51,6 +51,12 @@ def tiny_run(
     run = make_run(args, TrainableVAE(make_vae(args), args.model.decoder_only), 100, reached)
     run.loader = batches
     return run
+
+
+def train_without_update(run: Run, batches: Sequence[dict[str, Any]]) -> Run:
+    """The script's loop, but gradients stay as the last micro-batch left them."""
+    run.update = lambda vae_turn, disc_turn: None
+    return train(run, batches)
 
 
 def batch(size: int = 2, seed: int = 0, shape: tuple[int, int, int] = (4, 4, 4)) -> dict[str, Any]:

@@ -9,7 +9,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
-from tiny import batch, gradients, largest_difference, slices, tiny_run, weights
+from tiny import (
+    batch,
+    gradients,
+    largest_difference,
+    slices,
+    tiny_run,
+    train,
+    train_without_update,
+    weights,
+)
 
 import train_vae
 from modules.data.images.images import normalize
@@ -22,12 +31,6 @@ from modules.training.update import unscale
 FIXED_WEIGHT = "--no_disc_adaptive_weight --disc_scale 0.1 --disc_norm_type group"
 
 
-@pytest.fixture(autouse=True)
-def nobody_looks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No logging, validation or saving between steps."""
-    monkeypatch.setattr(train_vae, "after_step", lambda run, watch: True)
-
-
 @pytest.fixture(scope="module")
 def squeeze_weights(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A file as torchvision's, with random weights of SqueezeNet 1.1."""
@@ -35,19 +38,6 @@ def squeeze_weights(tmp_path_factory: pytest.TempPathFactory) -> str:
     file = tmp_path_factory.mktemp("lpips") / "squeezenet1_1.pth"
     torch.save(torchvision.models.squeezenet1_1(weights=None).state_dict(), file)
     return str(file)
-
-
-def train(run: Run, batches: list) -> Run:
-    """The script's loop over `batches`."""
-    run.loader = batches
-    assert train_vae.train(run, None)
-    return run
-
-
-def train_without_update(run: Run, batches: list) -> Run:
-    """The script's loop, but gradients stay as the last micro-batch left them."""
-    run.update = lambda vae_turn, disc_turn: None
-    return train(run, batches)
 
 
 def textbook_gradients(run: Run, given: dict) -> dict[str, torch.Tensor]:
