@@ -9,7 +9,6 @@ from itertools import product
 from pathlib import Path
 
 from modules.builders.overlap import lies_in, searched_by_datasets, would_match
-from modules.builders.places import require_permission
 from modules.config.arguments import Arguments
 from modules.config.outputs import CheckpointArguments
 from modules.errors import ArgumentError
@@ -58,14 +57,15 @@ def check_output_dir(args: Arguments, create: bool = True) -> None:
     found = [name for name in SIGNS_OF_A_RUN if name in present]
     if found and not _continues(args.checkpoints):
         if not args.checkpoints.overwrite_output_dir:
-            wanted = args.checkpoints.resume_from_checkpoint
-            without = f", and --resume_from_checkpoint={wanted} is none of its checkpoints"
-            resumes = newest_checkpoint(output_dir / "checkpoints") is not None
+            wanted, advice = args.checkpoints.resume_from_checkpoint, ""
+            if wanted:
+                wanted = f", and --resume_from_checkpoint={wanted} is none of its checkpoints"
+            if newest_checkpoint(output_dir / "checkpoints") is not None:
+                advice = "continue it with --resume_from_checkpoint latest, "
             raise ArgumentError(
-                f"--output_dir={output_dir} already holds a run ({', '.join(found)})"
-                f"{without if wanted else ''}: "
-                f"{'continue it with --resume_from_checkpoint latest, ' if resumes else ''}"
-                "choose another folder, or delete what it wrote with --overwrite_output_dir"
+                f"--output_dir={output_dir} already holds a run ({', '.join(found)}){wanted or ''}"
+                f": {advice}choose another folder, or delete what it wrote with "
+                "--overwrite_output_dir"
             )
         _check_needed(args, owned)
     try:
@@ -84,6 +84,18 @@ def check_output_dir(args: Arguments, create: bool = True) -> None:
         ) from error
 
 
+def require_permission(folder: Path) -> None:
+    """Raises OSError where the folder, or the one it would be made in, refuses new files."""
+    if folder.is_symlink() and not folder.exists():
+        raise FileNotFoundError("it is a link that leads nowhere")
+    absolute = folder.resolve()
+    nearest = next(path for path in (absolute, *absolute.parents) if path.exists())
+    if not nearest.is_dir():
+        raise NotADirectoryError(f"{nearest} is not a folder: it is a file; give a folder")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise PermissionError(f"no permission to write to {nearest}")
+
+
 def _continues(args: CheckpointArguments) -> bool:
     """Whether the run in the folder is what goes on, and not another one or a new one in its place.
 
@@ -91,9 +103,8 @@ def _continues(args: CheckpointArguments) -> bool:
     """
     wanted, folder = args.resume_from_checkpoint, Path(args.output_dir)
     if wanted == "latest":
-        return (
-            bool(checkpoint_steps(folder / "checkpoints")) or not (folder / "config.json").exists()
-        )
+        exported = (folder / "config.json").exists()
+        return not exported or bool(checkpoint_steps(folder / "checkpoints"))
     return wanted is not None and is_checkpoint_of(Path(wanted), folder)
 
 
@@ -136,8 +147,7 @@ def _check_collisions(args: Arguments, owned: OwnedFiles) -> None:
 def _check_data(args: Arguments) -> None:
     """Raises ArgumentError where `load_dataset` would find the run's files, or a cache, as images.
 
-    Folders that this program searches itself may hold any of it:
-    `modules.data.sources.folder_walk` leaves out what a run wrote.
+    In folders that this program searches itself it leaves out what a run wrote.
     """
     data, output_dir, cache_dir = args.data, args.checkpoints.output_dir, args.model.cache_dir
     for flag, pattern in searched_by_datasets(data):

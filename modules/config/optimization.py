@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from modules.config.limits import FlagGroup, flag
 from modules.errors import ArgumentError
 
+SCHEDULES = ("linear", "cosine", "cosine_with_restarts", "polynomial", "constant",
+             "constant_with_warmup")  # fmt: skip
+
 
 @dataclass(frozen=True)
 class OptimizationArguments(FlagGroup):
@@ -40,15 +43,13 @@ class OptimizationArguments(FlagGroup):
     lr_scheduler: str = flag(
         "constant_with_warmup",
         "schedule of the VAE's learning rate",
-        choices=("linear", "cosine", "cosine_with_restarts", "polynomial", "constant",
-                 "constant_with_warmup"),
-    )  # fmt: skip
+        choices=SCHEDULES,
+    )
     disc_lr_scheduler: str = flag(
         "constant_with_warmup",
         "schedule of the discriminator's, over the updates that it gets",
-        choices=("linear", "cosine", "cosine_with_restarts", "polynomial", "constant",
-                 "constant_with_warmup"),
-    )  # fmt: skip
+        choices=SCHEDULES,
+    )
     lr_warmup_steps: int | float = flag(
         0.05,
         "updates over which each learning rate rises from 0, or below 1 their share of the updates "
