@@ -52,10 +52,8 @@ def settle_precision(args: Arguments) -> Arguments:
 
 
 def make_accelerator(args: Arguments) -> Accelerator:
-    """The accelerator: devices and processes, precision, accumulation, trackers.
-
-    Raises ArgumentError where a launcher's processes do not know of each other, the device does not
-    suit the precision, or a tracker's package is missing.
+    """Raises ArgumentError where a launcher's processes do not know of each other, the device does
+    not suit the precision, or a tracker's package is missing.
     """
     output_dir = Path(args.checkpoints.output_dir)
     if args.precision.deterministic:

@@ -22,10 +22,7 @@ from modules.training.run import Run
 
 
 def banner(run: Run, training: str) -> str:
-    """Model, data, batch, schedule and output of the run, as an aligned block of text.
-
-    training: the images.
-    """
+    """Model, images (`training`), batch, schedule and output of the run, below each other."""
     args, accelerator = run.args, run.accelerator
     processes, steps = accelerator.num_processes, run.max_train_steps
     device = f"{processes} x {device_name(accelerator.device)}"

@@ -49,10 +49,7 @@ def exit_on_mistakes(program: str = "train_vae.py", then: str = CONTINUE) -> Ite
 
 
 def answer_to(error: Exception, then: str = CONTINUE) -> Answer | None:
-    """The one line that an error deserves; None for a bug, whose traceback is wanted.
-
-    then: how to go on once the cause is mended.
-    """
+    """The one line that an error deserves; None for a bug, whose traceback is wanted."""
     if isinstance(error, ArgumentError | RunStopped):
         # A process that loads images hands over its traceback as well; the message comes last.
         message = str(error).rsplit(f"{type(error).__name__}: ", 1)[-1].strip()

@@ -14,8 +14,12 @@ import pytest
 from launching import ADVERSARIAL, SCRIPT, TINY, launch, succeed
 from survival import RESUME, differences, rows, state_of
 
+from modules.builders.networks import make_vae
+from modules.builders.output_dir import resume_path
 from modules.config.command_line import resolve_arguments
+from modules.errors import ArgumentError
 from modules.output.checkpoint_folders import checkpoint_steps, verify
+from modules.training.resume import reached_by
 from modules.training.run import Run
 
 STEPS = 9
@@ -153,14 +157,25 @@ def lose_the_manifest(newest: Path) -> Path:
     return file
 
 
+def checkpoint_for(folder: Path, wanted: object = "latest") -> Path | None:
+    """The one from which a run in this folder would go on."""
+    argv = ["--output_dir", str(folder), "--resume_from_checkpoint", str(wanted)]
+    return resume_path(resolve_arguments(argv).checkpoints)
+
+
 @pytest.mark.parametrize("damage", [flip_a_byte, cut_short, lose_a_file, lose_the_manifest])
-def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(
-    uninterrupted, stopped, pictures, damage
-):
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(stopped, caplog, damage):
     damaged = damage(checkpoint(stopped, 6))
-    output = succeed(flags(pictures, stopped, *RESUME))
-    assert damaged.name in output
-    assert str(checkpoint(stopped, 6)) in output
+    assert checkpoint_for(stopped) == checkpoint(stopped, 4)
+    assert str(checkpoint(stopped, 6)) in caplog.text
+    assert damaged.name in caplog.text
+    with pytest.raises(ArgumentError, match=f"={damaged.parent} is no .*{damaged.name}"):
+        checkpoint_for(stopped, damaged.parent)
+
+
+def test_a_run_goes_on_from_before_a_damaged_checkpoint(uninterrupted, stopped, pictures):
+    flip_a_byte(checkpoint(stopped, 6))
+    succeed(flags(pictures, stopped, *RESUME))
     assert_equal_runs(stopped, uninterrupted)
 
 
@@ -219,24 +234,25 @@ def refused(argv: list[str]) -> str:
     return output.splitlines()[-1]
 
 
-@pytest.mark.parametrize(
-    ("flag", "key"),
-    [
-        ("--latent_channels=8", "latent_channels is 4 there and 8 here"),
-        ("--image_mode=L", "image_mode is RGB there and L here"),
-        ("--block_out_channels 8 8 8 16", "block_out_channels is 8 8 8 8 there and 8 8 8 16 here"),
-        ("--disc_hidden_channels=16", "disc_hidden_channels is 8 there and 16 here"),
-        ("--disc_norm_type=none", "disc_norm_type is spectral_group there and none here"),
-    ],
-)
-def test_a_checkpoint_of_another_network_is_refused(stopped, pictures, flag, key):
+def test_a_checkpoint_of_another_network_is_refused(stopped, pictures):
     before = (stopped / "metrics.jsonl").read_bytes()
-    message = refused(flags(pictures, stopped, *flag.split(), *RESUME))
+    other = ("--block_out_channels", "8", "8", "8", "16")
+    message = refused(flags(pictures, stopped, *other, *RESUME))
     assert "--resume_from_checkpoint" in message
-    assert key in message
+    assert "--block_out_channels is 8 8 8 8 there and 8 8 8 16 here" in message
     assert "use the flags of that run" in message
     assert checkpoint_steps(stopped / "checkpoints") == [2, 4, 6]
     assert (stopped / "metrics.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "key", ["latent_channels 8", "image_mode L", "disc_hidden_channels 16", "disc_norm_type none"]
+)
+def test_what_the_network_is_decides_whatever_the_flags_say(stopped, pictures, key):
+    args = resolve_arguments(flags(pictures, stopped, f"--{key.replace(' ', '=')}"))
+    name, value = key.split()
+    with pytest.raises(ArgumentError, match=f"--{name} is .* there and {value} here"):
+        reached_by(checkpoint(stopped, 6), args, make_vae(args))
 
 
 def test_an_average_that_was_not_kept_is_refused(pictures, tmp_path):
@@ -245,11 +261,10 @@ def test_an_average_that_was_not_kept_is_refused(pictures, tmp_path):
     assert "--use_ema is False there and True here" in refused([*command, *RESUME])
 
 
-def test_a_checkpoint_before_others_of_its_run_is_refused(stopped, pictures):
+def test_a_checkpoint_before_others_of_its_run_is_refused(stopped):
     path = checkpoint(stopped, 2)
-    message = refused(flags(pictures, stopped, "--resume_from_checkpoint", str(path)))
-    assert f"--resume_from_checkpoint={path} lies before step 4" in message
-    assert checkpoint_steps(stopped / "checkpoints") == [2, 4, 6]
+    with pytest.raises(ArgumentError, match=f"={path} lies before step 4"):
+        checkpoint_for(stopped, path)
 
 
 def test_a_run_branches_off_into_another_folder(uninterrupted, pictures, tmp_path):
@@ -269,15 +284,6 @@ def test_a_run_branches_off_into_another_folder(uninterrupted, pictures, tmp_pat
     assert (tmp_path / "best" / "config.json").exists()
 
 
-@pytest.mark.parametrize("damage", [flip_a_byte, lose_the_manifest])
-def test_a_damaged_checkpoint_given_by_path_is_refused(stopped, pictures, damage):
-    damaged = damage(checkpoint(stopped, 6))
-    path = str(damaged.parent)
-    message = refused(flags(pictures, stopped, "--resume_from_checkpoint", path))
-    assert f"--resume_from_checkpoint={path}" in message
-    assert damaged.name in message
-
-
 def test_a_run_whose_every_checkpoint_is_damaged_is_not_begun_again(stopped, pictures):
     for step in (2, 4, 6):
         lose_a_file(checkpoint(stopped, step))
@@ -286,7 +292,7 @@ def test_a_run_whose_every_checkpoint_is_damaged_is_not_begun_again(stopped, pic
     assert (stopped / "metrics.jsonl").read_bytes() == before
 
 
-def test_a_path_that_is_no_checkpoint_is_refused(stopped, pictures, tmp_path):
+def test_a_path_that_is_no_checkpoint_is_refused(stopped):
     for path in (stopped / "checkpoints" / "step-7", stopped / "samples", stopped / "checkpoints"):
-        message = refused(flags(pictures, stopped, "--resume_from_checkpoint", str(path)))
-        assert f"--resume_from_checkpoint={path}" in message
+        with pytest.raises(ArgumentError, match=f"--resume_from_checkpoint={path} is no intact"):
+            checkpoint_for(stopped, path)
