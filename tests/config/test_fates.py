@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from tiny import batch, tiny_arguments, tiny_run, train, weights
 
 from modules.builders.data import open_data
+from modules.builders.networks import make_vae
 from modules.builders.optimizers import training_length
 from modules.config.arguments import GROUPS, LAUNCH_ONLY
 from modules.config.fates import FATES, REFUSED, TABLE, TAKES_EFFECT, WARNED
@@ -33,6 +34,7 @@ DATA = {"num_train_images": 100, "data_fingerprint": "a", "validation_fingerprin
 COSINE = "--lr_scheduler cosine --disc_lr_scheduler cosine --lr_warmup_steps 0 --max_train_steps 8"
 
 ARGUMENTS = tiny_arguments()
+VAE = make_vae(ARGUMENTS)
 
 
 @pytest.fixture(scope="module")
@@ -66,9 +68,7 @@ def edited(checkpoint, tmp_path):
 def resumed(path: Path, flags: str = "", data: dict = DATA, own: bool = True) -> Run:
     """own: the checkpoint is of the run in --output_dir."""
     args = tiny_arguments(f"{COSINE} {flags}")
-    built = tiny_run(f"{COSINE} {flags}")
-    reached = reached_by(path, args, built.raw_vae.vae)
-    run = tiny_run(f"{COSINE} {flags}", reached=reached)
+    run = tiny_run(f"{COSINE} {flags}", reached=reached_by(path, args, make_vae(args)))
     with patch("modules.training.resume.is_checkpoint_of", return_value=own):
         resume(run, path, data)
     return run
@@ -123,7 +123,7 @@ def test_every_flag_that_may_change_is_named_with_both_values(checkpoint, edited
 def test_what_would_make_the_checkpoint_meaningless_is_refused(checkpoint, edited, name):
     path = edited(flags=flags_of(checkpoint) | {name: "before"})
     with pytest.raises(ArgumentError, match=f"--{name} is before there and ") as raised:
-        reached_by(path, tiny_arguments(COSINE), tiny_run(COSINE).raw_vae.vae)
+        reached_by(path, tiny_arguments(COSINE), VAE)
     assert FATES[name][1] in str(raised.value)
 
 
