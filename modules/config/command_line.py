@@ -60,7 +60,9 @@ def resolve_arguments(argv: Sequence[str]) -> Arguments:
     dry_run = given.pop("dry_run", None)
     values: dict[str, Any] = {}
     for recipe in recipes:
-        values = overlay(values, _read_yaml(_recipe_file(recipe), "--recipe"))
+        names = recipe_names()
+        require(recipe in names, "recipe", recipe, f"is not one of {', '.join(names)}")
+        values = overlay(values, _read_yaml(RECIPES / f"{recipe}.yaml", "--recipe"))
     named = set(given)
     if config is not None:
         configured = _read_yaml(Path(os.path.expanduser(config)), "--config")
@@ -101,12 +103,6 @@ def for_trackers(arguments: Arguments) -> dict[str, Any]:
 def recipe_names() -> list[str]:
     """The shipped recipes, by name."""
     return sorted(file.stem for file in RECIPES.glob("*.yaml"))
-
-
-def _recipe_file(name: str) -> Path:
-    names = recipe_names()
-    require(name in names, "recipe", name, f"is not one of {', '.join(names)}")
-    return RECIPES / f"{name}.yaml"
 
 
 class _Parser(argparse.ArgumentParser):

@@ -200,13 +200,10 @@ class DataArguments(FlagGroup):
         "fast, but the finest detail is 7 to 12 % weaker than in evaluation, which decodes all",
     )
     max_bad_images: float = flag(
-        0.01,
-        "stop when more than this fraction of the training images cannot be read",
-        minimum=0,
-        maximum=1,
+        0.01, "stop when more than this fraction of the training images cannot be read", maximum=1
     )
     dataloader_num_workers: int = flag(
-        0, "processes that load images; 0 is the main process", minimum=0, maximum=1024
+        0, "processes that load images; 0 is the main process", maximum=1024
     )
 
     def __post_init__(self) -> None:

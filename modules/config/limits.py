@@ -19,14 +19,14 @@ Length = int | float  # optimizer steps, or a share of all of them
 
 @dataclass(frozen=True)
 class Limits:
-    """Of a number: `minimum` and `maximum` are allowed, `above` and `below` are not.
+    """Of a number, never negative: `minimum` and `maximum` are allowed, `above` and `below` not.
 
     length: a whole number within them is in steps, and any other is a share of the run.
     path: the text names a file or folder (or what is none, such as a hub id): "~" is expanded.
     secret: the value is never shown.
     """
 
-    minimum: float | None = None
+    minimum: float = 0
     maximum: float = LARGEST
     above: float | None = None
     below: float | None = None
@@ -36,8 +36,9 @@ class Limits:
 
     def rule(self) -> str:
         """Such as "at least 0 and below 1"."""
+        least = self.minimum if self.above is None else None
         most = self.maximum if self.below is None else None
-        named = (("at least", self.minimum), ("above", self.above), ("below", self.below),
+        named = (("at least", least), ("above", self.above), ("below", self.below),
                  ("at most", most))  # fmt: skip
         rule = " and ".join(
             f"{word} {limit:,}" if isinstance(limit, int) else f"{word} {limit:g}"
@@ -58,8 +59,7 @@ class Limits:
         if self.length and isinstance(number, float):
             return 0 < number < 1
         return (
-            number <= self.maximum
-            and (self.minimum is None or number >= self.minimum)
+            self.minimum <= number <= self.maximum
             and (self.above is None or number > self.above)
             and (self.below is None or number < self.below)
         )

@@ -22,7 +22,6 @@ class ValidationArguments(FlagGroup):
         None,
         "images held back from the training set where no others are given (64), or the most to use "
         "of those given (all); 0 validates nothing",
-        minimum=0,
     )
     validation_steps: int = flag(100, "optimizer steps between validations", minimum=1)
     validation_batch_size: int | None = flag(
@@ -35,7 +34,6 @@ class ValidationArguments(FlagGroup):
     num_grid_images: int = flag(
         8,
         "validation images drawn into each picture of samples/, which keeps about 100 pictures",
-        minimum=0,
         maximum=10**4,
     )
     validation_metrics: tuple[str, ...] | None = flag(
@@ -52,12 +50,9 @@ class ValidationArguments(FlagGroup):
         0,
         "end the run, as at its last step, after so many validations in a row without a better "
         "--best_metric; 0 never does",
-        minimum=0,
     )
     inception_weights: str | None = flag(
-        None,
-        "local file with torch-fidelity's weights for rfid, instead of a download",
-        path=True,
+        None, "local file with torch-fidelity's weights for rfid, instead of a download", path=True
     )
 
     def __post_init__(self) -> None:
