@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from accelerate import Accelerator
 from diffusers import AutoencoderKL
@@ -13,7 +16,8 @@ from modules.data.samplers.buckets import bucket_shapes
 from modules.errors import ArgumentError, blaming
 from modules.image_modes import CHANNELS, mode_of
 from modules.models.autoencoder import build_autoencoder, downsample_factor
-from modules.models.discriminator import NLayerDiscriminator
+from modules.models.discriminator import Discriminator, NLayerDiscriminator
+from modules.models.feature_discriminator import FeatureDiscriminator
 from modules.models.lean_blocks import make_lean
 from modules.models.lpips import LPIPS, build_lpips
 from modules.models.resampler_init import carried, start_as_resampler
@@ -129,25 +133,36 @@ def _use_xformers(vae: AutoencoderKL) -> None:
 
 
 def make_discriminator(
-    args: Arguments, accelerator: Accelerator, image_channels: int = 3
+    args: Arguments,
+    accelerator: Accelerator,
+    image_channels: int = 3,
+    perceptual: LPIPS | None = None,
 ) -> nn.Module:
     """The discriminator of such images, with weights that depend on the seed alone.
 
+    perceptual: what --disc_type=features looks through; without it that is read here.
     BatchNorm becomes SyncBatchNorm over several processes, which needs GPUs: ArgumentError else.
     """
-    disc = args.discriminator
-    options = {
-        "input_nc": image_channels,
-        "ndf": disc.disc_hidden_channels,
-        "n_layers": disc.disc_num_layers,
-        "norm_type": disc.disc_norm_type,
-        "num_groups": disc.disc_num_groups,
-    }
+    disc, losses = args.discriminator, args.losses
+    build: Callable[[], Discriminator]
+    options = {"norm_type": disc.disc_norm_type, "num_groups": disc.disc_num_groups}
+    if disc.disc_type == "features" and disc.enabled:
+        perceptual = perceptual or build_lpips(losses.lpips_backbone, losses.lpips_weights)
+        perceptual.to(accelerator.device)
+        build = partial(FeatureDiscriminator, perceptual, disc.disc_hidden_channels, **options)
+    else:
+        build = partial(
+            NLayerDiscriminator,
+            image_channels,
+            disc.disc_hidden_channels,
+            disc.disc_num_layers,
+            **options,
+        )
     what = f"--disc_hidden_channels={disc.disc_hidden_channels}"
     with blaming(what, "train a smaller discriminator"), torch.device("meta"):
-        require_room(NLayerDiscriminator(**options))
+        require_room(build())
     torch.manual_seed(args.optimization.seed + 1)
-    network = NLayerDiscriminator(**options)
+    network = build()
     if disc.disc_norm_type == "batch" and accelerator.num_processes > 1:
         if accelerator.device.type == "cpu":
             raise ArgumentError(

@@ -27,11 +27,11 @@ def make_run(
 ) -> Run:
     """Builds what trains and lets accelerate prepare it, all of it with weights on the device."""
     accelerator = make_accelerator(args)
-    discriminator = make_discriminator(args, accelerator, vae.vae.config.in_channels)
+    perceptual = make_perceptual(args)
+    discriminator = make_discriminator(args, accelerator, vae.vae.config.in_channels, perceptual)
     layout = convolution_layout(accelerator.device, vae.vae.config.block_out_channels[0])
     for network in (vae, discriminator):
         network.to(memory_format=layout)
-    perceptual = make_perceptual(args)
     steps = training_length(args, num_train_images, accelerator.num_processes, reached)
     schedule = make_gan_schedule(args, steps, reached)
     optimizers = make_optimizers(args, vae, discriminator, accelerator.num_processes)

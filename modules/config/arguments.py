@@ -136,7 +136,10 @@ class Arguments:
             found.append((*self._lpips, "drop LPIPS: --perceptual_scale 0"))
         if disc.enabled and (steps is None or disc.lengths(steps)["disc_start"] < steps):
             name = f"a discriminator with --disc_num_layers={disc.disc_num_layers}"
-            found.append((name, discriminator_side(disc.disc_num_layers), "lower that"))
+            needs = name, discriminator_side(disc.disc_num_layers), "lower that"
+            if disc.disc_type == "features":
+                needs = *self._lpips, "choose --disc_type patch"
+            found.append(needs)
         return found
 
     def _validation_onlookers(self) -> list[tuple[str, int, str]]:

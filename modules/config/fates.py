@@ -30,8 +30,8 @@ TABLE = (
     """),
     (REFUSED, "the checkpoint's tensors have other shapes", """
         downsample_factor latent_channels image_mode block_out_channels layers_per_block
-        norm_num_groups mid_block_add_attention disc_norm_type disc_hidden_channels disc_num_layers
-        disc_num_groups
+        norm_num_groups mid_block_add_attention disc_type disc_norm_type disc_hidden_channels
+        disc_num_layers disc_num_groups
     """),
     (REFUSED, "the checkpoint holds the optimizer of other parameters", "decoder_only"),
     (REFUSED, "the checkpoint holds the optimizer's moments in another form", "use_8bit_adam"),

@@ -32,7 +32,9 @@ class LossArguments(FlagGroup):
         0.5, "weight of LPIPS (mean over the batch); 0 never builds it", minimum=0, maximum=10**6
     )
     lpips_backbone: str = flag(
-        "vgg", "network under LPIPS in training and validation", choices=("vgg", "alex", "squeeze")
+        "vgg",
+        "network under LPIPS in training and validation, and under --disc_type features",
+        choices=("vgg", "alex", "squeeze"),
     )
     lpips_weights: str | None = flag(
         None,
@@ -88,16 +90,25 @@ class DiscriminatorArguments(FlagGroup):
         "chance, and halve that at every log point while the adaptive weight sits on its clamp or "
         "the logits explode; without this the curves and train/gan_alarm tell",
     )
+    disc_type: str = flag(
+        "patch",
+        "what judges: patch learns from pixels (PatchGAN), features from those of the frozen "
+        "--lpips_backbone",
+        choices=("patch", "features"),
+    )
     disc_norm_type: str = flag(
         "spectral_group",
         "normalisation in the discriminator; batch needs 2 images per device",
         choices=("spectral", "spectral_group", "batch", "group", "none"),
     )
     disc_hidden_channels: int = flag(
-        64, "width of the discriminator's first layer (ndf)", minimum=1, maximum=4096
+        64,
+        "width of the discriminator's first layer (ndf), or of its heads on features",
+        minimum=1,
+        maximum=4096,
     )
     disc_num_layers: int = flag(
-        3, "stride-2 layers of the discriminator (n_layers)", minimum=1, maximum=10
+        3, "stride-2 layers of the patch discriminator (n_layers)", minimum=1, maximum=10
     )
     disc_num_groups: int = flag(
         32, "groups of the discriminator's GroupNorm", minimum=1, maximum=32768
@@ -106,8 +117,10 @@ class DiscriminatorArguments(FlagGroup):
     def __post_init__(self) -> None:
         super().__post_init__()
         if "group" in self.disc_norm_type:
-            rule = f"must divide twice --disc_hidden_channels={self.disc_hidden_channels}"
-            fits = self.disc_hidden_channels * 2 % self.disc_num_groups == 0
+            # The first layer of a patch discriminator has no norm.
+            twice = "twice " if self.disc_type == "patch" else ""
+            fits = self.disc_hidden_channels * (2 if twice else 1) % self.disc_num_groups == 0
+            rule = f"must divide {twice}--disc_hidden_channels={self.disc_hidden_channels}"
             self.require(fits, "disc_num_groups", rule)
 
     def lengths(self, steps: int) -> dict[str, int]:

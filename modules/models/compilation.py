@@ -6,7 +6,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch import nn
 
-from modules.models.discriminator import NLayerDiscriminator
+from modules.models.discriminator import Discriminator
 
 # Of each block, where the steps of a run need three at most: with gradients, without, for another
 # batch size (the discriminator's two turns, LPIPS' last slice). Dynamic shapes add a few that have
@@ -21,7 +21,7 @@ def require_compiler(device: torch.device) -> None:
 
 def compile_networks(
     vae: AutoencoderKL,
-    discriminator: NLayerDiscriminator,
+    discriminator: Discriminator,
     perceptual: nn.Module | None,
     any_shape: bool,
 ) -> None:
@@ -35,7 +35,7 @@ def compile_networks(
     Validation is not compiled (`eval.metrics.precise`), and makes no graphs.
     """
     blocks = [*vae.encoder.down_blocks, vae.encoder.mid_block]
-    blocks += [vae.decoder.mid_block, *vae.decoder.up_blocks, discriminator.model]
+    blocks += [vae.decoder.mid_block, *vae.decoder.up_blocks, *discriminator.blocks]
     if perceptual is not None:
         blocks.append(perceptual.network)
     torch._dynamo.config.recompile_limit = GRAPHS_PER_BLOCK * len(blocks)
