@@ -17,7 +17,6 @@ class LossArguments(FlagGroup):
     kl_scale: float = flag(
         1e-6,
         "weight of the KL (per-image sum over the pixels' number), as in latent-diffusion",
-        minimum=0,
         maximum=10**6,
     )
     eq_prob: float = flag(
@@ -25,11 +24,10 @@ class LossArguments(FlagGroup):
         "share of micro-batches that decode latents scaled (to a quarter at least), mirrored and "
         "turned, against images changed alike (EQ-VAE): a diffusion model learns them faster, and "
         "reconstructions lose PSNR; with --decoder_only the decoder alone learns it",
-        minimum=0,
         maximum=1,
     )
     perceptual_scale: float = flag(
-        0.5, "weight of LPIPS (mean over the batch); 0 never builds it", minimum=0, maximum=10**6
+        0.5, "weight of LPIPS (mean over the batch); 0 never builds it", maximum=10**6
     )
     lpips_backbone: str = flag(
         "vgg",
@@ -51,27 +49,24 @@ class DiscriminatorArguments(FlagGroup):
         0.5,
         "when the discriminator begins to train: an optimizer step, or a share of the run",
         length=True,
-        minimum=0,
     )
     disc_warmup_steps: int | float = flag(
         0.02,
         "how long it trains alone before the VAE feels it, in steps or as a share of the run; 0 "
         "starts both at once",
         length=True,
-        minimum=0,
     )
     disc_ramp_steps: int | float = flag(
         0.02,
         "how long the adversarial term then takes to grow to full, in steps or as a share of the "
         "run",
         length=True,
-        minimum=0,
     )
     disc_factor: float = flag(
-        1.0, "factor on the adversarial term; 0 turns the GAN off", minimum=0, maximum=10**6
+        1.0, "factor on the adversarial term; 0 turns the GAN off", maximum=10**6
     )
     disc_scale: float = flag(
-        0.5, "weight of the adversarial term, beside the adaptive weight", minimum=0, maximum=10**6
+        0.5, "weight of the adversarial term, beside the adaptive weight", maximum=10**6
     )
     disc_loss: str = flag("hinge", "loss of the discriminator", choices=("hinge", "vanilla"))
     disc_adaptive_weight: bool = flag(
@@ -80,9 +75,7 @@ class DiscriminatorArguments(FlagGroup):
         "micro-batch; off, --disc_scale alone weighs it (against the per-element mean loss)",
     )
     disc_weight_max: float = flag(
-        1e4,
-        "clamp of the adaptive weight, in latent-diffusion's convention (summed loss)",
-        minimum=0,
+        1e4, "clamp of the adaptive weight, in latent-diffusion's convention (summed loss)"
     )
     gan_guard: bool = flag(
         True,
