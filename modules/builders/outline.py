@@ -62,7 +62,7 @@ def count_images(data: DataArguments) -> int | None:
 def held_back(args: Arguments) -> int:
     """Training images that validation takes for itself."""
     validation, count = args.validation, args.validation.num_validation_images
-    if validation.given:
+    if validation.sources:
         return 0
     return NUM_HELD_BACK if count is None else count
 

@@ -88,12 +88,11 @@ class ModelArguments(FlagGroup):
                 "--decoder_only needs --pretrained_model_name_or_path: a random frozen encoder "
                 "would never learn"
             )
-        self.require(self.vae_init != "resampler" or self.from_scratch, "vae_init",
-                     "is for a VAE from scratch; drop it, or "
-                     "--pretrained_model_name_or_path")  # fmt: skip
-        self.require(self.pretrained_weights == "auto" or not self.from_scratch,
-                     "pretrained_weights", "needs --pretrained_model_name_or_path, whose weights "
-                     "it chooses; drop it")  # fmt: skip
+        rule = "is for a VAE from scratch; drop it, or --pretrained_model_name_or_path"
+        self.require(self.vae_init != "resampler" or self.from_scratch, "vae_init", rule)
+        rule = "needs --pretrained_model_name_or_path, whose weights it chooses; drop it"
+        unasked = self.pretrained_weights == "auto"
+        self.require(unasked or not self.from_scratch, "pretrained_weights", rule)
         if (widths := self.block_out_channels) is not None:
             factor, groups = self.downsample_factor, self.norm_num_groups or 1
             levels = factor.bit_length()
@@ -222,9 +221,8 @@ class DataArguments(FlagGroup):
             rule = "needs the --dataset_name it belongs to (for files alone parquet or webdataset)"
             self.require(not self.dataset_config_name, "dataset_config_name", rule)
             require(not self.data_files, "data_files", " ".join(self.data_files or ()), rule)
-            self.require(not (names and self.train_data_dir), "train_data_dir",
-                         "is not read with --dataset_name=synthetic; drop one of the "
-                         "two")  # fmt: skip
+            rule = "is not read with --dataset_name=synthetic; drop one of the two"
+            self.require(not (names and self.train_data_dir), "train_data_dir", rule)
         for option in ("dataset_config_name", "data_files", "train_data_dir"):
             if len(names) > 1 and getattr(self, option):
                 raise ArgumentError(

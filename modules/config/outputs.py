@@ -57,18 +57,18 @@ class ValidationArguments(FlagGroup):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if len(self.given) > 1:
-            raise ArgumentError(f"{' and '.join(self.given)} exclude each other; keep one")
+        if len(self.sources) > 1:
+            raise ArgumentError(f"{' and '.join(self.sources)} exclude each other; keep one")
         images = self.validation_image or ()
         for image in images:
             rule = "is given twice and would count twice; give it once"
             require(images.count(image) == 1, "validation_image", image, rule)
 
     @property
-    def given(self) -> list[str]:
+    def sources(self) -> list[str]:
         """The flags that say which images to validate on; none holds training images back."""
-        sources = ("validation_image", "validation_data_dir", "validation_split")
-        return [f"--{name}" for name in sources if getattr(self, name)]
+        names = ("validation_image", "validation_data_dir", "validation_split")
+        return [f"--{name}" for name in names if getattr(self, name)]
 
 
 @dataclass(frozen=True)
