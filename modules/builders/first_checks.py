@@ -46,25 +46,20 @@ def check_places(args: Arguments) -> None:
 
     A model or data set may be on the Hub, so only what cannot be an id there must be a path here.
     """
-    folders = {"train_data_dir": args.data.train_data_dir,
-               "validation_data_dir": args.validation.validation_data_dir}  # fmt: skip
-    if args.checkpoints.resume_from_checkpoint != "latest":
-        folders["resume_from_checkpoint"] = args.checkpoints.resume_from_checkpoint
-    for name, folder in folders.items():
-        if folder and not os.path.isdir(folder):
+    for name, folder in args.named(
+        "train_data_dir", "validation_data_dir", "resume_from_checkpoint"
+    ):
+        resumed = name == "resume_from_checkpoint"
+        if not os.path.isdir(folder) and not (resumed and folder == "latest"):
             raise ArgumentError(f"--{name}={folder} is not a folder; check the path")
-        if folder and name != "resume_from_checkpoint":
+        if not resumed:
             _require_pictures(name, folder)
-    files = [("lpips_weights", args.losses.lpips_weights),
-             ("inception_weights", args.validation.inception_weights)]  # fmt: skip
-    files += [("validation_image", file) for file in args.validation.validation_image or ()]
-    for name, file in files:
-        if file and not os.path.isfile(file):
+    for name, file in args.named("lpips_weights", "inception_weights", "validation_image"):
+        if not os.path.isfile(file):
             raise ArgumentError(f"--{name}: {file} is not a file; check the path")
-    models = ("pretrained_model_name_or_path", "model_config_name_or_path")
-    named = [(name, getattr(args.model, name)) for name in models]
-    named += [("dataset_name", name) for name in args.data.dataset_name or ()]
-    for name, value in named:
+    for name, value in args.named(
+        "pretrained_model_name_or_path", "model_config_name_or_path", "dataset_name"
+    ):
         require_place(name, value)
     if not (args.data.train_data_dir or args.data.dataset_name):
         recipes = " ".join(args.launch.recipes)

@@ -165,16 +165,12 @@ def _check_data(args: Arguments) -> None:
 
 def _check_needed(args: Arguments, owned: OwnedFiles) -> None:
     """Raises ArgumentError where --overwrite_output_dir would delete what a flag wants to read."""
-    values, doomed = args.as_dict(), list(owned.existing())
-    values["resume_from_checkpoint"] = args.checkpoints.resume_from_checkpoint
-    for flag in READ_LATER:
-        needed = values[flag] if isinstance(values[flag], tuple) else (values[flag] or "",)
-        for name, path in product(filter(os.path.exists, needed), doomed):
-            if lies_in(path, name) or lies_in(name, path):
-                raise ArgumentError(
-                    f"--{flag}={name} would be deleted by --overwrite_output_dir ({path}): "
-                    "copy it elsewhere first, or choose another --output_dir"
-                )
+    for (flag, name), path in product(args.named(*READ_LATER), list(owned.existing())):
+        if os.path.exists(name) and (lies_in(path, name) or lies_in(name, path)):
+            raise ArgumentError(
+                f"--{flag}={name} would be deleted by --overwrite_output_dir ({path}): copy it "
+                "elsewhere first, or choose another --output_dir"
+            )
 
 
 def clear_output_dir(args: Arguments) -> None:

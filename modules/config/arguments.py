@@ -6,7 +6,9 @@ checks its own flags, `Arguments` what they mean together.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
+from itertools import chain
 from typing import Any, get_type_hints
 
 from modules.config.inputs import DataArguments, ModelArguments
@@ -183,10 +185,17 @@ class Arguments:
 
     def as_dict(self) -> dict[str, Any]:
         """Every flag and its value, flat, in the order of `--help`; without LAUNCH_ONLY."""
-        values = {}
-        for group in GROUPS:
-            values |= vars(getattr(self, group))
-        return {name: value for name, value in values.items() if name not in LAUNCH_ONLY}
+        groups = (vars(getattr(self, group)).items() for group in GROUPS)
+        return {name: value for name, value in chain(*groups) if name not in LAUNCH_ONLY}
+
+    def named(self, *flags: str) -> Iterator[tuple[str, Any]]:
+        """(flag, value) of those of these flags that have one; of a list, each of its values."""
+        values = self.as_dict() | vars(self.checkpoints)
+        for flag in flags:
+            value = values[flag]
+            for part in value if isinstance(value, tuple) else (value,):
+                if part:
+                    yield flag, part
 
 
 GROUPS: dict[str, type] = {
