@@ -131,29 +131,15 @@ def make_every_update_take_minutes() -> None:
     Run.update = update
 
 
-def flip_a_byte(newest: Path) -> Path:
-    file = newest / "model.safetensors"
-    content = bytearray(file.read_bytes())
-    content[-10] ^= 1
-    file.write_bytes(content)
-    return file
-
-
-def cut_short(newest: Path) -> Path:
-    file = newest / "optimizer.bin"
-    file.write_bytes(file.read_bytes()[:-100])
-    return file
-
-
-def lose_a_file(newest: Path) -> Path:
-    file = newest / "ema.safetensors"
+def damage(newest: Path, name: str) -> Path:
+    """A file of a checkpoint with a flipped bit, without its end, or gone."""
+    file, content = newest / name, bytearray((newest / name).read_bytes())
     file.unlink()
-    return file
-
-
-def lose_the_manifest(newest: Path) -> Path:
-    file = newest / "manifest.json"
-    file.unlink()
+    if name == "model.safetensors":
+        content[-10] ^= 1
+        file.write_bytes(content)
+    elif name == "optimizer.bin":
+        file.write_bytes(content[:-100])
     return file
 
 
@@ -163,9 +149,11 @@ def checkpoint_for(folder: Path, wanted: object = "latest") -> Path | None:
     return resume_path(resolve_arguments(argv).checkpoints)
 
 
-@pytest.mark.parametrize("damage", [flip_a_byte, cut_short, lose_a_file, lose_the_manifest])
-def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(stopped, caplog, damage):
-    damaged = damage(checkpoint(stopped, 6))
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "optimizer.bin", "ema.safetensors", "manifest.json"]
+)
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(stopped, caplog, name):
+    damaged = damage(checkpoint(stopped, 6), name)
     assert checkpoint_for(stopped) == checkpoint(stopped, 4)
     assert str(checkpoint(stopped, 6)) in caplog.text
     assert damaged.name in caplog.text
@@ -174,7 +162,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(stopped, caplo
 
 
 def test_a_run_goes_on_from_before_a_damaged_checkpoint(uninterrupted, stopped, pictures):
-    flip_a_byte(checkpoint(stopped, 6))
+    damage(checkpoint(stopped, 6), "model.safetensors")
     succeed(flags(pictures, stopped, *RESUME))
     assert_equal_runs(stopped, uninterrupted)
 
@@ -286,7 +274,7 @@ def test_a_run_branches_off_into_another_folder(uninterrupted, pictures, tmp_pat
 
 def test_a_run_whose_every_checkpoint_is_damaged_is_not_begun_again(stopped, pictures):
     for step in (2, 4, 6):
-        lose_a_file(checkpoint(stopped, step))
+        damage(checkpoint(stopped, step), "ema.safetensors")
     before = (stopped / "metrics.jsonl").read_bytes()
     assert "every checkpoint in" in refused(flags(pictures, stopped, *RESUME))
     assert (stopped / "metrics.jsonl").read_bytes() == before

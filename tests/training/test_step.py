@@ -198,13 +198,13 @@ def test_nothing_adversarial_is_computed_before_it_is_needed() -> None:
 
 
 def everything(run: Run) -> dict[str, torch.Tensor]:
-    """Copies of all that an update moves, by part and name."""
+    """Copies of all that an update moves, by part and name; a power iteration needs no update."""
     found = {f"vae.{name}": tensor for name, tensor in weights(run.raw_vae).items()}
     found |= {
         f"disc.{name}": tensor
         for name, tensor in weights(run.raw_discriminator).items()
         if not name.endswith(("_u", "_v"))
-    }  # fmt: skip  power iterations see weights alone
+    }
     if run.ema is not None:
         found |= {f"ema.{name}": tensor.clone() for name, tensor in run.ema.state_dict().items()}
     for part, optimizer in (("vae", run.optimizer_vae), ("disc", run.optimizer_disc)):
