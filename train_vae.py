@@ -61,7 +61,7 @@ from modules.builders.banner import interrupted
 from modules.builders.data import open_data
 from modules.builders.loader import check_shared_memory, make_loader
 from modules.builders.networks import make_vae
-from modules.builders.output_dir import owned_files, resume_path
+from modules.builders.output_dir import resume_path
 from modules.builders.run import make_run
 from modules.config.arguments import Arguments
 from modules.config.terminal import continuing
@@ -72,6 +72,7 @@ from modules.image_modes import mode_of
 from modules.models.autoencoder import TrainableVAE
 from modules.models.latents import posterior_spread
 from modules.output.folder_lock import FolderLock
+from modules.output.owned_files import OwnedFiles
 from modules.tracking.trackers import end_trackers, start_trackers
 from modules.training.checkpoint import save_checkpoint
 from modules.training.losses import batch_psnr, discriminator_loss, kl_loss, rec_loss
@@ -233,7 +234,7 @@ def take_up(run: Run, watch: Watch, checkpoint: Path | None) -> None:
     if run.validation_due:
         validate(run, watch)
     if run.accelerator.is_main_process:  # not before: a refused resume leaves the old one as it was
-        owned_files(args).write("train_config.yaml", to_yaml(args, run.history))
+        OwnedFiles(run.output_dir).write("train_config.yaml", to_yaml(args, run.history))
 
 
 def main(args: Arguments, lock: FolderLock | None) -> None:

@@ -50,7 +50,8 @@ def check_output_dir(args: Arguments, create: bool = True) -> None:
 
     create: make the folder and write to it, to be sure; otherwise only permissions are looked at.
     """
-    output_dir, owned = Path(args.checkpoints.output_dir), owned_files(args)
+    output_dir = Path(args.checkpoints.output_dir)
+    owned = OwnedFiles(output_dir)
     _check_collisions(args, owned)
     _check_data(args)
     present = top_names(path.relative_to(output_dir).as_posix() for path in owned.existing())
@@ -106,11 +107,6 @@ def _continues(args: CheckpointArguments) -> bool:
         exported = (folder / "config.json").exists()
         return not exported or bool(checkpoint_steps(folder / "checkpoints"))
     return wanted is not None and is_checkpoint_of(Path(wanted), folder)
-
-
-def owned_files(args: Arguments) -> OwnedFiles:
-    """What runs wrote into --output_dir."""
-    return OwnedFiles(args.checkpoints.output_dir)
 
 
 def _names_while_training(args: Arguments) -> tuple[str, ...]:
@@ -178,7 +174,7 @@ def clear_output_dir(args: Arguments) -> None:
 
     What the run writes while it trains is its own from here on. Main process only.
     """
-    owned, checkpoints = owned_files(args), args.checkpoints
+    owned, checkpoints = OwnedFiles(args.checkpoints.output_dir), args.checkpoints
     clear_debris(owned.folder / "checkpoints")
     remove(owned.folder / SNAPSHOT)
     if checkpoints.overwrite_output_dir and not _continues(checkpoints):
