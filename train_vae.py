@@ -20,6 +20,7 @@ Continue after whatever happened: the same command, and
 from __future__ import annotations
 
 import os
+import sys
 
 from modules.config.terminal import leave_when_interrupted, outlive_the_terminal
 
@@ -30,19 +31,18 @@ if __name__ == "__main__":
 from modules.builders.first_checks import check_first
 from modules.builders.outline import outline
 from modules.config.answers import exit_on_mistakes
-from modules.config.command_line import for_trackers, parse_arguments, show_messages, to_yaml
+from modules.config.command_line import for_trackers, resolve_arguments, show_messages, to_yaml
 from modules.distributed.launch_environment import undo_launchers_limit
 
 if __name__ == "__main__":  # before the slow imports: most mistakes are answered at once
-    arguments = parse_arguments()
-    show_messages()
     with exit_on_mistakes():
+        arguments = resolve_arguments(sys.argv[1:])
+        show_messages()
         output_lock = check_first(arguments)
         if arguments.launch.dry_run:
             print(outline(arguments))
     undo_launchers_limit(os.environ)
 
-import sys
 from contextlib import closing, nullcontext
 from functools import partial
 from pathlib import Path

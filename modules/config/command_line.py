@@ -12,7 +12,6 @@ import difflib
 import json
 import logging
 import os
-import sys
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +22,6 @@ from typing import Any
 
 import yaml
 
-from modules.config.answers import exit_on_mistakes
 from modules.config.arguments import FLAGS, GROUPS, Arguments, Launch
 from modules.config.config_file import from_yaml, read_config
 from modules.config.limits import Length, expanded, number, require, shown
@@ -37,12 +35,6 @@ SHORT = {"lr": "learning_rate", "epochs": "num_train_epochs", "steps": "max_trai
 HINTS = {name: hint for group in GROUPS.values()
          for name, hint in typing.get_type_hints(group).items()}  # fmt: skip
 RECIPES = Path(__file__).parent / "recipes"
-
-
-def parse_arguments(argv: Sequence[str] | None = None) -> Arguments:
-    """Reads flags, recipe and YAML file; on a mistake prints one message and exits with 2."""
-    with exit_on_mistakes():
-        return resolve_arguments(sys.argv[1:] if argv is None else argv)
 
 
 def show_messages() -> None:
