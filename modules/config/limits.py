@@ -80,8 +80,9 @@ class FlagGroup:
             if value == ():
                 raise ArgumentError(f"--{f.name} needs at least one value, or leave it out")
             for part in value if isinstance(value, tuple) else (value,):
-                wrong = limits.wrong(part)
-                require(wrong is None, f.name, "..." if limits.secret else part, wrong or "")
+                if wrong := limits.wrong(part):
+                    text = "..." if limits.secret else shown(part)
+                    raise ArgumentError(f"--{f.name}={text} {wrong}")
 
     def require(self, condition: bool, name: str, rule: str) -> None:
         """Raises ArgumentError("--name=value rule") unless `condition` holds."""
