@@ -12,6 +12,7 @@ from modules.builders.overlap import lies_in, searched_by_datasets, would_match
 from modules.config.arguments import Arguments
 from modules.config.outputs import CheckpointArguments
 from modules.errors import ArgumentError
+from modules.output import run_files
 from modules.output.checkpoint_folders import (
     DamagedCheckpoint,
     checkpoint_steps,
@@ -22,16 +23,6 @@ from modules.output.checkpoint_folders import (
     verify,
 )
 from modules.output.owned_files import OwnedFiles, remove
-from modules.output.run_files import (
-    AT_THE_END,
-    CONFIG,
-    MODEL_CARD,
-    RECORD,
-    SNAPSHOT,
-    WHILE_TRAINING,
-    top_names,
-    tracker_files,
-)
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +45,7 @@ def check_output_dir(args: Arguments, create: bool = True) -> None:
     owned = OwnedFiles(output_dir)
     _check_collisions(args, owned)
     _check_data(args)
-    present = top_names(path.relative_to(output_dir).as_posix() for path in owned.existing())
+    present = {path.relative_to(output_dir).parts[0] for path in owned.existing()}
     found = [name for name in SIGNS_OF_A_RUN if name in present]
     if found and not _continues(args.checkpoints):
         if not args.checkpoints.overwrite_output_dir:
@@ -110,8 +101,8 @@ def _continues(args: CheckpointArguments) -> bool:
 
 
 def _names_while_training(args: Arguments) -> tuple[str, ...]:
-    logging = args.logging
-    return (*WHILE_TRAINING, *tracker_files(logging.logging_dir, logging.tracker_project_name))
+    logs = run_files.tracker_files(args.logging.logging_dir, args.logging.tracker_project_name)
+    return (*run_files.WHILE_TRAINING, *logs)
 
 
 def _check_collisions(args: Arguments, owned: OwnedFiles) -> None:
@@ -120,16 +111,16 @@ def _check_collisions(args: Arguments, owned: OwnedFiles) -> None:
     An old train_config.yaml or model card that a user has edited is none of them: `owned.claim`
     keeps it under another name before a new one is written.
     """
-    kept = owned.changed & {CONFIG, MODEL_CARD}
+    kept = owned.changed & {run_files.CONFIG, run_files.MODEL_CARD}
     foreign = owned.foreign(
-        name for name in (*_names_while_training(args), *AT_THE_END) if name not in kept
+        name for name in (*_names_while_training(args), *run_files.AT_THE_END) if name not in kept
     )
     logs = () if args.logging.report_to == "none" else (args.logging.logging_dir,)
     for folder in (owned.folder / name for name in (*FOLDERS, *logs)):
         if os.path.lexists(folder) and not folder.is_dir():
             foreign.append(folder)
-    if (owned.folder / RECORD).is_dir():
-        foreign.append(owned.folder / RECORD)
+    if (owned.folder / run_files.RECORD).is_dir():
+        foreign.append(owned.folder / run_files.RECORD)
     if foreign:
         names = [path.relative_to(owned.folder).as_posix() for path in foreign]
         more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
@@ -176,7 +167,7 @@ def clear_output_dir(args: Arguments) -> None:
     """
     owned, checkpoints = OwnedFiles(args.checkpoints.output_dir), args.checkpoints
     clear_debris(owned.folder / "checkpoints")
-    remove(owned.folder / SNAPSHOT)
+    remove(owned.folder / run_files.SNAPSHOT)
     if checkpoints.overwrite_output_dir and not _continues(checkpoints):
         owned.delete()
     owned.claim(_names_while_training(args))
