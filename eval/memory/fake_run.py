@@ -53,8 +53,8 @@ def fake_run(args: Arguments, *modes: Any) -> Iterator[tuple[Run, Networks]]:
     with random_lpips(), warnings.catch_warnings(), place:
         warnings.filterwarnings("ignore", "for .*: copying from a non-meta parameter")
         vae = make_vae(plain)
-        discriminator = make_discriminator(plain, accelerator, vae.config.in_channels)
         perceptual = make_perceptual(plain)
+        discriminator = make_discriminator(plain, accelerator, vae.config.in_channels, perceptual)
         with patch.object(validation, "build_inception", _random_inception):
             judges = validation.open_judges(plain, perceptual, place)
     for network in (vae, discriminator):
@@ -62,7 +62,7 @@ def fake_run(args: Arguments, *modes: Any) -> Iterator[tuple[Run, Networks]]:
     built_here = {
         "make_accelerator": lambda args: accelerator,
         "convolution_layout": lambda device, width: LAYOUT,
-        "make_discriminator": lambda args, accelerator, channels: _fake(discriminator),
+        "make_discriminator": lambda *_: _fake(discriminator),
         "make_perceptual": lambda args: perceptual and _fake(perceptual),
     }
     with ExitStack() as stack:
@@ -71,7 +71,8 @@ def fake_run(args: Arguments, *modes: Any) -> Iterator[tuple[Run, Networks]]:
         stack.enter_context(patch.object(nn.Module, "to", lambda network, *_, **__: network))
         for mode in (FakeTensorMode(allow_non_fake_inputs=True), cuda_autocast(), *modes):
             stack.enter_context(mode)
-        for judge in filter(None, (*judges.lpips.values(), judges.inception)):
+        eyes = getattr(discriminator, "perceptual", None)
+        for judge in filter(None, (*judges.lpips.values(), judges.inception, eyes)):
             _fake(judge)
         yield run_at_full_gan(plain, _fake(vae)), judges
 

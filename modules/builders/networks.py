@@ -148,7 +148,6 @@ def make_discriminator(
     options = {"norm_type": disc.disc_norm_type, "num_groups": disc.disc_num_groups}
     if disc.disc_type == "features" and disc.enabled:
         perceptual = perceptual or build_lpips(losses.lpips_backbone, losses.lpips_weights)
-        perceptual.to(accelerator.device)
         build = partial(FeatureDiscriminator, perceptual, disc.disc_hidden_channels, **options)
     else:
         build = partial(

@@ -37,7 +37,8 @@ def state_bytes(run: Run, judges: Mapping[str, nn.Module] | None = None) -> dict
         found[f"{name}: Adam's moments"] = sum(moment_bytes(p, run.args) for p in trained)
     if run.ema is not None:
         found["EMA"] = _bytes([*run.ema.averages, run.ema.num_updates])
-    watching = {"LPIPS": run.perceptual} if run.perceptual is not None else {}
+    eyes = run.perceptual or getattr(run.raw_discriminator, "perceptual", None)
+    watching = {} if eyes is None else {"LPIPS": eyes}
     for name, network in (watching | (judges or {})).items():
         found[name] = _whole(network)
     return found

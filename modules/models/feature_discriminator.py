@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from lpips import normalize_tensor
@@ -45,6 +47,10 @@ class FeatureDiscriminator(Discriminator):
     def perceptual(self) -> LPIPS:
         """What it looks through."""
         return self._perceptual[0]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FeatureDiscriminator:
+        self.perceptual._apply(fn)  # it goes where the heads go
+        return super()._apply(fn, recurse)
 
     @property
     def blocks(self) -> list[nn.Module]:
