@@ -59,11 +59,16 @@ def train_without_update(run: Run, batches: Sequence[dict[str, Any]]) -> Run:
     return train(run, batches)
 
 
-def batch(size: int = 2, seed: int = 0, shape: tuple[int, int, int] = (4, 4, 4)) -> dict[str, Any]:
-    """What the loader yields: smooth random images [size, 3, R, R] uint8, and noise."""
+def batch(
+    size: int = 2,
+    seed: int = 0,
+    shape: tuple[int, int, int] = (4, 4, 4),
+    sides: tuple[int, int] = (RESOLUTION, RESOLUTION),
+) -> dict[str, Any]:
+    """What the loader yields: smooth random images [size, 3, *sides] uint8, and noise of `shape`."""
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.rand(size, 3, 4, 4, generator=generator)
-    images = torch.nn.functional.interpolate(coarse, size=RESOLUTION, mode="bilinear")
+    images = torch.nn.functional.interpolate(coarse, size=sides, mode="bilinear")
     return {
         "images": (images * 255).to(torch.uint8),
         "noise": torch.randn(size, *shape, generator=generator),
