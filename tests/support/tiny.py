@@ -65,7 +65,7 @@ def batch(
     shape: tuple[int, int, int] = (4, 4, 4),
     sides: tuple[int, int] = (RESOLUTION, RESOLUTION),
 ) -> dict[str, Any]:
-    """What the loader yields: smooth random images [size, 3, *sides] uint8, and noise of `shape`."""
+    """What the loader yields: smooth images [size, 3, *sides] uint8, and noise [size, *shape]."""
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.rand(size, 3, 4, 4, generator=generator)
     images = torch.nn.functional.interpolate(coarse, size=sides, mode="bilinear")
