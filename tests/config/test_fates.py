@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
 
@@ -18,7 +18,7 @@ from tiny import batch, tiny_arguments, tiny_run, train, weights
 from modules.builders.data import open_data
 from modules.builders.networks import make_vae
 from modules.builders.optimizers import training_length
-from modules.config.arguments import GROUPS, LAUNCH_ONLY
+from modules.config.arguments import FLAGS, LAUNCH_ONLY
 from modules.config.fates import FATES, REFUSED, TABLE, TAKES_EFFECT, WARNED
 from modules.config.objective import GAN_LENGTHS
 from modules.data.images.synthetic import SyntheticImages
@@ -80,7 +80,7 @@ def flags_of(path: Path) -> dict:
 
 def test_every_flag_has_exactly_one_fate_and_a_reason_unless_it_takes_effect():
     names = [name for _, _, flags in TABLE for name in flags.split()]
-    assert sorted(names) == sorted(f.name for group in GROUPS.values() for f in fields(group))
+    assert sorted(names) == sorted(FLAGS)
     for name, (fate, reason) in FATES.items():
         assert fate in (TAKES_EFFECT, WARNED, REFUSED)
         assert (fate == TAKES_EFFECT) == (not reason), name
