@@ -20,6 +20,7 @@ Continue after whatever happened: the same command, and
 from __future__ import annotations
 
 import os
+import sys
 
 from modules.config.terminal import leave_when_interrupted, outlive_the_terminal
 
@@ -30,19 +31,18 @@ if __name__ == "__main__":
 from modules.builders.first_checks import check_first
 from modules.builders.outline import outline
 from modules.config.answers import exit_on_mistakes
-from modules.config.command_line import for_trackers, parse_arguments, show_messages, to_yaml
-from modules.config.threads import undo_launchers_limit
+from modules.config.command_line import for_trackers, resolve_arguments, show_messages, to_yaml
+from modules.distributed.launch_environment import undo_launchers_limit
 
 if __name__ == "__main__":  # before the slow imports: most mistakes are answered at once
-    arguments = parse_arguments()
-    show_messages()
     with exit_on_mistakes():
+        arguments = resolve_arguments(sys.argv[1:])
+        show_messages()
         output_lock = check_first(arguments)
         if arguments.launch.dry_run:
             print(outline(arguments))
     undo_launchers_limit(os.environ)
 
-import sys
 from contextlib import closing, nullcontext
 from functools import partial
 from pathlib import Path
@@ -61,7 +61,7 @@ from modules.builders.banner import interrupted
 from modules.builders.data import open_data
 from modules.builders.loader import check_shared_memory, make_loader
 from modules.builders.networks import make_vae
-from modules.builders.output_dir import owned_files, resume_path
+from modules.builders.output_dir import resume_path
 from modules.builders.run import make_run
 from modules.config.arguments import Arguments
 from modules.config.terminal import continuing
@@ -72,6 +72,7 @@ from modules.image_modes import mode_of
 from modules.models.autoencoder import TrainableVAE
 from modules.models.latents import posterior_spread
 from modules.output.folder_lock import FolderLock
+from modules.output.owned_files import OwnedFiles
 from modules.tracking.trackers import end_trackers, start_trackers
 from modules.training.checkpoint import save_checkpoint
 from modules.training.losses import batch_psnr, discriminator_loss, kl_loss, rec_loss
@@ -233,7 +234,7 @@ def take_up(run: Run, watch: Watch, checkpoint: Path | None) -> None:
     if run.validation_due:
         validate(run, watch)
     if run.accelerator.is_main_process:  # not before: a refused resume leaves the old one as it was
-        owned_files(args).write("train_config.yaml", to_yaml(args, run.history))
+        OwnedFiles(run.output_dir).write("train_config.yaml", to_yaml(args, run.history))
 
 
 def main(args: Arguments, lock: FolderLock | None) -> None:

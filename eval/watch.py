@@ -14,7 +14,7 @@ from modules.builders.banner import banner, facts
 from modules.builders.data import TrainingData
 from modules.builders.farewell import farewell
 from modules.builders.outline import changed_flags
-from modules.builders.output_dir import clear_output_dir, owned_files
+from modules.builders.output_dir import clear_output_dir
 from modules.data.bad_images import BadImages
 from modules.distributed.reduce import gather_from_processes
 from modules.distributed.signals import StopRequest
@@ -24,6 +24,7 @@ from modules.export.publisher import Publisher
 from modules.export.vae import export_everything
 from modules.models.autoencoder import describe, downsample_factor
 from modules.models.latents import LatentStatistics
+from modules.output.owned_files import OwnedFiles
 from modules.output.run_files import AT_THE_END
 from modules.tracking.journal import Journal
 from modules.tracking.metrics_log import comparable, whole_validations
@@ -143,7 +144,7 @@ class Watch:
         if not run.accelerator.is_main_process:
             return
         self.journal.close()
-        owned, rows = owned_files(args), self.rows(run)
+        owned, rows = OwnedFiles(run.output_dir), self.rows(run)
         owned.claim(AT_THE_END)
         vae = export_everything(
             run.raw_vae.vae,

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-# Networks are tiny and tests run side by side. Read when torch is imported, so not any later.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Networks are tiny and tests run side by side; and the number of threads decides the last digit of
+# a sum, which is compared with that of launched processes. Read when torch is imported.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 from tiny import forget_accelerator
 

@@ -21,8 +21,7 @@ LEAVES = [
 WITHOUT_TORCH = [
     "modules.errors", "modules.distributed.launch_environment", "modules.data.sources.folder_walk",
     "modules.data.images.image_kinds",
-    *(f"modules.builders.{name}" for name in ("first_checks", "places", "output_dir", "overlap",
-                                              "outline")),
+    *(f"modules.builders.{name}" for name in ("first_checks", "output_dir", "overlap", "outline")),
     *(f"modules.output.{file.stem}" for file in ROOT.glob("modules/output/*.py")),
     *(f"modules.config.{file.stem}" for file in ROOT.glob("modules/config/*.py")),
 ]  # fmt: skip

@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from modules.builders.places import require_permission, require_place
+from modules.builders.first_checks import require_place
+from modules.builders.output_dir import require_permission
 from modules.config.arguments import Arguments
 from modules.config.command_line import resolve_arguments
 from modules.config.limits import shown, wrong_text

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from modules.builders.places import check_places
+from modules.builders.first_checks import check_places
 from modules.config.arguments import Arguments
 from modules.config.command_line import resolve_arguments
 from modules.config.limits import shown

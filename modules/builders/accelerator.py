@@ -43,19 +43,21 @@ def settle_precision(args: Arguments) -> Arguments:
     check_device(os.environ)
     precision = chosen_precision(args.precision.mixed_precision, os.environ)
     device, given = expected_device(os.environ), "mixed_precision" in args.launch.given
-    if precision == "bf16" and not given and not multiplies_bfloat16(device):
-        kind = "processor" if device.type == "cpu" else "GPU"
-        logger.warning("this %s computes bfloat16 in software: the precision is float32 instead; "
-                       "--mixed_precision bf16 insists", kind)  # fmt: skip
-        precision = "no"
+    if precision == "bf16" and not multiplies_bfloat16(device):
+        kind, better = ("processor", "no") if device.type == "cpu" else ("GPU", "fp16")
+        if given:
+            logger.warning("this %s computes bfloat16 in software, several times slower than what "
+                           "it has units for: add --mixed_precision %s", kind, better)  # fmt: skip
+        else:
+            logger.warning("this %s computes bfloat16 in software: the precision is float32 "
+                           "instead; --mixed_precision bf16 insists", kind)  # fmt: skip
+            precision = "no"
     return replace(args, precision=replace(args.precision, mixed_precision=precision))
 
 
 def make_accelerator(args: Arguments) -> Accelerator:
-    """The accelerator: devices and processes, precision, accumulation, trackers.
-
-    Raises ArgumentError when a launcher started several processes that do not know of each other,
-    when the device does not suit the precision, or when a tracker's package is missing.
+    """Raises ArgumentError where a launcher's processes do not know of each other, the device does
+    not suit the precision, or a tracker's package is missing.
     """
     output_dir = Path(args.checkpoints.output_dir)
     if args.precision.deterministic:
@@ -100,8 +102,6 @@ def make_accelerator(args: Arguments) -> Accelerator:
     # one operation has been set by its new name (torch.backends.cudnn.conv.fp32_precision).
     torch.backends.cuda.matmul.allow_tf32 = args.precision.allow_tf32
     torch.backends.cudnn.allow_tf32 = args.precision.allow_tf32
-    if accelerator.mixed_precision == "bf16" and not multiplies_bfloat16(accelerator.device):
-        _warn_of_emulation(accelerator.device)
     if not args.discriminator.enabled:
         leave_out_discriminator(accelerator)
     return accelerator
@@ -112,14 +112,6 @@ def refuse_together(lock: FolderLock) -> None:
     refusals = [text for text in gather_from_processes([lock.refusal]) if text is not None]
     if refusals:
         raise ArgumentError(refusals[0])
-
-
-def _warn_of_emulation(device: torch.device) -> None:
-    kind, better = ("processor", "no") if device.type == "cpu" else ("GPU", "fp16")
-    logger.warning(
-        "this %s computes bfloat16 in software, several times slower than what it has units for: "
-        "add --mixed_precision %s", kind, better,
-    )  # fmt: skip
 
 
 def _limit_memory(limit_gb: float | None, accelerator: Accelerator) -> None:

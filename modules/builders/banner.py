@@ -7,16 +7,9 @@ import time
 from datetime import timedelta
 from pathlib import Path
 
-from accelerate import Accelerator
 from diffusers import AutoencoderKL
 
-from modules.builders.outline import (
-    aligned,
-    gan_line,
-    optimizer_line,
-    recipe_line,
-    steps_line,
-)
+from modules.builders.outline import aligned, plan_lines, recipe_line
 from modules.builders.state_sizes import checkpoint_bytes
 from modules.config.arguments import Arguments
 from modules.config.inputs import ModelArguments
@@ -29,20 +22,16 @@ from modules.training.run import Run
 
 
 def banner(run: Run, training: str) -> str:
-    """Model, data, batch, schedule and output of the run, as an aligned block of text.
-
-    training: the images.
-    """
-    args = run.args
-    recipes = {"Recipe": recipe_line(args)} if args.launch.recipes else {}
-    schedule = {
-        "Training": training,
-        "Steps": steps_line(args, run.max_train_steps),
-        "Optimizer": optimizer_line(args, run.accelerator.num_processes),
-        "GAN": gan_line(args.discriminator, run.max_train_steps, run.schedule.lengths),
-    }
-    situation = {"Device": _situation(run.accelerator), "Output": output(run)}
-    return aligned(recipes | networks(args, run.raw_vae.vae) | schedule | situation)
+    """Model, images (`training`), batch, schedule and output of the run, below each other."""
+    args, accelerator = run.args, run.accelerator
+    processes, steps = accelerator.num_processes, run.max_train_steps
+    device = f"{processes} x {device_name(accelerator.device)}"
+    return aligned(
+        recipe_line(args)
+        | networks(args, run.raw_vae.vae)
+        | plan_lines(args, training, steps, processes, run.schedule.lengths)
+        | {"Device": f"{device}, precision {accelerator.mixed_precision}", "Output": output(run)}
+    )
 
 
 def networks(args: Arguments, vae: AutoencoderKL) -> dict[str, str]:
@@ -58,11 +47,6 @@ def networks(args: Arguments, vae: AutoencoderKL) -> dict[str, str]:
         + f" + {losses.kl_scale:g} KL"
         + (f", of changed latents with probability {losses.eq_prob:g}" if losses.eq_prob else ""),
     }  # fmt: skip
-
-
-def _situation(accelerator: Accelerator) -> str:
-    device = device_name(accelerator.device)
-    return f"{accelerator.num_processes} x {device}, precision {accelerator.mixed_precision}"
 
 
 def _start(model: ModelArguments, vae: AutoencoderKL) -> str:

@@ -5,16 +5,15 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
+from functools import partial
 
-import torch
 from diffusers.optimization import get_scheduler
 from torch import nn
-from torch.optim import Optimizer
+from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from modules.config.arguments import Arguments
 from modules.config.limits import in_steps
-from modules.config.optimization import OptimizationArguments
 from modules.errors import ArgumentError
 from modules.training.schedule import GanSchedule, Reached
 
@@ -60,39 +59,29 @@ def make_optimizers(
     args: Arguments, vae: nn.Module, discriminator: nn.Module, num_processes: int
 ) -> tuple[Optimizer, Optimizer]:
     """AdamW for each network, over the parameters that train."""
-    opt = args.optimization
+    opt, (rate, disc_rate) = args.optimization, args.peak_rates
     scale = opt.images_per_step(num_processes) if opt.scale_lr else 1
-    betas_vae = (opt.adam_beta1, opt.adam_beta2)
-    betas_disc = (
-        opt.adam_beta1 if opt.disc_adam_beta1 is None else opt.disc_adam_beta1,
-        opt.adam_beta2 if opt.disc_adam_beta2 is None else opt.disc_adam_beta2,
-    )
-    use_8bit, (rate, disc_rate) = args.precision.use_8bit_adam, args.peak_rates
-    return (
-        _adamw(opt, vae, rate * scale, betas_vae, use_8bit),
-        _adamw(opt, discriminator, disc_rate * scale, betas_disc, use_8bit),
-    )
+    betas = (opt.adam_beta1, opt.adam_beta2)
+    own = (opt.disc_adam_beta1, opt.disc_adam_beta2)
+    disc_betas = tuple(b if o is None else o for b, o in zip(betas, own, strict=True))
+    adamw = _adamw_8bit() if args.precision.use_8bit_adam else partial(AdamW, fused=True)
+
+    def optimizer(network: nn.Module, rate: float, betas: tuple[float, float]) -> Optimizer:
+        parameters = [p for p in network.parameters() if p.requires_grad]
+        return adamw(parameters, lr=rate * scale, betas=betas, eps=opt.adam_epsilon,
+                     weight_decay=opt.adam_weight_decay)  # fmt: skip
+
+    return optimizer(vae, rate, betas), optimizer(discriminator, disc_rate, disc_betas)
 
 
-def _adamw(
-    opt: OptimizationArguments,
-    network: nn.Module,
-    lr: float,
-    betas: tuple[float, float],
-    use_8bit: bool,
-) -> Optimizer:
-    parameters = [p for p in network.parameters() if p.requires_grad]
-    options = {"lr": lr, "betas": betas, "weight_decay": opt.adam_weight_decay,
-               "eps": opt.adam_epsilon}  # fmt: skip
-    if not use_8bit:
-        return torch.optim.AdamW(parameters, fused=True, **options)
+def _adamw_8bit() -> type[Optimizer]:
     try:
         import bitsandbytes
     except ImportError:
         raise ArgumentError(
             "--use_8bit_adam needs bitsandbytes: `pip install bitsandbytes`, or drop the flag"
         ) from None
-    return bitsandbytes.optim.AdamW8bit(parameters, **options)
+    return bitsandbytes.optim.AdamW8bit
 
 
 def make_schedulers(
@@ -110,14 +99,9 @@ def make_schedulers(
     opt = args.optimization
 
     def scheduler(name: str, optimizer: Optimizer, updates: int) -> LRScheduler:
-        return get_scheduler(
-            name,
-            optimizer,
-            num_warmup_steps=in_steps(opt.lr_warmup_steps, updates),
-            num_training_steps=updates,
-            num_cycles=opt.lr_num_cycles,
-            power=opt.lr_power,
-        )
+        warmup = in_steps(opt.lr_warmup_steps, updates)
+        cycles, power = opt.lr_num_cycles, opt.lr_power
+        return get_scheduler(name, optimizer, None, warmup, updates, cycles, power)
 
     def length(updates: Callable[[int], int], had: int | None) -> int:
         scheduled = updates(reached.step)

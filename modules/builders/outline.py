@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Container, Iterable, Mapping
-from dataclasses import fields
 from itertools import accumulate
 
-from modules.config.arguments import GROUPS, Arguments
+from modules.config.arguments import FLAGS, Arguments
 from modules.config.command_line import to_yaml
 from modules.config.inputs import DataArguments
 from modules.config.limits import require
@@ -23,7 +22,7 @@ NAMES = 9  # characters of the longest name of a line
 
 def outline(args: Arguments) -> str:
     """Images, steps, the GAN's start, and the flags that differ from the defaults, all or these."""
-    opt, lines = args.optimization, {}
+    opt = args.optimization
     found, processes = count_images(args.data), int(os.environ.get("WORLD_SIZE", "1"))
     steps, count, kept = opt.max_train_steps, "not counted in a dry run", ""
     if found is not None:
@@ -34,14 +33,8 @@ def outline(args: Arguments) -> str:
         count = f"{trained:,} images to train on, {found - trained:,} held back for validation"
         if steps is None:
             steps = -(-opt.num_train_epochs * trained // opt.images_per_step(processes))
-    if args.launch.recipes:
-        lines["Recipe"] = recipe_line(args)
-    lines["Training"] = (
-        f"{', '.join(args.data.dataset_name or (args.data.train_data_dir,))}: {count}"
-    )
-    lines["Steps"] = steps_line(args, steps)
-    lines["Optimizer"] = optimizer_line(args, processes)
-    lines["GAN"] = gan_line(args.discriminator, steps)
+    name = ", ".join(args.data.dataset_name or (args.data.train_data_dir,))
+    lines = recipe_line(args) | plan_lines(args, f"{name}: {count}", steps, processes)
     if args.launch.dry_run == "short":
         lines["Flags"] = "  ".join(changed_flags(args)) or "the defaults"
         kept = "\n" + " " * NAMES + "  (these differ from the defaults; all: --dry_run full)"
@@ -68,49 +61,49 @@ def count_images(data: DataArguments) -> int | None:
 
 def held_back(args: Arguments) -> int:
     """Training images that validation takes for itself."""
-    validation = args.validation
-    elsewhere = (validation.validation_image, validation.validation_data_dir,
-                 validation.validation_split)  # fmt: skip
-    if any(elsewhere):
+    validation, count = args.validation, args.validation.num_validation_images
+    if validation.sources:
         return 0
-    count = validation.num_validation_images
     return NUM_HELD_BACK if count is None else count
 
 
-def recipe_line(args: Arguments) -> str:
-    """The recipes, the strongest last."""
-    return " + ".join(args.launch.recipes)
+def recipe_line(args: Arguments) -> dict[str, str]:
+    """The recipes, the strongest last; no line where there are none."""
+    return {"Recipe": " + ".join(args.launch.recipes)} if args.launch.recipes else {}
 
 
-def steps_line(args: Arguments, max_train_steps: int | None) -> str:
-    """Optimizer steps, and the images of one."""
-    opt = args.optimization
-    epochs = f"{opt.num_train_epochs} epochs, in steps"
-    steps = epochs if max_train_steps is None else f"{max_train_steps:,}"
-    return (
-        f"{steps} of {opt.train_batch_size} images x {opt.gradient_accumulation_steps} accumulated "
-        "on each device"
-    )
+def plan_lines(
+    args: Arguments,
+    images: str,
+    steps: int | None,
+    processes: int,
+    gan: Iterable[int] | None = None,
+) -> dict[str, str]:
+    """Images, steps, learning rate and when the GAN comes on, by line.
 
-
-def optimizer_line(args: Arguments, processes: int) -> str:
-    """The VAE's learning rate at its peak, its schedule, and the average's half-life."""
+    steps: None where an epoch's are not known yet. gan: its lengths in steps, where a run has
+    settled them.
+    """
     opt, rate = args.optimization, args.peak_rates[0]
     rate *= opt.images_per_step(processes) if opt.scale_lr else 1
     average = f", averaged with a half-life of {opt.ema_half_life:.0%} of the updates"
-    return f"AdamW at {rate:g}, {opt.lr_scheduler}" + (average if opt.use_ema else "")
+    length = f"{opt.num_train_epochs} epochs, in steps" if steps is None else f"{steps:,}"
+    return {
+        "Training": images,
+        "Steps": f"{length} of {opt.train_batch_size} images x {opt.gradient_accumulation_steps} "
+        "accumulated on each device",
+        "Optimizer": f"AdamW at {rate:g}, {opt.lr_scheduler}" + (average if opt.use_ema else ""),
+        "GAN": _gan(args.discriminator, steps, gan),
+    }
 
 
-def gan_line(
-    disc: DiscriminatorArguments, max_train_steps: int | None, lengths: Iterable[int] | None = None
-) -> str:
-    """When the GAN comes on, if it does. lengths: in steps, where a run has settled them."""
+def _gan(disc: DiscriminatorArguments, steps: int | None, lengths: Iterable[int] | None) -> str:
     if not disc.enabled:
         return "off"
-    if max_train_steps is None:  # and what is a share of it
+    if steps is None:  # and what is a share of it
         return " ".join(f"--{name} {getattr(disc, name)}" for name in GAN_LENGTHS)
-    start, felt, full = accumulate(lengths or disc.lengths(max_train_steps).values())
-    if start >= max_train_steps:
+    start, felt, full = accumulate(lengths or disc.lengths(steps).values())
+    if start >= steps:
         return f"never starts: --disc_start={disc.disc_start} lies after the last step"
     return f"discriminator trains from step {start}, is felt from {felt}, in full from {full}"
 
@@ -123,12 +116,11 @@ def changed_flags(
     paths: also those that name places on this machine, of which the world need not know.
     among: of these names only.
     """
-    known = {f.name: f for group in GROUPS.values() for f in fields(group)}
     return [
         _typed(name, value)
         for name, value in args.as_dict().items()
-        if value != known[name].default
-        and (paths or not known[name].metadata["limits"].path)
+        if value != FLAGS[name].default
+        and (paths or not FLAGS[name].metadata["limits"].path)
         and (among is None or name in among)
     ]
 

@@ -9,10 +9,10 @@ from itertools import product
 from pathlib import Path
 
 from modules.builders.overlap import lies_in, searched_by_datasets, would_match
-from modules.builders.places import require_permission
 from modules.config.arguments import Arguments
 from modules.config.outputs import CheckpointArguments
 from modules.errors import ArgumentError
+from modules.output import run_files
 from modules.output.checkpoint_folders import (
     DamagedCheckpoint,
     checkpoint_steps,
@@ -23,16 +23,6 @@ from modules.output.checkpoint_folders import (
     verify,
 )
 from modules.output.owned_files import OwnedFiles, remove
-from modules.output.run_files import (
-    AT_THE_END,
-    CONFIG,
-    MODEL_CARD,
-    RECORD,
-    SNAPSHOT,
-    WHILE_TRAINING,
-    top_names,
-    tracker_files,
-)
 
 logger = logging.getLogger(__name__)
 
@@ -51,21 +41,23 @@ def check_output_dir(args: Arguments, create: bool = True) -> None:
 
     create: make the folder and write to it, to be sure; otherwise only permissions are looked at.
     """
-    output_dir, owned = Path(args.checkpoints.output_dir), owned_files(args)
+    output_dir = Path(args.checkpoints.output_dir)
+    owned = OwnedFiles(output_dir)
     _check_collisions(args, owned)
     _check_data(args)
-    present = top_names(path.relative_to(output_dir).as_posix() for path in owned.existing())
+    present = {path.relative_to(output_dir).parts[0] for path in owned.existing()}
     found = [name for name in SIGNS_OF_A_RUN if name in present]
     if found and not _continues(args.checkpoints):
         if not args.checkpoints.overwrite_output_dir:
-            wanted = args.checkpoints.resume_from_checkpoint
-            without = f", and --resume_from_checkpoint={wanted} is none of its checkpoints"
-            resumes = newest_checkpoint(output_dir / "checkpoints") is not None
+            wanted, advice = args.checkpoints.resume_from_checkpoint, ""
+            if wanted:
+                wanted = f", and --resume_from_checkpoint={wanted} is none of its checkpoints"
+            if newest_checkpoint(output_dir / "checkpoints") is not None:
+                advice = "continue it with --resume_from_checkpoint latest, "
             raise ArgumentError(
-                f"--output_dir={output_dir} already holds a run ({', '.join(found)})"
-                f"{without if wanted else ''}: "
-                f"{'continue it with --resume_from_checkpoint latest, ' if resumes else ''}"
-                "choose another folder, or delete what it wrote with --overwrite_output_dir"
+                f"--output_dir={output_dir} already holds a run ({', '.join(found)}){wanted or ''}"
+                f": {advice}choose another folder, or delete what it wrote with "
+                "--overwrite_output_dir"
             )
         _check_needed(args, owned)
     try:
@@ -84,6 +76,18 @@ def check_output_dir(args: Arguments, create: bool = True) -> None:
         ) from error
 
 
+def require_permission(folder: Path) -> None:
+    """Raises OSError where the folder, or the one it would be made in, refuses new files."""
+    if folder.is_symlink() and not folder.exists():
+        raise FileNotFoundError("it is a link that leads nowhere")
+    absolute = folder.resolve()
+    nearest = next(path for path in (absolute, *absolute.parents) if path.exists())
+    if not nearest.is_dir():
+        raise NotADirectoryError(f"{nearest} is not a folder: it is a file; give a folder")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise PermissionError(f"no permission to write to {nearest}")
+
+
 def _continues(args: CheckpointArguments) -> bool:
     """Whether the run in the folder is what goes on, and not another one or a new one in its place.
 
@@ -91,25 +95,14 @@ def _continues(args: CheckpointArguments) -> bool:
     """
     wanted, folder = args.resume_from_checkpoint, Path(args.output_dir)
     if wanted == "latest":
-        return (
-            bool(checkpoint_steps(folder / "checkpoints")) or not (folder / "config.json").exists()
-        )
+        exported = (folder / "config.json").exists()
+        return not exported or bool(checkpoint_steps(folder / "checkpoints"))
     return wanted is not None and is_checkpoint_of(Path(wanted), folder)
 
 
-def owned_files(args: Arguments) -> OwnedFiles:
-    """What runs wrote into --output_dir."""
-    return OwnedFiles(args.checkpoints.output_dir)
-
-
-def _names(args: Arguments) -> tuple[str, ...]:
-    """All that this run may write."""
-    return (*_names_while_training(args), *AT_THE_END)
-
-
 def _names_while_training(args: Arguments) -> tuple[str, ...]:
-    logging = args.logging
-    return (*WHILE_TRAINING, *tracker_files(logging.logging_dir, logging.tracker_project_name))
+    logs = run_files.tracker_files(args.logging.logging_dir, args.logging.tracker_project_name)
+    return (*run_files.WHILE_TRAINING, *logs)
 
 
 def _check_collisions(args: Arguments, owned: OwnedFiles) -> None:
@@ -118,14 +111,16 @@ def _check_collisions(args: Arguments, owned: OwnedFiles) -> None:
     An old train_config.yaml or model card that a user has edited is none of them: `owned.claim`
     keeps it under another name before a new one is written.
     """
-    kept = owned.changed & {CONFIG, MODEL_CARD}
-    foreign = owned.foreign(name for name in _names(args) if name not in kept)
+    kept = owned.changed & {run_files.CONFIG, run_files.MODEL_CARD}
+    foreign = owned.foreign(
+        name for name in (*_names_while_training(args), *run_files.AT_THE_END) if name not in kept
+    )
     logs = () if args.logging.report_to == "none" else (args.logging.logging_dir,)
     for folder in (owned.folder / name for name in (*FOLDERS, *logs)):
         if os.path.lexists(folder) and not folder.is_dir():
             foreign.append(folder)
-    if (owned.folder / RECORD).is_dir():
-        foreign.append(owned.folder / RECORD)
+    if (owned.folder / run_files.RECORD).is_dir():
+        foreign.append(owned.folder / run_files.RECORD)
     if foreign:
         names = [path.relative_to(owned.folder).as_posix() for path in foreign]
         more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
@@ -139,8 +134,7 @@ def _check_collisions(args: Arguments, owned: OwnedFiles) -> None:
 def _check_data(args: Arguments) -> None:
     """Raises ArgumentError where `load_dataset` would find the run's files, or a cache, as images.
 
-    Folders that this program searches itself may hold any of it:
-    `modules.data.sources.folder_walk` leaves out what a run wrote.
+    In folders that this program searches itself it leaves out what a run wrote.
     """
     data, output_dir, cache_dir = args.data, args.checkpoints.output_dir, args.model.cache_dir
     for flag, pattern in searched_by_datasets(data):
@@ -158,16 +152,12 @@ def _check_data(args: Arguments) -> None:
 
 def _check_needed(args: Arguments, owned: OwnedFiles) -> None:
     """Raises ArgumentError where --overwrite_output_dir would delete what a flag wants to read."""
-    values, doomed = args.as_dict(), list(owned.existing())
-    values["resume_from_checkpoint"] = args.checkpoints.resume_from_checkpoint
-    for flag in READ_LATER:
-        needed = values[flag] if isinstance(values[flag], tuple) else (values[flag] or "",)
-        for name, path in product(filter(os.path.exists, needed), doomed):
-            if lies_in(path, name) or lies_in(name, path):
-                raise ArgumentError(
-                    f"--{flag}={name} would be deleted by --overwrite_output_dir ({path}): "
-                    "copy it elsewhere first, or choose another --output_dir"
-                )
+    for (flag, name), path in product(args.named(*READ_LATER), list(owned.existing())):
+        if os.path.exists(name) and (lies_in(path, name) or lies_in(name, path)):
+            raise ArgumentError(
+                f"--{flag}={name} would be deleted by --overwrite_output_dir ({path}): copy it "
+                "elsewhere first, or choose another --output_dir"
+            )
 
 
 def clear_output_dir(args: Arguments) -> None:
@@ -175,9 +165,9 @@ def clear_output_dir(args: Arguments) -> None:
 
     What the run writes while it trains is its own from here on. Main process only.
     """
-    owned, checkpoints = owned_files(args), args.checkpoints
+    owned, checkpoints = OwnedFiles(args.checkpoints.output_dir), args.checkpoints
     clear_debris(owned.folder / "checkpoints")
-    remove(owned.folder / SNAPSHOT)
+    remove(owned.folder / run_files.SNAPSHOT)
     if checkpoints.overwrite_output_dir and not _continues(checkpoints):
         owned.delete()
     owned.claim(_names_while_training(args))

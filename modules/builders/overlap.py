@@ -29,10 +29,7 @@ def searched_by_datasets(data: DataArguments) -> list[tuple[str, str]]:
 
 
 def lies_in(path: str | Path, folder: str | Path) -> bool:
-    """Whether `path`, which need not exist yet, is `folder` or below it, whatever links lead there.
-
-    False where there is no such folder.
-    """
+    """Whether `path`, which need not exist yet, is in `folder` or it, whatever links lead there."""
     return _names_below(path, folder) is not None
 
 

@@ -6,8 +6,10 @@ checks its own flags, `Arguments` what they mean together.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
-from typing import Any
+from itertools import chain
+from typing import Any, get_type_hints
 
 from modules.config.inputs import DataArguments, ModelArguments
 from modules.config.limits import require
@@ -54,61 +56,47 @@ class Arguments:
     launch: Launch = field(default=Launch(), compare=False)
 
     def __post_init__(self) -> None:
-        if not self.model.pretrained_model_name_or_path and (
-            not self.model.model_config_name_or_path
-        ):
-            factor = self.model.downsample_factor
-            self.data.require_divisible(factor, f"--downsample_factor={factor}")
-            self.require_scales(factor)
+        model, data, validation = self.model, self.data, self.validation
+        if not (model.pretrained_model_name_or_path or model.model_config_name_or_path):
+            data.require_divisible(
+                model.downsample_factor, f"--downsample_factor={model.downsample_factor}"
+            )
+            self.require_scales(model.downsample_factor)
         self.require_sides()
         if self.discriminator.disc_norm_type == "batch" and self.discriminator.enabled:
-            require(
-                self.optimization.train_batch_size > 1,
-                "disc_norm_type",
-                "batch",
-                "needs --train_batch_size of at least 2: the statistics of one image erase it; "
-                "use --disc_norm_type=spectral_group",
-            )
-        if self.data.streaming and self.optimization.max_train_steps is None:
+            require(self.optimization.train_batch_size > 1, "disc_norm_type", "batch",
+                    "needs --train_batch_size of at least 2: the statistics of one image erase "
+                    "it; use --disc_norm_type=spectral_group")  # fmt: skip
+        if data.streaming and self.optimization.max_train_steps is None:
             raise ArgumentError(
                 "--streaming needs --max_train_steps: a stream does not say how long an epoch is"
             )
-        if self.data.train_split != "train" and not self.data.dataset_name:
+        if data.train_split != "train" and not data.dataset_name:
             raise ArgumentError(
-                f"--train_split={self.data.train_split} needs --dataset_name; folders have no "
-                "splits"
+                f"--train_split={data.train_split} needs --dataset_name; folders have no splits"
             )
-        if self.validation.validation_split and self.data.dataset_name is None:
-            raise ArgumentError(
-                f"--validation_split={self.validation.validation_split} needs --dataset_name; for "
-                "a folder use --validation_data_dir"
-            )
-        if self.validation.validation_split == self.data.train_split:
-            raise ArgumentError(
-                f"--validation_split={self.validation.validation_split} has images of "
-                f"--train_split={self.data.train_split}; name another split, or drop the flag to "
-                "hold images back"
-            )
-        if self.validation.validation_split and len(self.data.dataset_name) > 1:
-            raise ArgumentError(
-                f"--validation_split={self.validation.validation_split} cannot be used with "
-                "several --dataset_name; use --validation_data_dir, or hold images back"
-            )
-        if self.validation.num_validation_images == 0:
-            every, stopping = self.logging.push_every, self.validation.early_stopping
+        if split := validation.validation_split:
+            names = data.dataset_name or ()
+            require(len(names) > 0, "validation_split", split,
+                    "needs --dataset_name; for a folder use --validation_data_dir")  # fmt: skip
+            require(split != data.train_split, "validation_split", split,
+                    f"has images of --train_split={split}; name another split, or drop the flag "
+                    "to hold images back")  # fmt: skip
+            require(len(names) == 1, "validation_split", split,
+                    "cannot be used with several --dataset_name; use --validation_data_dir, or "
+                    "hold images back")  # fmt: skip
+        if validation.num_validation_images == 0:
+            every, stopping = self.logging.push_every, validation.early_stopping
             require(every is None, "push_every", every,
                     "uploads the best weights so far, which --num_validation_images=0 never "
                     "finds; let it validate, or drop --push_every")  # fmt: skip
             require(not stopping, "early_stopping", stopping,
                     "counts validations, of which --num_validation_images=0 makes none; let it "
                     "validate, or drop --early_stopping")  # fmt: skip
-        require(
-            self.validation.best_metric in self.validation_metrics,
-            "best_metric",
-            self.validation.best_metric,
-            f"is not measured: --validation_metrics are {' '.join(self.validation_metrics)} here; "
-            "add it to them, or choose one of these",
-        )
+        best, metrics = validation.best_metric, self.validation_metrics
+        require(best in metrics, "best_metric", best,
+                f"is not measured: --validation_metrics are {' '.join(metrics)} here; add it to "
+                "them, or choose one of these")  # fmt: skip
 
     def require_sides(self, narrowest: int | None = None) -> None:
         """Training and validation images must be large enough for what looks at them.
@@ -197,22 +185,20 @@ class Arguments:
 
     def as_dict(self) -> dict[str, Any]:
         """Every flag and its value, flat, in the order of `--help`; without LAUNCH_ONLY."""
-        values = {
-            f.name: getattr(getattr(self, name), f.name)
-            for name, group in GROUPS.items()
-            for f in fields(group)
-        }
-        return {name: value for name, value in values.items() if name not in LAUNCH_ONLY}
+        groups = (vars(getattr(self, group)).items() for group in GROUPS)
+        return {name: value for name, value in chain(*groups) if name not in LAUNCH_ONLY}
+
+    def named(self, *flags: str) -> Iterator[tuple[str, Any]]:
+        """(flag, value) of those of these flags that have one; of a list, each of its values."""
+        values = self.as_dict() | vars(self.checkpoints)
+        for flag in flags:
+            value = values[flag]
+            for part in value if isinstance(value, tuple) else (value,):
+                if part:
+                    yield flag, part
 
 
 GROUPS: dict[str, type] = {
-    "model": ModelArguments,
-    "data": DataArguments,
-    "losses": LossArguments,
-    "discriminator": DiscriminatorArguments,
-    "optimization": OptimizationArguments,
-    "precision": PrecisionArguments,
-    "validation": ValidationArguments,
-    "checkpoints": CheckpointArguments,
-    "logging": LoggingArguments,
+    name: group for name, group in get_type_hints(Arguments).items() if group is not Launch
 }
+FLAGS = {flag.name: flag for group in GROUPS.values() for flag in fields(group)}

@@ -12,7 +12,6 @@ import difflib
 import json
 import logging
 import os
-import sys
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -23,8 +22,7 @@ from typing import Any
 
 import yaml
 
-from modules.config.answers import exit_on_mistakes
-from modules.config.arguments import GROUPS, Arguments, Launch
+from modules.config.arguments import FLAGS, GROUPS, Arguments, Launch
 from modules.config.config_file import from_yaml, read_config
 from modules.config.limits import Length, expanded, number, require, shown
 from modules.config.precedence import overlay
@@ -34,13 +32,9 @@ from modules.errors import ArgumentError
 # What other programs call it.
 SHORT = {"lr": "learning_rate", "epochs": "num_train_epochs", "steps": "max_train_steps",
          "batch_size": "train_batch_size", "resume": "resume_from_checkpoint"}  # fmt: skip
+HINTS = {name: hint for group in GROUPS.values()
+         for name, hint in typing.get_type_hints(group).items()}  # fmt: skip
 RECIPES = Path(__file__).parent / "recipes"
-
-
-def parse_arguments(argv: Sequence[str] | None = None) -> Arguments:
-    """Reads flags, recipe and YAML file; on a mistake prints one message and exits with 2."""
-    with exit_on_mistakes():
-        return resolve_arguments(sys.argv[1:] if argv is None else argv)
 
 
 def show_messages() -> None:
@@ -58,17 +52,19 @@ def resolve_arguments(argv: Sequence[str]) -> Arguments:
     dry_run = given.pop("dry_run", None)
     values: dict[str, Any] = {}
     for recipe in recipes:
-        values = overlay(values, _read_yaml(_recipe_file(recipe), "--recipe"))
+        names = recipe_names()
+        require(recipe in names, "recipe", recipe, f"is not one of {', '.join(names)}")
+        values = overlay(values, _read_yaml(RECIPES / f"{recipe}.yaml", "--recipe"))
     named = set(given)
     if config is not None:
         configured = _read_yaml(Path(os.path.expanduser(config)), "--config")
         values, named = overlay(values, configured), named | set(configured)
     values = overlay(values, given)
+    values = {name: expanded(FLAGS[name], value) for name, value in values.items()}
     groups = {
-        name: group(**{f.name: expanded(f, values[f.name])
-                       for f in fields(group) if f.name in values})
+        name: group(**{f.name: values[f.name] for f in fields(group) if f.name in values})
         for name, group in GROUPS.items()
-    }  # fmt: skip
+    }
     launch = Launch(dry_run, recipes, frozenset(named), typed_command(argv))
     return Arguments(**groups, launch=launch)
 
@@ -99,12 +95,6 @@ def for_trackers(arguments: Arguments) -> dict[str, Any]:
 def recipe_names() -> list[str]:
     """The shipped recipes, by name."""
     return sorted(file.stem for file in RECIPES.glob("*.yaml"))
-
-
-def _recipe_file(name: str) -> Path:
-    names = recipe_names()
-    require(name in names, "recipe", name, f"is not one of {', '.join(names)}")
-    return RECIPES / f"{name}.yaml"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -156,69 +146,49 @@ def _parser() -> argparse.ArgumentParser:
     for group in GROUPS.values():
         section = parser.add_argument_group(group.__doc__)
         for f in fields(group):
-            _add_flag(section, f, _field_type(group, f.name))
+            section.add_argument(f"--{f.name}", **_options(f))
     return parser
 
 
-def _add_flag(section: Any, f: dataclasses.Field, kind: type) -> None:
+def _options(f: dataclasses.Field) -> dict[str, Any]:
+    """What `add_argument` is told of a flag."""
     default = f.default
     if default is None or isinstance(default, bool):
         default = {None: "unset", True: "on", False: "off"}[default]
     text = f"{f.metadata['help']} (default: {default})".replace("%", "%%")
+    kind, is_list = value_type(f.name)
     if kind is bool:
-        section.add_argument(f"--{f.name}", action=_Switch, help=text)
-        return
-    is_list = typing.get_origin(kind) is tuple
-    section.add_argument(
-        f"--{f.name}",
-        type=_element_type(kind),
-        nargs="+" if is_list else None,
-        action=_ToTuple if is_list else "store",
-        choices=f.metadata["choices"],
-        metavar=None if f.metadata["choices"] else _element_type(kind).__name__.upper(),
-        help=text,
-    )
+        return {"action": _Switch, "help": text}
+    choices = f.metadata["choices"]
+    metavar = None if choices else kind.__name__.upper()
+    return {"type": kind, "nargs": "+" if is_list else None, "choices": choices,
+            "metavar": metavar, "help": text}  # fmt: skip
 
 
-class _ToTuple(argparse.Action):
-    def __call__(self, parser: Any, namespace: Any, values: Any, option: str | None = None) -> None:
-        setattr(namespace, self.dest, tuple(values))
-
-
-@cache
-def _field_type(group: type, name: str) -> type:
-    """The field's type without `| None`."""
-    hint = typing.get_type_hints(group)[name]
-    if isinstance(hint, types.UnionType) and hint != Length:
+def value_type(name: str) -> tuple[Callable[..., Any], bool]:
+    """What makes a value of the flag from a text, and whether it takes several of them."""
+    hint = HINTS[name]
+    if hint == Length:
+        return number, False
+    if isinstance(hint, types.UnionType):
         (hint,) = (part for part in typing.get_args(hint) if part is not types.NoneType)
-    return hint
-
-
-def _element_type(kind: type) -> Callable[..., Any]:
-    """What makes a value of a text: a type, or `number` for a Length."""
-    if kind == Length:
-        return number
-    return typing.get_args(kind)[0] if typing.get_origin(kind) is tuple else kind
+    is_list = typing.get_origin(hint) is tuple
+    return typing.get_args(hint)[0] if is_list else hint, is_list
 
 
 def _read_yaml(file: Path, flag: str) -> dict[str, Any]:
     """The flags that a YAML file sets, with their types checked as the command line's are."""
-    by_name = {f.name: (group, f) for group in GROUPS.values() for f in fields(group)}
     values = {}
     for key, value in read_config(file, flag).items():
-        if key not in by_name:
+        if key not in FLAGS:
             name = shown(repr(key))
             raise ArgumentError(f"{shown(file)}: {name} is not a flag{_suggestion(str(key), '')}")
-        group, f = by_name[key]
-        kind = _field_type(group, key)
-        is_list = typing.get_origin(kind) is tuple
-        values[key] = from_yaml(file, f, _element_type(kind), is_list, value)
+        values[key] = from_yaml(file, FLAGS[key], *value_type(key), value)
     return values
 
 
 def _suggestion(name: str, prefix: str) -> str:
-    known = [f.name for group in GROUPS.values() for f in fields(group)]
-    known += ["recipe", "config", "dry_run"]
+    known = [*FLAGS, "recipe", "config", "dry_run"]
     close = [SHORT[name]] if name in SHORT else []
     longer = [flag for flag in known if flag.startswith(name)]
     close += longer if len(longer) == 1 else []

@@ -10,10 +10,13 @@ from typing import Any
 
 import yaml
 
-from modules.config.limits import Length, number, shown
+from modules.config.limits import number, shown
 from modules.errors import ArgumentError, one_line
 
 LARGEST_FILE = 1_000_000  # bytes
+# What may stand for a value: YAML reads 1e-6 as a string and 1 as an integer.
+READ = {bool: (bool,), int: (int,), str: (str,), float: (str, int, float),
+        number: (str, int, float)}  # fmt: skip
 
 
 class _Loader(yaml.SafeLoader):
@@ -79,13 +82,15 @@ def read_config(file: Path, flag: str) -> dict[str, Any]:
 
 
 def from_yaml(file: Path, f: Field, kind: Callable[..., Any], is_list: bool, value: Any) -> Any:
-    """A value of a YAML file as the flag's type, `kind` or a tuple of it. Raises ArgumentError."""
+    """A value of a YAML file as the flag's type, `kind` or a list of it. Raises ArgumentError."""
     if value is None and f.default is None:
         return None
     parts = value if is_list and isinstance(value, list) else [value]
     text = "..." if f.metadata["limits"].secret else shown(repr(value))
     try:
-        parts = tuple(_READ[kind](part) for part in parts)
+        if any(type(part) not in READ[kind] for part in parts):
+            raise ValueError
+        parts = [kind(part) for part in parts]
     except (ValueError, OverflowError):
         wanted = f"a list of {kind.__name__}" if is_list else kind.__name__
         hint = "; put it in quotes" if kind is str else ""
@@ -95,25 +100,3 @@ def from_yaml(file: Path, f: Field, kind: Callable[..., Any], is_list: bool, val
         allowed = ", ".join(map(str, choices))
         raise ArgumentError(f"{shown(file)}: {f.name}: {text} must be one of {allowed}")
     return parts if is_list else parts[0]
-
-
-def _only(*types: type) -> Callable[[Any], Any]:
-    """Converts values of `types` to the last of them, and raises ValueError for any other."""
-
-    def read(value: Any) -> Any:
-        if type(value) not in types:
-            raise ValueError
-        return types[-1](value)
-
-    return read
-
-
-def _number(value: Any) -> Length:
-    if type(value) not in (str, int, float):
-        raise ValueError
-    return number(value) if isinstance(value, str) else value
-
-
-# YAML reads 1e-6 as a string and 1 as an integer: both are fine where a number is wanted.
-_READ = {bool: _only(bool), int: _only(int), str: _only(str), float: _only(str, int, float),
-         number: _number}  # fmt: skip

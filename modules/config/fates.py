@@ -73,14 +73,24 @@ MEASURE = ("resolution", "num_validation_images")
 
 
 def changed_flags(
-    before: Mapping[str, Any], now: Mapping[str, Any], *fates: str
+    before: Mapping[str, Any], now: Mapping[str, Any], fate: str
 ) -> dict[str, list[Any]]:
-    """{name: [before, now]} of what is in both with different values and has one of `fates`."""
+    """{name: [before, now]} of what is in both with different values and has this fate."""
     return {
         name: [before[name], value]
         for name, value in now.items()
-        if name in before and before[name] != value and FATES.get(name, NO_FLAG)[0] in fates
+        if name in before and before[name] != value and FATES.get(name, NO_FLAG)[0] == fate
     }
+
+
+def reason(name: str) -> str:
+    """Why a change of it is refused, or what it leads to."""
+    return FATES.get(name, NO_FLAG)[1]
+
+
+def told(name: str, before: Any, now: Any) -> str:
+    """A change, as it is said on resuming."""
+    return f"--{name}={shown(now)} (was {shown(before)})"
 
 
 def shown(value: Any) -> str:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from modules.config.limits import check_limits, flag, nearest_multiple, require
+from modules.config.limits import FlagGroup, flag, require
 from modules.errors import ArgumentError
 
 
 @dataclass(frozen=True)
-class ModelArguments:
+class ModelArguments(FlagGroup):
     """Model"""
 
     pretrained_model_name_or_path: str | None = flag(
@@ -77,27 +77,22 @@ class ModelArguments:
     )
 
     def __post_init__(self) -> None:
-        check_limits(self)
+        super().__post_init__()
         if self.pretrained_model_name_or_path and self.model_config_name_or_path:
             raise ArgumentError(
                 "--pretrained_model_name_or_path and --model_config_name_or_path exclude each "
                 "other: give weights to fine-tune, or a configuration to start from scratch"
             )
-        if self.decoder_only and not self.pretrained_model_name_or_path:
+        if self.decoder_only and self.from_scratch:
             raise ArgumentError(
                 "--decoder_only needs --pretrained_model_name_or_path: a random frozen encoder "
                 "would never learn"
             )
-        if self.vae_init == "resampler" and not self.from_scratch:
-            raise ArgumentError(
-                f"--vae_init={self.vae_init} is for a VAE from scratch; drop it, or "
-                "--pretrained_model_name_or_path"
-            )
-        if self.pretrained_weights != "auto" and not self.pretrained_model_name_or_path:
-            raise ArgumentError(
-                f"--pretrained_weights={self.pretrained_weights} needs "
-                "--pretrained_model_name_or_path, whose weights it chooses; drop it"
-            )
+        rule = "is for a VAE from scratch; drop it, or --pretrained_model_name_or_path"
+        self.require(self.vae_init != "resampler" or self.from_scratch, "vae_init", rule)
+        rule = "needs --pretrained_model_name_or_path, whose weights it chooses; drop it"
+        unasked = self.pretrained_weights == "auto"
+        self.require(unasked or not self.from_scratch, "pretrained_weights", rule)
         if (widths := self.block_out_channels) is not None:
             factor, groups = self.downsample_factor, self.norm_num_groups or 1
             levels = factor.bit_length()
@@ -115,7 +110,7 @@ class ModelArguments:
 
 
 @dataclass(frozen=True)
-class DataArguments:
+class DataArguments(FlagGroup):
     """Data"""
 
     dataset_name: tuple[str, ...] | None = flag(
@@ -204,17 +199,14 @@ class DataArguments:
         "fast, but the finest detail is 7 to 12 % weaker than in evaluation, which decodes all",
     )
     max_bad_images: float = flag(
-        0.01,
-        "stop when more than this fraction of the training images cannot be read",
-        minimum=0,
-        maximum=1,
+        0.01, "stop when more than this fraction of the training images cannot be read", maximum=1
     )
     dataloader_num_workers: int = flag(
-        0, "processes that load images; 0 is the main process", minimum=0, maximum=1024
+        0, "processes that load images; 0 is the main process", maximum=1024
     )
 
     def __post_init__(self) -> None:
-        check_limits(self)
+        super().__post_init__()
         if self.streaming and self.aspect_ratio_bucketing:
             raise ArgumentError(
                 "--aspect_ratio_bucketing cannot be used with --streaming: a stream does not tell "
@@ -224,33 +216,28 @@ class DataArguments:
             raise ArgumentError("--streaming needs --dataset_name: folders are read directly")
         if self.streaming and self.max_train_samples:
             raise ArgumentError("--max_train_samples cannot be used with --streaming; drop one")
-        self._check_mixture()
-
-    def _check_mixture(self) -> None:
         names, weights = self.dataset_name or (), self.dataset_weights
         if set(names) <= {"synthetic"}:
             rule = "needs the --dataset_name it belongs to (for files alone parquet or webdataset)"
-            config, files = self.dataset_config_name, " ".join(self.data_files or ())
-            require(not config, "dataset_config_name", config, rule)
-            require(not files, "data_files", files, rule)
-            require(not (names and self.train_data_dir), "train_data_dir", self.train_data_dir,
-                    "is not read with --dataset_name=synthetic; drop one of the two")  # fmt: skip
+            self.require(not self.dataset_config_name, "dataset_config_name", rule)
+            require(not self.data_files, "data_files", " ".join(self.data_files or ()), rule)
+            rule = "is not read with --dataset_name=synthetic; drop one of the two"
+            self.require(not (names and self.train_data_dir), "train_data_dir", rule)
         for option in ("dataset_config_name", "data_files", "train_data_dir"):
             if len(names) > 1 and getattr(self, option):
                 raise ArgumentError(
                     f"--{option} cannot be used with several --dataset_name: it would mean all of "
                     "them; drop it, or give each dataset a folder of its own"
                 )
-        if weights is None:
-            if self.streaming and len(names) > 1:
-                raise ArgumentError(
-                    "--streaming with several --dataset_name needs --dataset_weights: a stream "
-                    "does not say how many images it has"
-                )
-            return
-        text = " ".join(f"{weight:g}" for weight in weights)
-        require(len(weights) == len(names), "dataset_weights", text,
-                f"must be {len(names)} numbers, one for each --dataset_name")  # fmt: skip
+        if weights is not None:
+            text = " ".join(f"{weight:g}" for weight in weights)
+            require(len(weights) == len(names), "dataset_weights", text,
+                    f"must be {len(names)} numbers, one for each --dataset_name")  # fmt: skip
+        elif self.streaming and len(names) > 1:
+            raise ArgumentError(
+                "--streaming with several --dataset_name needs --dataset_weights: a stream does "
+                "not say how many images it has"
+            )
 
     @property
     def training_resolutions(self) -> tuple[int, ...]:
@@ -264,14 +251,9 @@ class DataArguments:
 
     def require_divisible(self, factor: int, whose: str) -> None:
         """Every resolution must be a multiple of the downsampling factor, named as `whose`."""
-        for name, resolutions in (
-            ("resolution", (self.resolution,)),
-            ("train_resolutions", self.train_resolutions or ()),
-        ):
-            for resolution in resolutions:
-                require(
-                    resolution % factor == 0,
-                    name,
-                    resolution,
-                    f"must be divisible by {whose}; try {nearest_multiple(resolution, factor)}",
-                )
+        named = [("resolution", self.resolution)]
+        named += [("train_resolutions", resolution) for resolution in self.train_resolutions or ()]
+        for name, resolution in named:
+            nearest = max(factor, round(resolution / factor) * factor)
+            require(resolution % factor == 0, name, resolution,
+                    f"must be divisible by {whose}; try {nearest}")  # fmt: skip

@@ -19,14 +19,14 @@ Length = int | float  # optimizer steps, or a share of all of them
 
 @dataclass(frozen=True)
 class Limits:
-    """Of a number: `minimum` and `maximum` are allowed, `above` and `below` are not.
+    """Of a number, never negative: `minimum` and `maximum` are allowed, `above` and `below` not.
 
     length: a whole number within them is in steps, and any other is a share of the run.
     path: the text names a file or folder (or what is none, such as a hub id): "~" is expanded.
     secret: the value is never shown.
     """
 
-    minimum: float | None = None
+    minimum: float = 0
     maximum: float = LARGEST
     above: float | None = None
     below: float | None = None
@@ -36,8 +36,9 @@ class Limits:
 
     def rule(self) -> str:
         """Such as "at least 0 and below 1"."""
+        least = self.minimum if self.above is None else None
         most = self.maximum if self.below is None else None
-        named = (("at least", self.minimum), ("above", self.above), ("below", self.below),
+        named = (("at least", least), ("above", self.above), ("below", self.below),
                  ("at most", most))  # fmt: skip
         rule = " and ".join(
             f"{word} {limit:,}" if isinstance(limit, int) else f"{word} {limit:g}"
@@ -46,42 +47,46 @@ class Limits:
         )
         return f"a whole number of steps, {rule}, or {SHARE}" if self.length else rule
 
+    def wrong(self, value: object) -> str | None:
+        """What is wrong with a value, to follow "--flag=value "; None where it is within them."""
+        if isinstance(value, str):
+            return wrong_text(value, self.path)
+        fine = value is None or isinstance(value, bool) or self.allow(value)
+        return None if fine else f"must be {self.rule()}"
+
     def allow(self, number: float) -> bool:
         """Whether a number is within the limits; NaN never is."""
         if self.length and isinstance(number, float):
             return 0 < number < 1
         return (
-            number <= self.maximum
-            and (self.minimum is None or number >= self.minimum)
+            self.minimum <= number <= self.maximum
             and (self.above is None or number > self.above)
             and (self.below is None or number < self.below)
         )
 
 
-def check_limits(group: Any) -> None:
-    """Every value of a dataclass of flags, against what stands beside its flag.
+@dataclass(frozen=True)
+class FlagGroup:
+    """Flags of one title of `--help`, which is its docstring; each value keeps to its limits."""
 
-    Numbers are finite and within their limits; lists are not empty; texts are not empty, can be
-    printed on one line and written as UTF-8. Raises ArgumentError naming flag, value and rule.
-    """
-    for f in fields(group):
-        value = getattr(group, f.name)
-        if value in ((), []):  # argparse makes the latter of "--flag=--"
-            raise ArgumentError(f"--{f.name} needs at least one value, or leave it out")
-        for part in value if isinstance(value, tuple) else (value,):
-            wrong = _wrong(f, part)
-            if wrong is not None:
-                text = "..." if f.metadata["limits"].secret else shown(part)
-                raise ArgumentError(f"--{f.name}={text} {wrong}")
+    def __post_init__(self) -> None:
+        """Raises ArgumentError naming flag, value and rule.
 
+        Numbers are finite and within their limits; lists are not empty; texts are not empty, can
+        be printed on one line and written as UTF-8.
+        """
+        for f in fields(self):
+            value, limits = getattr(self, f.name), f.metadata["limits"]
+            if value == ():
+                raise ArgumentError(f"--{f.name} needs at least one value, or leave it out")
+            for part in value if isinstance(value, tuple) else (value,):
+                if wrong := limits.wrong(part):
+                    text = "..." if limits.secret else shown(part)
+                    raise ArgumentError(f"--{f.name}={text} {wrong}")
 
-def _wrong(f: Field, value: object) -> str | None:
-    limits: Limits = f.metadata["limits"]
-    if isinstance(value, str):
-        return wrong_text(value, limits.path)
-    if isinstance(value, bool) or value is None or limits.allow(value):
-        return None
-    return f"must be {limits.rule()}"
+    def require(self, condition: bool, name: str, rule: str) -> None:
+        """Raises ArgumentError("--name=value rule") unless `condition` holds."""
+        require(condition, name, getattr(self, name), rule)
 
 
 def wrong_text(text: str, is_path: bool) -> str | None:
@@ -104,12 +109,10 @@ def _breaks_lines(text: str) -> bool:
 
 
 def expanded(f: Field, value: Any) -> Any:
-    """The value of a flag with "~" expanded, where it names files or folders."""
-    if not f.metadata["limits"].path or value is None:
-        return value
-    if isinstance(value, tuple):
-        return tuple(map(os.path.expanduser, value))
-    return os.path.expanduser(value)
+    """The value of a flag, a list as a tuple, and "~" expanded where it names files or folders."""
+    if isinstance(value, list):
+        return tuple(expanded(f, part) for part in value)
+    return os.path.expanduser(value) if f.metadata["limits"].path and value else value
 
 
 def shown(value: object, width: int = 120) -> str:
@@ -120,18 +123,12 @@ def shown(value: object, width: int = 120) -> str:
     return text if len(text) <= width else f"{text[: width // 2]}...{text[-width // 4 :]}"
 
 
-def flag(
-    default: Any,
-    help: str,
-    choices: Sequence[Any] | None = None,
-    **limits: Any,
-) -> Any:
+def flag(default: Any, help: str, choices: Sequence[Any] | None = None, **limits: Any) -> Any:
     """A dataclass field whose default, help and choices become the command line's.
 
     limits: those of `Limits`, which every value keeps to.
     """
-    metadata = {"help": help, "choices": choices}
-    metadata["limits"] = Limits(**limits)
+    metadata = {"help": help, "choices": choices, "limits": Limits(**limits)}
     return field(default=default, metadata=metadata)
 
 
@@ -146,14 +143,11 @@ def in_steps(length: Length, steps: int) -> int:
     return max(1, round(length * steps)) if isinstance(length, float) else length
 
 
-def number(text: str) -> Length:
+def number(value: str | Length) -> Length:
     """What a text says of a length, as an integer wherever it looks like one; ValueError."""
+    if not isinstance(value, str):
+        return value
     try:
-        return int(text)
+        return int(value)
     except ValueError:
-        return float(text)
-
-
-def nearest_multiple(value: int, factor: int) -> int:
-    """The multiple of `factor` nearest to `value`, at least `factor`."""
-    return max(factor, round(value / factor) * factor)
+        return float(value)

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from modules.config.limits import check_limits, flag, in_steps, require
+from modules.config.limits import FlagGroup, flag, in_steps
 
 GAN_LENGTHS = ("disc_start", "disc_warmup_steps", "disc_ramp_steps")
 
 
 @dataclass(frozen=True)
-class LossArguments:
+class LossArguments(FlagGroup):
     """Losses"""
 
     rec_loss: str = flag("l2", "pixel error, mean over all elements", choices=("l1", "l2"))
     kl_scale: float = flag(
         1e-6,
         "weight of the KL (per-image sum over the pixels' number), as in latent-diffusion",
-        minimum=0,
         maximum=10**6,
     )
     eq_prob: float = flag(
@@ -25,11 +24,10 @@ class LossArguments:
         "share of micro-batches that decode latents scaled (to a quarter at least), mirrored and "
         "turned, against images changed alike (EQ-VAE): a diffusion model learns them faster, and "
         "reconstructions lose PSNR; with --decoder_only the decoder alone learns it",
-        minimum=0,
         maximum=1,
     )
     perceptual_scale: float = flag(
-        0.5, "weight of LPIPS (mean over the batch); 0 never builds it", minimum=0, maximum=10**6
+        0.5, "weight of LPIPS (mean over the batch); 0 never builds it", maximum=10**6
     )
     lpips_backbone: str = flag(
         "vgg",
@@ -42,39 +40,33 @@ class LossArguments:
         path=True,
     )
 
-    def __post_init__(self) -> None:
-        check_limits(self)
-
 
 @dataclass(frozen=True)
-class DiscriminatorArguments:
+class DiscriminatorArguments(FlagGroup):
     """Discriminator"""
 
     disc_start: int | float = flag(
         0.5,
         "when the discriminator begins to train: an optimizer step, or a share of the run",
         length=True,
-        minimum=0,
     )
     disc_warmup_steps: int | float = flag(
         0.02,
         "how long it trains alone before the VAE feels it, in steps or as a share of the run; 0 "
         "starts both at once",
         length=True,
-        minimum=0,
     )
     disc_ramp_steps: int | float = flag(
         0.02,
         "how long the adversarial term then takes to grow to full, in steps or as a share of the "
         "run",
         length=True,
-        minimum=0,
     )
     disc_factor: float = flag(
-        1.0, "factor on the adversarial term; 0 turns the GAN off", minimum=0, maximum=10**6
+        1.0, "factor on the adversarial term; 0 turns the GAN off", maximum=10**6
     )
     disc_scale: float = flag(
-        0.5, "weight of the adversarial term, beside the adaptive weight", minimum=0, maximum=10**6
+        0.5, "weight of the adversarial term, beside the adaptive weight", maximum=10**6
     )
     disc_loss: str = flag("hinge", "loss of the discriminator", choices=("hinge", "vanilla"))
     disc_adaptive_weight: bool = flag(
@@ -83,9 +75,7 @@ class DiscriminatorArguments:
         "micro-batch; off, --disc_scale alone weighs it (against the per-element mean loss)",
     )
     disc_weight_max: float = flag(
-        1e4,
-        "clamp of the adaptive weight, in latent-diffusion's convention (summed loss)",
-        minimum=0,
+        1e4, "clamp of the adaptive weight, in latent-diffusion's convention (summed loss)"
     )
     gan_guard: bool = flag(
         True,
@@ -118,15 +108,13 @@ class DiscriminatorArguments:
     )
 
     def __post_init__(self) -> None:
-        check_limits(self)
+        super().__post_init__()
         if "group" in self.disc_norm_type:
-            twice = "twice " if self.disc_type == "patch" else ""  # the first layer has no norm
-            require(
-                self.disc_hidden_channels * (2 if twice else 1) % self.disc_num_groups == 0,
-                "disc_num_groups",
-                self.disc_num_groups,
-                f"must divide {twice}--disc_hidden_channels={self.disc_hidden_channels}",
-            )
+            # The first layer of a patch discriminator has no norm.
+            twice = "twice " if self.disc_type == "patch" else ""
+            fits = self.disc_hidden_channels * (2 if twice else 1) % self.disc_num_groups == 0
+            rule = f"must divide {twice}--disc_hidden_channels={self.disc_hidden_channels}"
+            self.require(fits, "disc_num_groups", rule)
 
     def lengths(self, steps: int) -> dict[str, int]:
         """The flags that are lengths, all in optimizer steps, for a run of `steps`."""

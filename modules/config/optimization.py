@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from modules.config.limits import check_limits, flag
+from modules.config.limits import FlagGroup, flag
 from modules.errors import ArgumentError
+
+SCHEDULES = ("linear", "cosine", "cosine_with_restarts", "polynomial", "constant",
+             "constant_with_warmup")  # fmt: skip
 
 
 @dataclass(frozen=True)
-class OptimizationArguments:
+class OptimizationArguments(FlagGroup):
     """Optimization"""
 
-    seed: int = flag(0, "seed of weights, order, crops and noise", minimum=0, maximum=2**63 - 2)
+    seed: int = flag(0, "seed of weights, order, crops and noise", maximum=2**63 - 2)
     train_batch_size: int = flag(4, "images per device and micro-batch", minimum=1, maximum=65536)
     gradient_accumulation_steps: int = flag(
         1, "micro-batches per optimizer step", minimum=1, maximum=10**6
@@ -20,57 +23,42 @@ class OptimizationArguments:
     num_train_epochs: int = flag(
         1, "passes over the data, unless --max_train_steps is given", minimum=1, maximum=10**9
     )
-    max_train_steps: int | None = flag(None, "optimizer steps in all", minimum=0)
+    max_train_steps: int | None = flag(None, "optimizer steps in all")
     learning_rate: float | None = flag(
         None,
         "peak learning rate of the VAE; by default 1e-4 from scratch, and 4.5e-6 for a pretrained "
         "one or as the base of --scale_lr",
-        minimum=0,
         maximum=10**6,
     )
     disc_learning_rate: float | None = flag(
-        None,
-        "peak learning rate of the discriminator; by default the VAE's",
-        minimum=0,
-        maximum=10**6,
+        None, "peak learning rate of the discriminator; by default the VAE's", maximum=10**6
     )
     scale_lr: bool = flag(
         False, "multiply both learning rates by accumulation x processes x batch size"
     )
     lr_scheduler: str = flag(
-        "constant_with_warmup",
-        "schedule of the VAE's learning rate",
-        choices=("linear", "cosine", "cosine_with_restarts", "polynomial", "constant",
-                 "constant_with_warmup"),
-    )  # fmt: skip
+        "constant_with_warmup", "schedule of the VAE's learning rate", choices=SCHEDULES
+    )
     disc_lr_scheduler: str = flag(
         "constant_with_warmup",
         "schedule of the discriminator's, over the updates that it gets",
-        choices=("linear", "cosine", "cosine_with_restarts", "polynomial", "constant",
-                 "constant_with_warmup"),
-    )  # fmt: skip
+        choices=SCHEDULES,
+    )
     lr_warmup_steps: int | float = flag(
         0.05,
         "updates over which each learning rate rises from 0, or below 1 their share of the updates "
         "that its network gets; the schedule constant has none",
         length=True,
-        minimum=0,
     )
     lr_num_cycles: int = flag(1, "restarts of cosine_with_restarts", minimum=1, maximum=10**6)
-    lr_power: float = flag(1.0, "power of the polynomial schedule", minimum=0, maximum=100)
-    adam_beta1: float = flag(0.9, "AdamW's beta1, both networks", minimum=0, below=1)
-    adam_beta2: float = flag(0.999, "AdamW's beta2, both networks", minimum=0, below=1)
-    disc_adam_beta1: float | None = flag(
-        None, "beta1 for the discriminator, if another", minimum=0, below=1
-    )
-    disc_adam_beta2: float | None = flag(
-        None, "beta2 for the discriminator, if another", minimum=0, below=1
-    )
-    adam_weight_decay: float = flag(1e-2, "AdamW's decoupled weight decay", minimum=0, maximum=1000)
+    lr_power: float = flag(1.0, "power of the polynomial schedule", maximum=100)
+    adam_beta1: float = flag(0.9, "AdamW's beta1, both networks", below=1)
+    adam_beta2: float = flag(0.999, "AdamW's beta2, both networks", below=1)
+    disc_adam_beta1: float | None = flag(None, "beta1 for the discriminator, if another", below=1)
+    disc_adam_beta2: float | None = flag(None, "beta2 for the discriminator, if another", below=1)
+    adam_weight_decay: float = flag(1e-2, "AdamW's decoupled weight decay", maximum=1000)
     adam_epsilon: float = flag(1e-8, "AdamW's epsilon", minimum=1e-30, maximum=1)
-    max_grad_norm: float = flag(
-        1.0, "clip each network's gradient to this norm; 0 never clips", minimum=0
-    )
+    max_grad_norm: float = flag(1.0, "clip each network's gradient to this norm; 0 never clips")
     alternation: str = flag(
         "every_step",
         "update both networks at every step, or in turns as diffusers' script does",
@@ -84,17 +72,12 @@ class OptimizationArguments:
         above=0,
         maximum=1,
     )
-    ema_decay: float = flag(
-        0.9999, "largest decay of the average for one update", minimum=0, below=1
-    )
+    ema_decay: float = flag(0.9999, "largest decay of the average for one update", below=1)
     max_skipped_steps: int = flag(
         10,
         "stop after this many updates in a row were skipped because a number was not finite",
         minimum=1,
     )
-
-    def __post_init__(self) -> None:
-        check_limits(self)
 
     def images_per_step(self, num_processes: int) -> int:
         """Images of one optimizer step over all processes: the total batch size."""
@@ -102,7 +85,7 @@ class OptimizationArguments:
 
 
 @dataclass(frozen=True)
-class PrecisionArguments:
+class PrecisionArguments(FlagGroup):
     """Precision and memory"""
 
     mixed_precision: str | None = flag(
@@ -154,7 +137,7 @@ class PrecisionArguments:
     )
 
     def __post_init__(self) -> None:
-        check_limits(self)
+        super().__post_init__()
         if self.gradient_checkpointing and self.recompute == "norm":
             raise ArgumentError(
                 "--gradient_checkpointing means --recompute=full; drop one of the two"

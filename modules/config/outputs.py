@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import PurePath
 
-from modules.config.limits import check_limits, flag, require
+from modules.config.limits import FlagGroup, flag, require
 from modules.errors import ArgumentError
 
 METRICS = ("psnr", "ssim", "lpips", "rfid")  # of validation
 
 
 @dataclass(frozen=True)
-class ValidationArguments:
+class ValidationArguments(FlagGroup):
     """Validation"""
 
     validation_image: tuple[str, ...] | None = flag(None, "image files to validate on", path=True)
@@ -22,7 +22,6 @@ class ValidationArguments:
         None,
         "images held back from the training set where no others are given (64), or the most to use "
         "of those given (all); 0 validates nothing",
-        minimum=0,
     )
     validation_steps: int = flag(100, "optimizer steps between validations", minimum=1)
     validation_batch_size: int | None = flag(
@@ -35,7 +34,6 @@ class ValidationArguments:
     num_grid_images: int = flag(
         8,
         "validation images drawn into each picture of samples/, which keeps about 100 pictures",
-        minimum=0,
         maximum=10**4,
     )
     validation_metrics: tuple[str, ...] | None = flag(
@@ -52,31 +50,29 @@ class ValidationArguments:
         0,
         "end the run, as at its last step, after so many validations in a row without a better "
         "--best_metric; 0 never does",
-        minimum=0,
     )
     inception_weights: str | None = flag(
-        None,
-        "local file with torch-fidelity's weights for rfid, instead of a download",
-        path=True,
+        None, "local file with torch-fidelity's weights for rfid, instead of a download", path=True
     )
 
     def __post_init__(self) -> None:
-        check_limits(self)
-        given = [
-            f"--{name}"
-            for name in ("validation_image", "validation_data_dir", "validation_split")
-            if getattr(self, name)
-        ]
-        if len(given) > 1:
-            raise ArgumentError(f"{' and '.join(given)} exclude each other; keep one")
+        super().__post_init__()
+        if len(self.sources) > 1:
+            raise ArgumentError(f"{' and '.join(self.sources)} exclude each other; keep one")
         images = self.validation_image or ()
-        for image in set(images):
-            require(images.count(image) == 1, "validation_image", image,
-                    "is given twice and would count twice; give it once")  # fmt: skip
+        for image in images:
+            rule = "is given twice and would count twice; give it once"
+            require(images.count(image) == 1, "validation_image", image, rule)
+
+    @property
+    def sources(self) -> list[str]:
+        """The flags that say which images to validate on; none holds training images back."""
+        names = ("validation_image", "validation_data_dir", "validation_split")
+        return [f"--{name}" for name in names if getattr(self, name)]
 
 
 @dataclass(frozen=True)
-class CheckpointArguments:
+class CheckpointArguments(FlagGroup):
     """Checkpoints"""
 
     output_dir: str = flag("autoencoderkl-model", "where everything is written", path=True)
@@ -109,12 +105,9 @@ class CheckpointArguments:
         "of the final export, not of best/",
     )
 
-    def __post_init__(self) -> None:
-        check_limits(self)
-
 
 @dataclass(frozen=True)
-class LoggingArguments:
+class LoggingArguments(FlagGroup):
     """Logging and Hub"""
 
     report_to: str = flag(
@@ -138,15 +131,14 @@ class LoggingArguments:
     hub_token: str | None = flag(None, "token for the hub; `hf auth login` is safer", secret=True)
 
     def __post_init__(self) -> None:
-        check_limits(self)
+        super().__post_init__()
         for name in ("push_every", "hub_private"):
-            value = getattr(self, name)
-            require(not value or self.push_to_hub, name, value,
-                    "is about uploads: add --push_to_hub, or drop it")  # fmt: skip
+            rule = "is about uploads: add --push_to_hub, or drop it"
+            self.require(self.push_to_hub or not getattr(self, name), name, rule)
         for name in ("logging_dir", "tracker_project_name"):
             path = PurePath(getattr(self, name))
-            require(not path.is_absolute() and ".." not in path.parts, name, path,
-                    "must lie inside --output_dir: give a relative path without ..")  # fmt: skip
+            rule = "must lie inside --output_dir: give a relative path without .."
+            require(not path.is_absolute() and ".." not in path.parts, name, path, rule)
         if self.report_to in ("wandb", "all") and self.hub_token is not None:
             raise ArgumentError(
                 f"--hub_token cannot be used with --report_to={self.report_to}, which could expose "

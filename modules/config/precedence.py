@@ -27,37 +27,23 @@ FROM_SCRATCH = ("downsample_factor", "block_out_channels", "layers_per_block", "
 VALIDATED_ON = ("validation_image", "validation_data_dir", "validation_split")
 QUESTIONS = (
     # On which images?
-    (
-        Answer(
-            ("dataset_name",),
-            (
-                "dataset_weights",
-                "dataset_config_name",
-                "data_files",
-                "train_split",
-                "validation_split",
-            ),
-            ("streaming", "shuffle_buffer_size"),
-        ),
-        Answer(("train_data_dir",)),
-    ),
+    (Answer(("dataset_name",),
+            details=("dataset_weights", "dataset_config_name", "data_files", "train_split",
+                     "validation_split"),
+            manner=("streaming", "shuffle_buffer_size")),
+     Answer(("train_data_dir",))),
     # From which weights?
-    (
-        Answer(
-            ("pretrained_model_name_or_path",),
-            ("revision", "variant", "pretrained_weights"),
-            ("decoder_only",),
-        ),
-        Answer(("model_config_name_or_path",), ("revision",), ("vae_init",)),
-        Answer(FROM_SCRATCH, (), ("vae_init",)),
-    ),
+    (Answer(("pretrained_model_name_or_path",),
+            details=("revision", "variant", "pretrained_weights"), manner=("decoder_only",)),
+     Answer(("model_config_name_or_path",), details=("revision",), manner=("vae_init",)),
+     Answer(FROM_SCRATCH, manner=("vae_init",))),
     # For how long?
     (Answer(("max_train_steps",)), Answer(("num_train_epochs",))),
     # Validated on what?
     tuple(Answer((flag,)) for flag in VALIDATED_ON),
     # What does the backward pass compute again?
     (Answer(("recompute",)), Answer(("gradient_checkpointing",))),
-)
+)  # fmt: skip
 
 
 def overlay(weaker: Mapping[str, Any], stronger: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 
 from modules.errors import ArgumentError
 
@@ -11,6 +11,7 @@ logger = logging.getLogger(__name__)
 
 PRECISIONS = ("no", "fp16", "bf16")
 PRECISION = "ACCELERATE_MIXED_PRECISION"
+THREADS = "OMP_NUM_THREADS"  # read by PyTorch when it is imported
 # They take one network apart; here two train in one step, and a gradient is read at one layer.
 UNSUPPORTED = {
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
@@ -65,3 +66,15 @@ def check_environment(environment: Mapping[str, str], accumulation: int, compile
         said = environment.get(variable)
         if said is not None and said.lower() not in (str(value).lower(), "no"):
             logger.warning("%s=%s is not obeyed: --%s decides (%s)", variable, said, flag, value)
+
+
+def undo_launchers_limit(environment: MutableMapping[str, str]) -> None:
+    """Lets PyTorch use all cores where `accelerate launch` has limited one process to one thread.
+
+    Its default is one thread for each process even when that is the only one, which leaves all
+    cores but one idle. `OMP_NUM_THREADS` of the user is obeyed with `python train_vae.py`, and with
+    the launcher wherever it is not 1: the launcher passes both on under the same name.
+    """
+    alone = environment.get("WORLD_SIZE", "1") == "1"
+    if PRECISION in environment and alone and environment.get(THREADS) == "1":
+        del environment[THREADS]

@@ -53,16 +53,18 @@ def save_checkpoint(
     """
     final = checkpoint_path(folder, step)
     partial = folder / f".partial-{final.name}"
-    with _failing_together(accelerator, f"checkpoint {final} could not be written"):
+    message = f"checkpoint {final} could not be written"
+    with _failing_together(accelerator, message):
         if accelerator.is_main_process:
             clear_debris(folder)
             partial.mkdir(parents=True)
-    with _failing_together(accelerator, f"checkpoint {final} could not be written"):
+    with _failing_together(accelerator, message):
         accelerator.save_state(str(partial))
-    with _failing_together(accelerator, f"checkpoint {final} could not be written"):
+    with _failing_together(accelerator, message):
         if accelerator.is_main_process:
             if ema is not None:
-                save_file(_contiguous(ema.state_dict()), partial / EMA_WEIGHTS)
+                averages = {name: tensor.contiguous() for name, tensor in ema.state_dict().items()}
+                save_file(averages, partial / EMA_WEIGHTS)
             state = json.dumps(trainer_state, indent=1, allow_nan=False)
             (partial / TRAINER_STATE).write_text(state, encoding="utf-8")
             _seal(partial)
@@ -91,15 +93,16 @@ def load_checkpoint(
         raise ArgumentError(
             f"--resume_from_checkpoint={path} was trained without --use_ema; add --no_use_ema"
         )
-    kept = (path / DISCRIMINATOR).exists()
+    kept, scaler = (path / DISCRIMINATOR).exists(), accelerator.scaler
     hook = accelerator.register_load_state_pre_hook(lambda nets, _: None if kept else nets.pop())
     try:
         if ema is not None:
             ema.load_state_dict(load_file(path / EMA_WEIGHTS))
         for file in sorted(path.glob("random_states_*.pkl")):
             load(file)  # accelerate itself passes over one that it cannot read
-        with _loss_scale_if_kept(accelerator, path):
-            accelerator.load_state(str(path), load_kwargs={"weights_only": True})
+        if not (path / SCALER_NAME).exists():  # of a run that turns to float16 only now
+            accelerator.scaler = None
+        accelerator.load_state(str(path), load_kwargs={"weights_only": True})
     except (pickle.UnpicklingError, EOFError, SafetensorError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ArgumentError(
@@ -108,19 +111,8 @@ def load_checkpoint(
         ) from error
     finally:
         hook.remove()
-    accelerator.step = 0  # a checkpoint lies between two accumulation windows
-
-
-@contextmanager
-def _loss_scale_if_kept(accelerator: Accelerator, path: Path) -> Iterator[None]:
-    """A run that turns to float16 has a loss scale that the checkpoint does not know."""
-    scaler = accelerator.scaler
-    if not (path / SCALER_NAME).exists():
-        accelerator.scaler = None
-    try:
-        yield
-    finally:
         accelerator.scaler = scaler
+    accelerator.step = 0  # a checkpoint lies between two accumulation windows
 
 
 @contextmanager
@@ -144,7 +136,3 @@ def _seal(folder: Path) -> None:
     for file in [*files, folder / MANIFEST]:
         flush(file)
     flush(folder)
-
-
-def _contiguous(state: dict[str, Any]) -> dict[str, Any]:
-    return {name: tensor.contiguous() for name, tensor in state.items()}

@@ -17,10 +17,6 @@ TERMS = (
 )  # fmt: skip
 
 
-class TrainingDiverged(RunStopped):
-    """Too many updates in a row were skipped; nothing written before is affected."""
-
-
 class FiniteGuard:
     """Decides on the device whether an update happens; the host reads the tally at log points.
 
@@ -61,13 +57,13 @@ class FiniteGuard:
     def check(self) -> dict[str, float]:
         """The number of skipped updates so far, if any; the host waits here.
 
-        Raises TrainingDiverged when `max_skipped_steps` in a row were skipped.
+        Raises RunStopped when `max_skipped_steps` in a row were skipped.
         """
         _, most, skipped, *blamed = self.tally.tolist()
         self.tally[3:] = 0
         if most >= self.max_skipped_steps:
             names = [name for name, times in zip(TERMS, blamed, strict=True) if times]
-            raise TrainingDiverged(
+            raise RunStopped(
                 f"{most:.0f} updates in a row were skipped because {', '.join(names)} was not "
                 f"finite (--max_skipped_steps={self.max_skipped_steps}); lower --learning_rate or "
                 "--disc_scale, use --mixed_precision bf16 or no, or look for broken images. The "

@@ -3,6 +3,7 @@
 One convention throughout: the objective of latent-diffusion (Rombach et al. 2022) divided by
 N = K H W. Adam does not see the constant; the clipping threshold then means the same at every
 resolution, and `kl_scale` and `disc_scale` keep the values they have in latent-diffusion.
+Images and reconstructions are [B, K, H, W] in [-1, 1], logits [B, 1, h', w'], results scalars.
 """
 
 from __future__ import annotations
@@ -16,10 +17,7 @@ WEIGHT_EPSILON = 1e-4  # latent-diffusion's guard against a vanishing adversaria
 
 
 def rec_loss(kind: str, images: Tensor, reconstructions: Tensor) -> Tensor:
-    """Mean absolute ("l1") or squared ("l2") pixel error; pixels only, LPIPS is added elsewhere.
-
-    images, reconstructions: [B, K, H, W] in [-1, 1]. Mean over all elements; scalar.
-    """
+    """Mean over all elements of the absolute ("l1") or squared ("l2") error; without LPIPS."""
     return PIXEL_LOSSES[kind](reconstructions, images)
 
 
@@ -34,26 +32,20 @@ def kl_loss(kl_per_image: Tensor, elements_per_image: int) -> Tensor:
 
 
 def generator_loss(logits_fake: Tensor) -> Tensor:
-    """What the generator minimises, `-mean(D(reconstructions))`; hinge and vanilla share it.
-
-    logits_fake: [B, 1, h', w'].
-    """
+    """What the generator minimises, `-mean(D(reconstructions))`; hinge and vanilla share it."""
     return -logits_fake.mean()
 
 
 def hinge_d_loss(logits_real: Tensor, logits_fake: Tensor) -> Tensor:
     """Hinge loss of the discriminator (Lim & Ye 2017), halved as in taming-transformers.
 
-    logits_real, logits_fake: [B, 1, h', w']. Mean over all logits; 1.0 for an undecided network.
+    Mean over all logits; 1.0 for an undecided network.
     """
     return 0.5 * (F.relu(1.0 - logits_real).mean() + F.relu(1.0 + logits_fake).mean())
 
 
 def vanilla_d_loss(logits_real: Tensor, logits_fake: Tensor) -> Tensor:
-    """Binary cross-entropy of the discriminator (Goodfellow et al. 2014): real 1, fake 0; halved.
-
-    logits_real, logits_fake: [B, 1, h', w']. Mean over all logits.
-    """
+    """Half the binary cross-entropy (Goodfellow et al. 2014), mean over all logits: real is 1."""
     return 0.5 * (F.softplus(-logits_real).mean() + F.softplus(logits_fake).mean())
 
 
@@ -82,21 +74,10 @@ def gradient_share(nll_gradient: Tensor, adversarial_gradient: Tensor) -> Tensor
     return theirs / (ours + theirs).clamp(min=torch.finfo(ours.dtype).tiny)
 
 
-def gan_ramp(step: int, start: int, ramp_steps: int) -> float:
-    """How much of the adversarial term the generator feels: 0 before `start`, then up to 1.
-
-    The first step that feels it has 1 / (ramp_steps + 1); full weight `ramp_steps` steps later.
-    """
-    if step < start:
-        return 0.0
-    return min(1.0, (step - start + 1) / (ramp_steps + 1))
-
-
 def batch_psnr(images: Tensor, reconstructions: Tensor) -> Tensor:
     """Mean over the batch of the PSNR in dB, of clamped but not rounded reconstructions.
 
-    images, reconstructions: [B, K, H, W] in [-1, 1], whose peak is 2. A quick look for the log; the
-    numbers to report are validation's.
+    Their peak is 2. A quick look for the log; the numbers to report are validation's.
     """
     error = (images - reconstructions.clamp(-1.0, 1.0)).square().mean(dim=(1, 2, 3))
     return (10.0 * torch.log10(4.0 / error.clamp(min=1e-10))).mean()

@@ -20,7 +20,7 @@ class Meter:
     def __init__(self, accelerator: Accelerator) -> None:
         self.accelerator = accelerator
         self.sums: dict[str, Tensor] = {}  # "a b": [[sum of a, count of a], [sum of b, ...]]
-        self.images = 0
+        self.images = 0  # of this process since the clock was started, for the speed
         self.started = time.monotonic()
 
     def add(self, **values: Tensor) -> None:
@@ -49,10 +49,6 @@ class Meter:
         speed = self.images * self.accelerator.num_processes / max(now - self.started, 1e-9)
         self.sums, self.images, self.started = {}, 0, now
         return {**means, "images_per_s": speed}
-
-    def count_images(self, images: int) -> None:
-        """Adds `images` of this process to the speed."""
-        self.images += images
 
     def restart_clock(self) -> None:
         """Keeps a pause (a validation, a checkpoint) out of the speed."""

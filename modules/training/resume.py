@@ -12,18 +12,8 @@ from accelerate.utils import gather_object
 from diffusers import AutoencoderKL
 from torch.optim.lr_scheduler import LRScheduler
 
+from modules.config import fates
 from modules.config.arguments import Arguments
-from modules.config.fates import (
-    FATES,
-    MEASURE,
-    NO_FLAG,
-    PLACES,
-    REFUSED,
-    TAKES_EFFECT,
-    WARNED,
-    changed_flags,
-    shown,
-)
 from modules.config.objective import GAN_LENGTHS
 from modules.data.streaming.reader import StreamPosition
 from modules.errors import ArgumentError
@@ -80,13 +70,13 @@ def reached_by(path: Path | None, args: Arguments, vae: AutoencoderKL) -> Reache
     if path is None:
         return BEGINNING
     state = read_trainer_state(path)
-    refused = changed_flags(_flags_of(state), flags_in_force(args, vae), REFUSED)
+    refused = fates.changed_flags(_flags_of(state), flags_in_force(args, vae), fates.REFUSED)
     for name, (before, now) in refused.items():
-        flag, (_, reason) = f"--{name}" if name in FATES else name, FATES.get(name, NO_FLAG)
+        flag = f"--{name}" if name in fates.FATES else name
         raise ArgumentError(
-            f"--resume_from_checkpoint={path}: {flag} is {shown(before)} there and {shown(now)} "
-            f"here, and {reason}; use the flags of that run (its train_config.yaml), or another "
-            "--output_dir"
+            f"--resume_from_checkpoint={path}: {flag} is {fates.shown(before)} there and "
+            f"{fates.shown(now)} here, and {fates.reason(name)}; use the flags of that run (its "
+            "train_config.yaml), or another --output_dir"
         )
     updates = {name: state.get(name) for name in ("vae_updates", "disc_updates")}
     return Reached(state["step"], state["samples"], **updates, lengths=_lengths_of(state, args))
@@ -116,10 +106,11 @@ def resume(run: Run, path: Path, data: Mapping[str, Any]) -> bool:
     same. Warns of what makes the rest of the run another one than it would have been. Collective.
     """
     state = read_trainer_state(path)
-    asked = [_hyperparameters(optimizer) for optimizer in (run.optimizer_vae, run.optimizer_disc)]
+    moved = ((run.optimizer_vae, run.scheduler_vae), (run.optimizer_disc, run.scheduler_disc))
+    asked = [_hyperparameters(optimizer) for optimizer, _ in moved]
     load_checkpoint(run.accelerator, path, run.ema)
-    _apply_hyperparameters(run.optimizer_vae, run.scheduler_vae.scheduler, asked[0])
-    _apply_hyperparameters(run.optimizer_disc, run.scheduler_disc.scheduler, asked[1])
+    for (optimizer, scheduler), groups in zip(moved, asked, strict=True):
+        _apply_hyperparameters(optimizer, scheduler.scheduler, groups)
     run.step, run.samples, run.best = state["step"], state["samples"], state["best"]
     run.validation_due = state.get("validation_due", False)  # earlier versions always completed it
     run.stale = state.get("stale", 0)
@@ -143,21 +134,24 @@ def resume(run: Run, path: Path, data: Mapping[str, Any]) -> bool:
     _compare_flags(run, state, data, path, same_images)
     if not own:  # its best/ and its rows lie elsewhere
         run.best, run.validation_due, run.stale = {}, True, 0
-    if run.step >= run.max_train_steps:
-        opt = run.args.optimization
-        flag = "num_train_epochs" if opt.max_train_steps is None else "max_train_steps"
-        logger.warning(
-            "nothing is left to train: step %d is reached and --%s=%s asks for %d; raise it to "
-            "train on. What was reached is exported", run.step, flag, getattr(opt, flag),
-            run.max_train_steps,
-        )  # fmt: skip
-    elif run.out_of_patience:
-        logger.warning(
-            "nothing is left to train: %d validations in a row had found nothing better and "
-            "--early_stopping=%d ends the run there; raise it to train on. What was reached is "
-            "exported", run.stale, run.args.validation.early_stopping,
-        )  # fmt: skip
+    _say_if_nothing_is_left(run)
     return same_images
+
+
+def _say_if_nothing_is_left(run: Run) -> None:
+    args = run.args
+    if run.step >= run.max_train_steps:
+        flag, value = "max_train_steps", args.optimization.max_train_steps
+        if value is None:
+            flag, value = "num_train_epochs", args.optimization.num_train_epochs
+        why = f"step {run.step} is reached and --{flag}={value} asks for {run.max_train_steps}"
+    elif run.out_of_patience:
+        why = (f"{run.stale} validations in a row had found nothing better and --early_stopping="
+               f"{args.validation.early_stopping} ends the run there")  # fmt: skip
+    else:
+        return
+    logger.warning("nothing is left to train: %s; raise it to train on. What was reached is "
+                   "exported", why)  # fmt: skip
 
 
 def _hyperparameters(optimizer: Any) -> list[dict[str, Any]]:
@@ -204,20 +198,21 @@ def _compare_flags(
     if "flags" not in state:
         logger.warning("%s is of an earlier version, which did not write down its flags: whether "
                        "they were the same is not known", path)  # fmt: skip
-    taken, warned = (changed_flags(before, now, fate) for fate in (TAKES_EFFECT, WARNED))
+    taken = fates.changed_flags(before, now, fates.TAKES_EFFECT)
+    warned = fates.changed_flags(before, now, fates.WARNED)
     if same_images:
-        taken |= {name: warned.pop(name) for name in PLACES if name in warned}
+        taken |= {name: warned.pop(name) for name in fates.PLACES if name in warned}
     if taken:
-        changes = (f"--{n}={shown(new)} (was {shown(old)})" for n, (old, new) in taken.items())
+        changes = (fates.told(name, *values) for name, values in taken.items())
         logger.info("resuming with %s", ", ".join(changes))
-    for name, (old, new) in warned.items():
-        logger.warning("--%s=%s (was %s): %s", name, shown(new), shown(old), FATES[name][1])
+    for name, values in warned.items():
+        logger.warning("%s: %s", fates.told(name, *values), fates.reason(name))
 
     images = data["validation_fingerprint"]
     others = state.get("validation_fingerprint", images) != images
     if "best_metric" in warned:
         run.stale = 0
-    measured_anew = images is not None and (others or any(name in warned for name in MEASURE))
+    measured_anew = images is not None and (others or any(name in warned for name in fates.MEASURE))
     if measured_anew:
         logger.warning(
             "validation is not that of %s, and images that were trained on may be part of it: the "

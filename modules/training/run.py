@@ -106,7 +106,7 @@ class Run:
         device = self.accelerator.device
         self.rejected += batch["rejected"]
         self.stream.advance(batch)
-        self.meter.count_images(len(batch["images"]))
+        self.meter.images += len(batch["images"])
         self.samples += self.args.optimization.train_batch_size * self.accelerator.num_processes
         images = normalize(batch["images"].to(device, non_blocking=True))
         upscaled = batch["upscaled"].to(device, non_blocking=True)

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from modules.training.losses import gan_ramp
-
 
 @dataclass(frozen=True)
 class Reached:
@@ -71,10 +69,14 @@ class GanSchedule:
         return not gives_way or step % 2 == 0
 
     def adversarial_share(self, step: int) -> float:
-        """Share of the adversarial term in the VAE's objective at `step`, from 0 to 1."""
-        if not self.enabled:
+        """Share of the adversarial term in the VAE's objective at `step`, from 0 to 1.
+
+        The first step that feels it has 1 / (ramp_steps + 1), and `ramp_steps` later all counts.
+        """
+        felt_for = step - self.start - self.warmup_steps
+        if not self.enabled or felt_for < 0:
             return 0.0
-        return gan_ramp(step, self.start + self.warmup_steps, self.ramp_steps)
+        return min(1.0, (felt_for + 1) / (self.ramp_steps + 1))
 
     def vae_updates(self, steps: int) -> int:
         """Updates that the VAE gets in `steps` steps: the length of its learning-rate schedule."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
 
@@ -18,7 +18,7 @@ from tiny import batch, tiny_arguments, tiny_run, train, weights
 from modules.builders.data import open_data
 from modules.builders.networks import make_vae
 from modules.builders.optimizers import training_length
-from modules.config.arguments import GROUPS, LAUNCH_ONLY
+from modules.config.arguments import FLAGS, LAUNCH_ONLY
 from modules.config.fates import FATES, REFUSED, TABLE, TAKES_EFFECT, WARNED, changed_flags
 from modules.config.objective import GAN_LENGTHS
 from modules.data.images.synthetic import SyntheticImages
@@ -34,6 +34,7 @@ DATA = {"num_train_images": 100, "data_fingerprint": "a", "validation_fingerprin
 COSINE = "--lr_scheduler cosine --disc_lr_scheduler cosine --lr_warmup_steps 0 --max_train_steps 8"
 
 ARGUMENTS = tiny_arguments()
+VAE = make_vae(ARGUMENTS)
 
 
 @pytest.fixture(scope="module")
@@ -67,9 +68,7 @@ def edited(checkpoint, tmp_path):
 def resumed(path: Path, flags: str = "", data: dict = DATA, own: bool = True) -> Run:
     """own: the checkpoint is of the run in --output_dir."""
     args = tiny_arguments(f"{COSINE} {flags}")
-    built = tiny_run(f"{COSINE} {flags}")
-    reached = reached_by(path, args, built.raw_vae.vae)
-    run = tiny_run(f"{COSINE} {flags}", reached=reached)
+    run = tiny_run(f"{COSINE} {flags}", reached=reached_by(path, args, make_vae(args)))
     with patch("modules.training.resume.is_checkpoint_of", return_value=own):
         resume(run, path, data)
     return run
@@ -81,7 +80,7 @@ def flags_of(path: Path) -> dict:
 
 def test_every_flag_has_exactly_one_fate_and_a_reason_unless_it_takes_effect():
     names = [name for _, _, flags in TABLE for name in flags.split()]
-    assert sorted(names) == sorted(f.name for group in GROUPS.values() for f in fields(group))
+    assert sorted(names) == sorted(FLAGS)
     for name, (fate, reason) in FATES.items():
         assert fate in (TAKES_EFFECT, WARNED, REFUSED)
         assert (fate == TAKES_EFFECT) == (not reason), name
@@ -124,7 +123,7 @@ def test_every_flag_that_may_change_is_named_with_both_values(checkpoint, edited
 def test_what_would_make_the_checkpoint_meaningless_is_refused(checkpoint, edited, name):
     path = edited(flags=flags_of(checkpoint) | {name: "before"})
     with pytest.raises(ArgumentError, match=f"--{name} is before there and ") as raised:
-        reached_by(path, tiny_arguments(COSINE), tiny_run(COSINE).raw_vae.vae)
+        reached_by(path, tiny_arguments(COSINE), VAE)
     assert FATES[name][1] in str(raised.value)
 
 

@@ -31,23 +31,6 @@ def pretend(monkeypatch: pytest.MonkeyPatch, capability: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("capability", "precision", "warns"),
-    [("AVX2", "bf16", True), ("AVX2", "no", False), ("AVX512", "bf16", False)],
-)
-def test_bfloat16_in_software_is_named_with_the_flag_that_avoids_it(
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-    capability: str,
-    precision: str,
-    warns: bool,
-) -> None:
-    pretend(monkeypatch, capability)
-    tiny_run(f"--mixed_precision {precision}")
-    assert ("bfloat16 in software" in caplog.text) == warns
-    assert ("--mixed_precision no" in caplog.text) == warns
-
-
-@pytest.mark.parametrize(
     ("capability", "argv", "launcher", "settled"),
     [
         ("AVX2", "--recipe flowers", None, "no"),
@@ -76,6 +59,8 @@ def test_a_default_of_bfloat16_gives_way_where_it_is_emulated_and_a_flag_does_no
     assert args.as_dict()["mixed_precision"] == settled  # what is written down
     gave_way = capability == "AVX2" and settled == "no"
     assert ("--mixed_precision bf16 insists" in caplog.text) == gave_way
+    emulated = capability == "AVX2" and settled == "bf16"
+    assert ("add --mixed_precision no" in caplog.text) == emulated
 
 
 def test_a_precision_in_a_file_of_the_users_is_the_users(

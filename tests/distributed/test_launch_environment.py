@@ -7,12 +7,12 @@ from accelerate.utils import DynamoBackend
 from tiny import batch, tiny_arguments, tiny_run, train
 
 from modules.builders.accelerator import settle_precision
-from modules.config.threads import undo_launchers_limit
 from modules.distributed.launch_environment import (
     NUMBERS,
     UNSUPPORTED,
     check_environment,
     chosen_precision,
+    undo_launchers_limit,
 )
 from modules.errors import ArgumentError
 

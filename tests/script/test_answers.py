@@ -53,15 +53,24 @@ ANY = ("_class_name", "act_fn", "force_upcast", "mid_block_add_attention", "samp
         (RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly"), "/dev/shm"),
         (RuntimeError("Too many open files. Communication with the workers is no longer possible."
                       "\nPlease increase"), "ulimit -n"),
+        (OSError(errno.ENOSPC, "No space left"), "make room"),
         (RunStopped("a\nb"), "a b"),
+        (ArgumentError("--x=1"), "--x=1"),
     ],
 )  # fmt: skip
-def test_what_the_machine_lacks_is_said_in_one_line(error, words, capsys):
+def test_what_the_user_can_mend_ends_with_one_line(error, words, capsys):
     with pytest.raises(SystemExit) as ended, exit_on_mistakes():
         raise error
-    assert ended.value.code == 1
+    assert ended.value.code == (2 if isinstance(error, ArgumentError) else 1)
     (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("train_vae.py: error: ")
     assert words in line
+
+
+def test_a_bug_keeps_its_traceback():
+    for error in (ValueError("bug"), RuntimeError("bug"), OSError(5, "Input/output error")):
+        with pytest.raises(type(error)), exit_on_mistakes():
+            raise error
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import subprocess
@@ -15,6 +14,7 @@ from diffusers import AutoencoderKL
 from launching import ADVERSARIAL, ROOT, TINY, launch, succeed
 from PIL import Image
 from safetensors.torch import load_file
+from survival import rows
 
 from eval.protocol.codecs import VAECodec, open_codec
 from eval.protocol.evaluate import evaluate_reconstruction
@@ -22,8 +22,8 @@ from eval.protocol.latents import measure_latents
 from eval.protocol.protocol import Protocol, ProtocolImages
 from modules.builders.data import open_data
 from modules.config.command_line import resolve_arguments
-from modules.config.threads import THREADS, undo_launchers_limit
 from modules.distributed.device import multiplies_bfloat16
+from modules.distributed.launch_environment import THREADS, undo_launchers_limit
 from modules.models.discriminator import NLayerDiscriminator
 
 STEPS = 6
@@ -38,24 +38,11 @@ def flags(output_dir: Path, *more: object) -> list[str]:
     ]  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """As in the launched processes: the number of threads decides the last digit of a sum."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def trained(pictures, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("trained")
     succeed(flags(folder, "--train_data_dir", pictures, "--report_to", "tensorboard"))
     return folder
-
-
-def rows(folder: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def arguments(folder: Path):
@@ -233,25 +220,6 @@ def test_without_validation_images_it_trains_all_the_same(tmp_path):
     assert not (tmp_path / "samples").exists()
     assert "no metrics" in (tmp_path / "README.md").read_text()
     AutoencoderKL.from_pretrained(tmp_path)
-
-
-def test_epochs_are_counted_in_whole_passes(pictures, tmp_path):
-    """6 pictures, 4 a step, 3 epochs: 18 pictures are 4.5 steps, and the last one is filled up."""
-    argv = flags(tmp_path, "--train_data_dir", pictures)
-    at = argv.index("--max_train_steps")
-    succeed([*argv[:at], *argv[at + 2 :], "--num_train_epochs", "3"])
-    assert rows(tmp_path)[-1]["step"] == 5
-
-
-@pytest.mark.parametrize("alternation", ["every_step", "every_other_step"])
-def test_the_networks_take_turns_as_asked(tmp_path, alternation):
-    succeed(flags(tmp_path, "--alternation", alternation, "--max_train_steps", "5"))
-    moved = {row["step"]: ("train/grad_norm_vae" in row, "train/grad_norm_disc" in row)
-             for row in rows(tmp_path) if "train/lr" in row}  # fmt: skip
-    both = {1: (True, False), 2: (True, True), 3: (True, True), 4: (True, True), 5: (True, True)}
-    turns = {1: (True, False), 2: (False, True), 3: (True, False), 4: (False, True),
-             5: (True, False)}  # fmt: skip
-    assert moved == (both if alternation == "every_step" else turns)
 
 
 def test_bf16_keeps_weights_and_average_in_float32(tmp_path):

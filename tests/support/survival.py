@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import os
@@ -21,7 +22,6 @@ from typing import Any
 import torch
 from launching import ADVERSARIAL, TINY, Launched, launch
 
-from modules.output.run_files import RECORD
 from modules.training.run import Run
 
 RESUME = ("--resume_from_checkpoint", "latest")
@@ -70,15 +70,12 @@ def differences(ours: Path, theirs: Path) -> list[str]:
             continue
         if path.name == "metrics.jsonl":
             same = rows(ours) == rows(theirs)
-        elif path.name == RECORD:  # what is signed beside the names tells where the run lies
-            names = [json.loads((run / path).read_bytes())["files"] for run in (ours, theirs)]
-            same = names[0] == names[1]
         else:
-            same = _timeless(ours / path) == _timeless(theirs / path)
+            same = _timeless(ours, path) == _timeless(theirs, path)
         if not same:
             wrong.append(f"different: {path}")
     last = max((theirs / "checkpoints").glob("step-*")).name
-    if _state(ours / "checkpoints" / last) != _state(theirs / "checkpoints" / last):
+    if state_of(ours / "checkpoints" / last) != state_of(theirs / "checkpoints" / last):
         wrong.append("different: state of the trainer or of a generator")
     return wrong
 
@@ -89,18 +86,20 @@ def rows(folder: Path) -> list[dict[str, float]]:
     return [{k: v for k, v in json.loads(line).items() if k != CLOCK} for line in lines]
 
 
-def _timeless(file: Path) -> bytes:
-    """Its content; of a model card, without the line that tells how long it took."""
-    content = file.read_bytes()
-    unequal = rb"\n(- Time: |    --dataloader_num_workers ).*"
-    return re.sub(unequal, b"", content) if file.name == "README.md" else content
+def _timeless(run: Path, name: Path) -> bytes:
+    """A file's content; of a model card, without the run's name and how long it took."""
+    content, unequal = (run / name).read_bytes(), rb"\n(- Time: |    --dataloader_num_workers ).*"
+    if name.name != "README.md":
+        return content
+    return re.sub(unequal, b"", content).replace(run.name.encode(), b"run")
 
 
 def _files(folder: Path) -> set[Path]:
     return {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()}
 
 
-def _state(checkpoint: Path) -> dict[str, Any]:
+def state_of(checkpoint: Path) -> dict[str, Any]:
+    """The trainer's counters and tallies, and torch's generators."""
     state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
     del state["flags"], state["history"]  # those of a launch may differ
     for file in sorted(checkpoint.glob("random_states_*.pkl")):
@@ -135,6 +134,11 @@ def kill_at_random(
             assert code == 0, output
     finish([*argv, *RESUME])
     return hits
+
+
+def fail_for_want_of_space(*args: Any, **options: Any) -> None:
+    """In place of a function that writes, on a disk that is full."""
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def slow_disk() -> None:

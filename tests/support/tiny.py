@@ -10,7 +10,7 @@ import torch
 from accelerate.state import AcceleratorState, GradientState
 from torch import Tensor
 
-from eval.speed.script import train_on as train  # noqa: F401  for the tests
+from eval.speed.script import train_on as train
 from modules.builders.networks import make_vae
 from modules.builders.run import make_run
 from modules.config.arguments import Arguments
@@ -53,11 +53,22 @@ def tiny_run(
     return run
 
 
-def batch(size: int = 2, seed: int = 0, shape: tuple[int, int, int] = (4, 4, 4)) -> dict[str, Any]:
-    """What the loader yields: smooth random images [size, 3, R, R] uint8, and noise."""
+def train_without_update(run: Run, batches: Sequence[dict[str, Any]]) -> Run:
+    """The script's loop, but gradients stay as the last micro-batch left them."""
+    run.update = lambda vae_turn, disc_turn: None
+    return train(run, batches)
+
+
+def batch(
+    size: int = 2,
+    seed: int = 0,
+    shape: tuple[int, int, int] = (4, 4, 4),
+    sides: tuple[int, int] = (RESOLUTION, RESOLUTION),
+) -> dict[str, Any]:
+    """What the loader yields: smooth images [size, 3, *sides] uint8, and noise [size, *shape]."""
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.rand(size, 3, 4, 4, generator=generator)
-    images = torch.nn.functional.interpolate(coarse, size=RESOLUTION, mode="bilinear")
+    images = torch.nn.functional.interpolate(coarse, size=sides, mode="bilinear")
     return {
         "images": (images * 255).to(torch.uint8),
         "noise": torch.randn(size, *shape, generator=generator),

@@ -10,10 +10,17 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from test_step import train_without_update
-from tiny import batch, gradients, largest_difference, slices, tiny_arguments, tiny_run, train
+from tiny import (
+    batch,
+    gradients,
+    largest_difference,
+    slices,
+    tiny_arguments,
+    tiny_run,
+    train,
+    train_without_update,
+)
 
-import train_vae
 from modules.builders.networks import make_vae
 from modules.config.command_line import resolve_arguments
 from modules.data.images.images import normalize
@@ -58,8 +65,8 @@ def test_turns_and_mirroring_are_undone_and_scaling_by_1_is_nothing(side, turns,
 @given(sides, sides, st.integers(0, 100))
 def test_scaling_commutes_with_turns_and_mirroring(h, w, seed):
     scales = drawn(h, w, seed).scales
-    x = torch.randn(1, 2, h, w)
-    close = {"rtol": 1e-4, "atol": 1e-5}
+    x = torch.randn(1, 2, h, w, generator=torch.Generator().manual_seed(seed))
+    close = {"rtol": 1e-4, "atol": 3e-5}  # the filter's weights are rounded where they are computed
     torch.testing.assert_close(resized(x.flip(-1), scales), resized(x, scales).flip(-1), **close)
     turned = resized(x.rot90(1, (-2, -1)), scales[::-1])
     torch.testing.assert_close(turned, resized(x, scales).rot90(1, (-2, -1)), **close)
@@ -121,8 +128,7 @@ def eq_gradients(run: Run, given: dict, change: Change) -> dict[str, torch.Tenso
 
 
 @pytest.mark.parametrize("precise", [True, False])
-def test_the_gradient_is_that_of_the_changed_pair_and_of_the_kl_before(precise, monkeypatch):
-    monkeypatch.setattr(train_vae, "after_step", lambda run, watch: True)
+def test_the_gradient_is_that_of_the_changed_pair_and_of_the_kl_before(precise):
     flags, given = "--eq_prob 1 --kl_scale 10 --disc_norm_type group", batch()
     run = tiny_run(flags if precise else f"{flags} --mixed_precision bf16")
     seen, judged = [], []
@@ -137,8 +143,7 @@ def test_the_gradient_is_that_of_the_changed_pair_and_of_the_kl_before(precise, 
     assert fake.shape == real.shape != given["images"].shape
 
 
-def test_accumulated_changed_micro_batches_weigh_alike(monkeypatch):
-    monkeypatch.setattr(train_vae, "after_step", lambda run, watch: True)
+def test_accumulated_changed_micro_batches_weigh_alike():
     flags, whole = "--eq_prob 1 --disc_factor 0 --train_batch_size 2", batch(4)
     run = tiny_run(f"{flags} --gradient_accumulation_steps 2")
     seen = []

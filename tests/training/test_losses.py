@@ -13,7 +13,6 @@ from modules.training.losses import (
     adaptive_d_weight,
     batch_psnr,
     discriminator_loss,
-    gan_ramp,
     generator_loss,
     hinge_d_loss,
     kl_loss,
@@ -90,12 +89,6 @@ def test_adaptive_weight_is_latent_diffusions_on_both_sides_of_the_clamp(
     ours = adaptive_d_weight(nll_gradient, g_gradient, elements, maximum)
     theirs = (elements * nll_gradient).norm() / (g_gradient.norm() + 1e-4)
     torch.testing.assert_close(ours, theirs.clamp(0.0, maximum))
-
-
-def test_ramp_is_zero_before_the_start_and_one_after_the_ramp() -> None:
-    assert [gan_ramp(step, 10, 4) for step in (0, 9)] == [0, 0]
-    assert [gan_ramp(step, 10, 4) for step in (10, 11, 14, 15)] == [0.2, 0.4, 1, 1]
-    assert gan_ramp(10, 10, 0) == 1
 
 
 def test_logged_psnr_is_in_decibels_of_a_peak_of_two() -> None:

@@ -68,6 +68,12 @@ def test_a_discriminator_that_begins_late_has_its_head_start(
     assert schedule.continued(own) == schedule
 
 
+def test_ramp_is_zero_before_the_start_and_one_after_the_ramp() -> None:
+    schedule = GanSchedule(True, start=7, warmup_steps=3, ramp_steps=4, in_turns=False)
+    shares = [schedule.adversarial_share(step) for step in (0, 9, 10, 11, 14, 15)]
+    assert shares == [0, 0, 0.2, 0.4, 1, 1]
+
+
 def test_disabled_adversary_never_trains_nor_counts() -> None:
     schedule = GanSchedule(False, 0, 0, 0, in_turns=True)
     assert schedule.vae_updates(10) == 10
