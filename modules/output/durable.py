@@ -16,6 +16,20 @@ UNKNOWN_TO_DRIVE = {
 
 
 @contextmanager
+def replacing(file: Path) -> Iterator[Path]:
+    """A path to write to, beside `file`; what it holds in the end becomes `file`, in one step.
+
+    A failure leaves `file` as it was and nothing beside it, a kill at most one partial file.
+    """
+    partial = file.with_name(f".{file.name}.partial")
+    try:
+        yield partial
+        os.replace(partial, file)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextmanager
 def where_supported() -> Iterator[None]:
     """Goes without an operation that the drive does not know; every other failure is raised."""
     try:

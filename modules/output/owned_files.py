@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from modules.output.durable import replacing
 from modules.output.run_files import (
     AT_THE_END,
     BEST,
@@ -93,9 +94,8 @@ class OwnedFiles:
     def _record(self, names: Iterable[str]) -> None:
         self.names = tuple(names)
         content = {"files": [*self.names, *self.changed], "signed": self.signed}
-        partial = self.folder / f"{RECORD}.partial"
-        partial.write_text(json.dumps(content, indent=1), encoding="utf-8")
-        os.replace(partial, self.folder / RECORD)
+        with replacing(self.folder / RECORD) as partial:
+            partial.write_text(json.dumps(content, indent=1), encoding="utf-8")
 
     def _recorded(self) -> tuple[str, ...]:
         try:

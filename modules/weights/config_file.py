@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from modules.output.durable import where_supported
+from modules.output.durable import replacing, where_supported
 
 
 def config_path(model: str) -> Path:
@@ -46,10 +46,8 @@ def update_config(file: Path, entries: Mapping[str, Any]) -> dict[str, tuple[Any
         for name, value in entries.items()
         if name not in config or config[name] != value
     }
-    handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=".config-")
-    with os.fdopen(handle, "w", encoding="utf-8") as stream:
-        stream.write(json.dumps({**config, **entries}, indent=2) + "\n")
-    with where_supported():
-        os.chmod(temporary, file.stat().st_mode & 0o777)
-    os.replace(temporary, file)
+    with replacing(file) as partial:
+        partial.write_text(json.dumps({**config, **entries}, indent=2) + "\n", encoding="utf-8")
+        with where_supported():
+            shutil.copymode(file, partial)
     return changed

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from modules.weights.vae_selection import StateDict, UnknownLayout, describe_names, select_vae
+from modules.weights.tensor_files import UnusableModel
+from modules.weights.vae_selection import StateDict, describe_names, select_vae
 
 _RESNET = {name: name for name in ("norm1", "conv1", "norm2", "conv2")} | {
     "conv_shortcut": "nin_shortcut"
@@ -86,7 +87,7 @@ def from_ldm(state_dict: Mapping[str, Tensor]) -> StateDict:
 
     Accepts latent-diffusion's layout, diffusers', and diffusers' with its old attention names
     (`query`, `key`, `value`, `proj_attn`), behind any prefix (`first_stage_model.`, `vae.`, ...),
-    alone or inside a whole checkpoint. Raises UnknownLayout if there is not exactly one.
+    alone or inside a whole checkpoint. Raises UnusableModel if there is not exactly one.
     """
     return rename_to_diffusers(select_vae(state_dict))
 
@@ -94,14 +95,14 @@ def from_ldm(state_dict: Mapping[str, Tensor]) -> StateDict:
 def rename_to_diffusers(state_dict: Mapping[str, Tensor]) -> StateDict:
     """Give every tensor of an autoencoder (without prefix) diffusers' present name and shape.
 
-    Raises UnknownLayout naming the tensors that belong to no known layout.
+    Raises UnusableModel naming the tensors that belong to no known layout.
     """
     levels = 1 + _largest_index(r"(?:down|up)(?:_blocks)?\.(\d+)\.", state_dict)
     layers = 1 + _largest_index(
         r"(?:down|up)(?:_blocks)?\.\d+\.(?:block|resnets|attn|attentions)\.(\d+)\.", state_dict
     )
     if levels > MOST_LEVELS or layers > MOST_LAYERS:
-        raise UnknownLayout(f"its tensors' names count {levels} levels of {layers} blocks")
+        raise UnusableModel(f"its tensors' names count {levels} levels of {layers} blocks")
     ldm_names = _ldm_names(levels, layers)
     diffusers_names = {name: name for name in ldm_names}
     diffusers_names |= {ldm: name for name, ldm in ldm_names.items()}
@@ -123,7 +124,7 @@ def rename_to_diffusers(state_dict: Mapping[str, Tensor]) -> StateDict:
         is_convolution = ".attentions." in target and tensor.shape[2:] == (1, 1)
         renamed[target] = tensor[:, :, 0, 0] if is_convolution else tensor
     if unknown:
-        raise UnknownLayout(
+        raise UnusableModel(
             "expected latent-diffusion's or diffusers' names of an AutoencoderKL's tensors, each "
             f"once; found {describe_names(unknown)}"
         )
@@ -138,7 +139,7 @@ def infer_config(
     """The AutoencoderKL configuration that fits the tensors of a checkpoint in any known layout.
 
     The number of GroupNorm groups leaves no trace in tensors: every published family uses 32.
-    Nor do the scaling and shift factors: see `guess_family`. Raises UnknownLayout.
+    Nor do the scaling and shift factors: see `guess_family`. Raises UnusableModel.
     """
     vae = from_ldm(state_dict)
     first = "encoder.down_blocks.{}.resnets.0.conv1.weight"
@@ -148,12 +149,12 @@ def infer_config(
     latent_channels = _side(vae, "decoder.conv_in.weight", 1)
     moments = _side(vae, "encoder.conv_out.weight", 0)
     if moments != 2 * latent_channels:
-        raise UnknownLayout(
+        raise UnusableModel(
             f"the encoder ends in {moments} channels, the decoder begins with {latent_channels}; "
             "in a KL autoencoder the former (means and log-variances) is twice the latter"
         )
     if any(width % norm_num_groups for width in channels):
-        raise UnknownLayout(
+        raise UnusableModel(
             f"channels {channels} do not divide into {norm_num_groups} GroupNorm groups; "
             "only a config.json beside the tensors can say how many there are"
         )
@@ -223,9 +224,9 @@ def _latent_scale(family: Family) -> str:
 def _side(vae: StateDict, name: str, axis: int) -> int:
     """The channels of a convolution: 0 those that it gives, 1 those that it takes."""
     if name not in vae:
-        raise UnknownLayout(f"the autoencoder is incomplete: {name} is missing")
+        raise UnusableModel(f"the autoencoder is incomplete: {name} is missing")
     if vae[name].ndim != 4:
-        raise UnknownLayout(f"{name} has shape {list(vae[name].shape)}, no convolution's")
+        raise UnusableModel(f"{name} has shape {list(vae[name].shape)}, no convolution's")
     return vae[name].shape[axis]
 
 

@@ -17,7 +17,7 @@ from torch import nn
 
 from modules.errors import blaming
 from modules.image_modes import MODES
-from modules.weights.sources import UnusableModel
+from modules.weights.tensor_files import UnusableModel
 
 logger = logging.getLogger(__name__)
 

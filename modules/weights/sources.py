@@ -16,9 +16,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-
-class UnusableModel(ValueError):
-    """A folder or repository does not give the model asked for; the message says why."""
+from modules.weights.tensor_files import UnusableModel
 
 
 class Source(Protocol):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,14 +13,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from modules.errors import LIBRARY_ERRORS, one_line
-from modules.output.durable import let_others_read
+from modules.output.durable import let_others_read, replacing
 
 SAFETENSORS = (".safetensors", ".sft")
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 
 
-class UnreadableTensors(ValueError):
-    """A file of tensors is damaged, of an unknown kind, or needs code to be read."""
+class UnusableModel(ValueError):
+    """A file, folder or repository does not give the tensors asked for; says why, and the fix."""
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -30,7 +29,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     The content says which it is: downloads are often misnamed. Nested dictionaries become dotted
     names; anything in them that is not a tensor is left out. Pickles are read with
     `weights_only=True`, so nothing in them runs. The tensors of a safetensors file stay on disk
-    until they are touched. Raises UnreadableTensors.
+    until they are touched. Raises UnusableModel.
     """
     try:
         with path.open("rb") as file:
@@ -40,17 +39,17 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         if start.startswith((b"PK\x03\x04", b"\x80")):
             return _read_pickle(path), {}
     except pickle.UnpicklingError as error:
-        raise UnreadableTensors(
+        raise UnusableModel(
             f"{path.name} is refused: it is damaged, or holds Python objects besides tensors, "
             "which could run code when read; use a .safetensors version, or save its tensors alone "
             f"({one_line(error)})"
         ) from error
     except (SafetensorError, *LIBRARY_ERRORS) as error:
-        raise UnreadableTensors(
+        raise UnusableModel(
             f"{path.name} is damaged or incomplete ({path.stat().st_size} bytes); download or save "
             f"it again ({one_line(error)})"
         ) from error
-    raise UnreadableTensors(f"{path.name} is {_what_else(start)}")
+    raise UnusableModel(f"{path.name} is {_what_else(start)}")
 
 
 def write_safetensors(
@@ -58,14 +57,10 @@ def write_safetensors(
 ) -> None:
     """Write a safetensors file that is complete or not there, and that others may read."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.partial")  # one name: a kill leaves one at most
-    try:
-        contiguous = {key: tensor.cpu().contiguous() for key, tensor in tensors.items()}
-        save_file(contiguous, temporary, metadata={"format": "pt", **(metadata or {})})
-        let_others_read(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    contiguous = {key: tensor.cpu().contiguous() for key, tensor in tensors.items()}
+    with replacing(path) as partial:
+        save_file(contiguous, partial, metadata={"format": "pt", **(metadata or {})})
+        let_others_read(partial)
 
 
 def _what_else(start: bytes) -> str:

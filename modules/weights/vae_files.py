@@ -32,16 +32,16 @@ from modules.weights.model_config import (
     parse_config,
     read_config,
 )
-from modules.weights.sources import Folder, HubRepository, Source, UnusableModel
+from modules.weights.sources import Folder, HubRepository, Source
 from modules.weights.tensor_files import (
     PICKLES,
     SAFETENSORS,
-    UnreadableTensors,
+    UnusableModel,
     read_tensors,
     write_safetensors,
 )
 from modules.weights.vae_folder import WEIGHTS, find_config, find_weights
-from modules.weights.vae_selection import StateDict, UnknownLayout, describe_names, select_vae
+from modules.weights.vae_selection import StateDict, describe_names, select_vae
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ def load_vae(
                 source = _open_source(path, str(path_or_id), revision, cache_dir, token)
                 config, state_dict = _read_source(source, subfolder, variant, weights)
             return _build(network_of(config | dict(config_overrides or {}), what), state_dict)
-        except (UnusableModel, UnknownLayout, UnreadableTensors) as error:
+        except UnusableModel as error:
             raise ArgumentError(f"{what}: {error}") from error
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from modules.weights.model_config import Config, is_autoencoder_kl, read_config
-from modules.weights.sources import Source, UnusableModel, join
+from modules.weights.sources import Source, join
+from modules.weights.tensor_files import UnusableModel
 from modules.weights.vae_selection import describe_names
 
 WEIGHTS = "diffusion_pytorch_model"

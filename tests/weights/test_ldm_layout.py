@@ -9,7 +9,8 @@ import torch
 from diffusers import AutoencoderKL
 
 from modules.weights.ldm_layout import from_ldm, guess_family, infer_config, to_ldm
-from modules.weights.vae_selection import UnknownLayout, find_prefix
+from modules.weights.tensor_files import UnusableModel
+from modules.weights.vae_selection import find_prefix
 
 OLD_NAMES = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
 
@@ -175,41 +176,41 @@ def test_the_scale_of_the_latents_follows_the_family(latent, quant, neighbour, s
 
 
 def test_an_unknown_layout_is_refused_with_what_was_found_and_expected():
-    with pytest.raises(UnknownLayout, match=r"expected .*decoder\.conv_in\.weight.* found a\.0\.b"):
+    with pytest.raises(UnusableModel, match=r"expected .*decoder\.conv_in\.weight.* found a\.0\.b"):
         from_ldm({"a.0.b": torch.ones(1), "layers.1.weight": torch.ones(1)})
-    with pytest.raises(UnknownLayout, match=r"found codecoder\.conv_in\.weight"):
+    with pytest.raises(UnusableModel, match=r"found codecoder\.conv_in\.weight"):
         find_prefix(["codecoder.conv_in.weight", "coencoder.conv_in.weight"])
-    with pytest.raises(UnknownLayout, match="found nothing"):
+    with pytest.raises(UnusableModel, match="found nothing"):
         from_ldm({})
     vae = tiny_vae()
     ldm = to_ldm(vae.state_dict(), vae.config)
     for strange in ("encoder.down.0.attn.0.w.weight", "encoder.conv_in.weight_scale"):
-        with pytest.raises(UnknownLayout, match=strange):
+        with pytest.raises(UnusableModel, match=strange):
             from_ldm(ldm | {strange: torch.ones(1)})
 
 
 def test_a_tensor_given_under_both_names_is_refused():
     vae = tiny_vae()
     both = vae.state_dict() | to_ldm(vae.state_dict(), vae.config)
-    with pytest.raises(UnknownLayout, match=r"each once; found decoder\.mid\.attn_1"):
+    with pytest.raises(UnusableModel, match=r"each once; found decoder\.mid\.attn_1"):
         from_ldm(both)
 
 
 def test_other_kinds_of_autoencoders_are_named():
     vae = tiny_vae()
     ldm = to_ldm(vae.state_dict(), vae.config)
-    with pytest.raises(UnknownLayout, match="vector-quantised"):
+    with pytest.raises(UnusableModel, match="vector-quantised"):
         from_ldm(ldm | {"quantize.embedding.weight": torch.ones(1)})
-    with pytest.raises(UnknownLayout, match="AutoencoderKLFlux2"):
+    with pytest.raises(UnusableModel, match="AutoencoderKLFlux2"):
         from_ldm(ldm | {"bn.running_mean": torch.ones(1)})
-    with pytest.raises(UnknownLayout, match="twice"):
+    with pytest.raises(UnusableModel, match="twice"):
         infer_config(ldm | {"encoder.conv_out.weight": torch.ones(4, 64, 3, 3)})
 
 
 def test_several_autoencoders_are_refused_unless_one_is_the_first_stage():
     state_dict = tiny_vae().state_dict()
     two = {f"{name}.{key}": tensor for name in ("vae", "old") for key, tensor in state_dict.items()}
-    with pytest.raises(UnknownLayout, match=r"'old\.', 'vae\.'"):
+    with pytest.raises(UnusableModel, match=r"'old\.', 'vae\.'"):
         from_ldm(two)
     first = {f"first_stage_model.{key}": tensor for key, tensor in state_dict.items()}
     assert find_prefix(two | first) == "first_stage_model."
@@ -217,10 +218,10 @@ def test_several_autoencoders_are_refused_unless_one_is_the_first_stage():
 
 def test_widths_that_do_not_divide_into_groups_and_missing_ends_are_refused():
     state_dict = tiny_vae().state_dict()
-    with pytest.raises(UnknownLayout, match="48 GroupNorm groups"):
+    with pytest.raises(UnusableModel, match="48 GroupNorm groups"):
         infer_config(state_dict, norm_num_groups=48)
     del state_dict["decoder.conv_out.weight"]
-    with pytest.raises(UnknownLayout, match=r"decoder\.conv_out\.weight is missing"):
+    with pytest.raises(UnusableModel, match=r"decoder\.conv_out\.weight is missing"):
         infer_config(state_dict)
 
 

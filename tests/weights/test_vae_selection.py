@@ -15,8 +15,9 @@ from modules.builders.networks import make_vae
 from modules.config.command_line import resolve_arguments
 from modules.errors import ArgumentError
 from modules.weights.ldm_layout import to_ldm
+from modules.weights.tensor_files import UnusableModel
 from modules.weights.vae_files import load_vae
-from modules.weights.vae_selection import UnknownLayout, select_vae
+from modules.weights.vae_selection import select_vae
 
 
 def two_vaes() -> tuple[AutoencoderKL, AutoencoderKL]:
@@ -129,5 +130,5 @@ def test_wrappers_and_prefixes_are_seen_through_wherever_they_stand(prefixes, co
 
 @given(st.dictionaries(st.text(alphabet="abemodl_.conv", max_size=20), st.none(), max_size=8))
 def test_foreign_names_are_refused_and_nothing_else_happens(names):
-    with pytest.raises(UnknownLayout):
+    with pytest.raises(UnusableModel):
         select_vae(names)
