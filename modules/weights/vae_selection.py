@@ -51,15 +51,6 @@ def select_vae(state_dict: Mapping[str, Tensor], weights: str = "auto") -> State
     return {key: value for key, value in inside.items() if key.startswith(_PARTS)}
 
 
-def find_prefix(names: Iterable[str], weights: str = "auto") -> str:
-    """What stands before `encoder.` and `decoder.` in the names of a checkpoint's tensors.
-
-    Raises UnusableModel if no autoencoder is found, or several of equal standing.
-    """
-    names = list(names)
-    return _choose(names, *_prefixes(names), weights)
-
-
 def describe_names(names: Iterable[str], limit: int = 6) -> str:
     """The first few of some names, and how many more there are."""
     names = sorted(names)

@@ -8,9 +8,9 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 
-from modules.weights.ldm_layout import from_ldm, guess_family, infer_config, to_ldm
+from modules.weights.ldm_layout import guess_family, infer_config, to_diffusers, to_ldm
 from modules.weights.tensor_files import UnusableModel
-from modules.weights.vae_selection import find_prefix
+from modules.weights.vae_selection import select_vae
 
 OLD_NAMES = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
 
@@ -48,6 +48,11 @@ def old_attention_names(state_dict: dict, convolutions: bool = False) -> dict:
     return renamed
 
 
+def inferred(checkpoint: dict) -> dict:
+    vae = to_diffusers(checkpoint)
+    return infer_config(vae, guess_family(vae, checkpoint)[0])
+
+
 def assert_same(found: dict, expected: dict) -> None:
     assert found.keys() == expected.keys()
     for key, tensor in expected.items():
@@ -70,7 +75,7 @@ def test_a_round_trip_through_the_ldm_layout_changes_no_bit(
     state_dict = vae.state_dict()
     ldm = to_ldm(state_dict, vae.config)
     assert len(ldm) == len(state_dict)
-    assert_same(from_ldm(ldm), state_dict)
+    assert_same(to_diffusers(ldm), state_dict)
     assert not any("_block" in key and "mid.block_" not in key for key in ldm)
     assert f"decoder.up.0.block.{layers}.conv1.weight" in ldm
 
@@ -107,8 +112,7 @@ def test_the_autoencoder_is_found_behind_any_prefix_among_foreign_tensors(prefix
     }
     inside = to_ldm(vae.state_dict(), vae.config)
     checkpoint = foreign | {f"{prefix}{key}": tensor for key, tensor in inside.items()}
-    assert find_prefix(checkpoint) == prefix
-    assert_same(from_ldm(checkpoint), vae.state_dict())
+    assert_same(to_diffusers(checkpoint), vae.state_dict())
 
 
 @pytest.mark.parametrize("convolutions", [False, True])
@@ -116,13 +120,13 @@ def test_old_attention_names_get_the_present_ones(convolutions):
     vae = tiny_vae()
     old = old_attention_names(vae.state_dict(), convolutions)
     assert "decoder.mid_block.attentions.0.query.weight" in old
-    assert_same(from_ldm(old), vae.state_dict())
+    assert_same(to_diffusers(old), vae.state_dict())
 
 
 def test_the_present_layout_passes_through_unchanged_in_any_dtype():
     state_dict = tiny_vae().half().state_dict()
-    assert_same(from_ldm(state_dict), state_dict)
-    assert_same(from_ldm(to_ldm(state_dict, tiny_vae().config)), state_dict)
+    assert_same(to_diffusers(state_dict), state_dict)
+    assert_same(to_diffusers(to_ldm(state_dict, tiny_vae().config)), state_dict)
 
 
 @pytest.mark.parametrize(
@@ -138,7 +142,7 @@ def test_the_inferred_configuration_builds_the_same_network(
     levels, layers, attention, quant, attending
 ):
     vae = tiny_vae(levels, layers, attention, quant, attending=attending)
-    config = infer_config(to_ldm(vae.state_dict(), vae.config))
+    config = inferred(to_ldm(vae.state_dict(), vae.config))
     same = AutoencoderKL.from_config(config)
     same.load_state_dict(vae.state_dict(), strict=True)
     architecture = ("block_out_channels", "layers_per_block", "latent_channels", "norm_num_groups")
@@ -166,7 +170,7 @@ def test_the_scale_of_the_latents_follows_the_family(latent, quant, neighbour, s
     checkpoint = to_ldm(vae.state_dict(), vae.config)
     if neighbour:
         checkpoint[neighbour] = torch.ones(1)
-    config = infer_config(checkpoint)
+    config = inferred(checkpoint)
     assert (config["scaling_factor"], config["shift_factor"]) == (scaling, shift)
     _, note = guess_family(checkpoint, checkpoint)
     assert f"scaling_factor {scaling}" in note
@@ -177,52 +181,53 @@ def test_the_scale_of_the_latents_follows_the_family(latent, quant, neighbour, s
 
 def test_an_unknown_layout_is_refused_with_what_was_found_and_expected():
     with pytest.raises(UnusableModel, match=r"expected .*decoder\.conv_in\.weight.* found a\.0\.b"):
-        from_ldm({"a.0.b": torch.ones(1), "layers.1.weight": torch.ones(1)})
+        to_diffusers({"a.0.b": torch.ones(1), "layers.1.weight": torch.ones(1)})
     with pytest.raises(UnusableModel, match=r"found codecoder\.conv_in\.weight"):
-        find_prefix(["codecoder.conv_in.weight", "coencoder.conv_in.weight"])
+        select_vae(dict.fromkeys(["codecoder.conv_in.weight", "coencoder.conv_in.weight"]))
     with pytest.raises(UnusableModel, match="found nothing"):
-        from_ldm({})
+        to_diffusers({})
     vae = tiny_vae()
     ldm = to_ldm(vae.state_dict(), vae.config)
     for strange in ("encoder.down.0.attn.0.w.weight", "encoder.conv_in.weight_scale"):
         with pytest.raises(UnusableModel, match=strange):
-            from_ldm(ldm | {strange: torch.ones(1)})
+            to_diffusers(ldm | {strange: torch.ones(1)})
 
 
 def test_a_tensor_given_under_both_names_is_refused():
     vae = tiny_vae()
     both = vae.state_dict() | to_ldm(vae.state_dict(), vae.config)
     with pytest.raises(UnusableModel, match=r"each once; found decoder\.mid\.attn_1"):
-        from_ldm(both)
+        to_diffusers(both)
 
 
 def test_other_kinds_of_autoencoders_are_named():
     vae = tiny_vae()
     ldm = to_ldm(vae.state_dict(), vae.config)
     with pytest.raises(UnusableModel, match="vector-quantised"):
-        from_ldm(ldm | {"quantize.embedding.weight": torch.ones(1)})
+        to_diffusers(ldm | {"quantize.embedding.weight": torch.ones(1)})
     with pytest.raises(UnusableModel, match="AutoencoderKLFlux2"):
-        from_ldm(ldm | {"bn.running_mean": torch.ones(1)})
+        to_diffusers(ldm | {"bn.running_mean": torch.ones(1)})
     with pytest.raises(UnusableModel, match="twice"):
-        infer_config(ldm | {"encoder.conv_out.weight": torch.ones(4, 64, 3, 3)})
+        inferred(ldm | {"encoder.conv_out.weight": torch.ones(4, 64, 3, 3)})
 
 
 def test_several_autoencoders_are_refused_unless_one_is_the_first_stage():
     state_dict = tiny_vae().state_dict()
     two = {f"{name}.{key}": tensor for name in ("vae", "old") for key, tensor in state_dict.items()}
     with pytest.raises(UnusableModel, match=r"'old\.', 'vae\.'"):
-        from_ldm(two)
-    first = {f"first_stage_model.{key}": tensor for key, tensor in state_dict.items()}
-    assert find_prefix(two | first) == "first_stage_model."
+        to_diffusers(two)
+    first = {f"first_stage_model.{key}": "first" for key in state_dict}
+    assert set(select_vae(two | first).values()) == {"first"}
 
 
 def test_widths_that_do_not_divide_into_groups_and_missing_ends_are_refused():
     state_dict = tiny_vae().state_dict()
-    with pytest.raises(UnusableModel, match="48 GroupNorm groups"):
-        infer_config(state_dict, norm_num_groups=48)
+    narrow = AutoencoderKL(block_out_channels=[24], norm_num_groups=8).state_dict()
+    with pytest.raises(UnusableModel, match=r"\[24\] do not divide into 32 GroupNorm groups"):
+        inferred(narrow)
     del state_dict["decoder.conv_out.weight"]
     with pytest.raises(UnusableModel, match=r"decoder\.conv_out\.weight is missing"):
-        infer_config(state_dict)
+        inferred(state_dict)
 
 
 def test_what_the_ldm_layout_cannot_hold_is_refused():
@@ -244,7 +249,7 @@ def test_the_names_of_stable_diffusions_autoencoder_are_the_published_ones():
     assert sum(parameter.numel() for parameter in vae.parameters()) == 83_653_863
     state_dict = vae.state_dict()
     ldm = to_ldm(state_dict, vae.config)
-    back = from_ldm(ldm)
+    back = to_diffusers(ldm)
     assert {key: tensor.shape for key, tensor in back.items()} == {
         key: tensor.shape for key, tensor in state_dict.items()
     }
@@ -261,4 +266,4 @@ def test_the_names_of_stable_diffusions_autoencoder_are_the_published_ones():
         "post_quant_conv.bias",
     ):
         assert name in ldm, name
-    assert infer_config(ldm)["block_out_channels"] == [128, 256, 512, 512]
+    assert inferred(ldm)["block_out_channels"] == [128, 256, 512, 512]
