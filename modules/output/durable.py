@@ -1,4 +1,4 @@
-"""What makes a written file last and readable, on every kind of drive."""
+"""What makes a written file whole and lasting, on every kind of drive."""
 
 from __future__ import annotations
 
@@ -47,9 +47,3 @@ def flush(path: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-
-
-def let_others_read(path: Path) -> None:
-    """Undoes that safetensors writes for the owner alone."""
-    with where_supported():
-        path.chmod(0o644)

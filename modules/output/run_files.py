@@ -29,21 +29,14 @@ IN_A_CHECKPOINT = (
 )  # fmt: skip
 CHECKPOINTS = tuple(f"checkpoints/step-{STEP}/{name}" for name in IN_A_CHECKPOINT)
 UNFINISHED = (
-    f"checkpoints/.partial-step-{STEP}", f"checkpoints/.deleted-step-{STEP}", ".export",
-    "best/.export", SNAPSHOT,
+    f"checkpoints/.partial-step-{STEP}", f"checkpoints/.deleted-step-{STEP}", SNAPSHOT,
 )  # fmt: skip
 WANDB_RUNS = ("run-*", "offline-run-*", "latest-run")
+HALF_WRITTEN = (".*.partial", "best/.*.partial", "discriminator/.*.partial")  # by a killed run
 WHILE_TRAINING = (
-    *CHECKPOINTS,
-    METRICS,
-    DAMAGED_METRICS,
-    CONFIG,
-    REPORT,
-    BAD_IMAGES,
-    PICTURES,
-    *BEST,
-    *UNFINISHED,
-)
+    *CHECKPOINTS, METRICS, DAMAGED_METRICS, CONFIG, REPORT, BAD_IMAGES, PICTURES, *BEST,
+    *UNFINISHED, *HALF_WRITTEN,
+)  # fmt: skip
 AT_THE_END = (
     "config.json", "diffusion_pytorch_model.safetensors",
     "diffusion_pytorch_model.fp16.safetensors", "vae_ldm.safetensors",

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from modules.errors import LIBRARY_ERRORS, one_line
-from modules.output.durable import let_others_read, replacing
+from modules.output.durable import replacing, where_supported
 
 SAFETENSORS = (".safetensors", ".sft")
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")
@@ -60,7 +60,8 @@ def write_safetensors(
     contiguous = {key: tensor.cpu().contiguous() for key, tensor in tensors.items()}
     with replacing(path) as partial:
         save_file(contiguous, partial, metadata={"format": "pt", **(metadata or {})})
-        let_others_read(partial)
+        with where_supported():
+            partial.chmod(0o644)  # safetensors writes for the owner alone
 
 
 def _what_else(start: bytes) -> str:

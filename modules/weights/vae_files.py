@@ -46,10 +46,6 @@ CONFIG_KEY = "autoencoder_config"
 SHARD = re.compile(r"-\d{5}-of-(\d{5})\.")
 
 
-class Float16Overflow(ValueError):
-    """Some weights are beyond float16's largest number, 65504; names them."""
-
-
 def load_vae(
     path_or_id: str | Path,
     *,
@@ -110,17 +106,13 @@ def save_ldm(vae: AutoencoderKL, path: str | Path) -> None:
 def save_fp16_variant(vae: AutoencoderKL, folder: str | Path) -> None:
     """Write float16 weights beside the float32 ones, for `from_pretrained(folder, variant="fp16")`.
 
-    Raises ValueError if the folder has no float32 weights yet (a variant alone does not load by
-    default), and Float16Overflow if a weight is too large for float16.
+    Raises ValueError naming the weights that are beyond float16's largest number, if any is.
     """
-    folder = Path(folder)
-    if not (folder / f"{WEIGHTS}.safetensors").is_file():
-        raise ValueError(f"{folder} has no {WEIGHTS}.safetensors; call save_pretrained there first")
     tensors = {key: tensor.half() for key, tensor in vae.state_dict().items()}
     overflown = [key for key, tensor in tensors.items() if not tensor.isfinite().all()]
     if overflown:
-        raise Float16Overflow(f"weights too large for float16 (65504): {describe_names(overflown)}")
-    write_safetensors(tensors, folder / FP16_WEIGHTS)
+        raise ValueError(f"weights too large for float16 (65504): {describe_names(overflown)}")
+    write_safetensors(tensors, Path(folder) / FP16_WEIGHTS)
 
 
 def _read_single_file(path: Path, weights: str) -> tuple[Config, StateDict]:

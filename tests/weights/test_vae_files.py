@@ -528,9 +528,7 @@ def test_the_fp16_variant_lies_beside_the_fp32_weights(vae, folder):
     assert_same_weights(load_vae(folder), vae)
 
 
-def test_the_fp16_variant_is_refused_alone_or_overflowing(vae, folder, tmp_path):
-    with pytest.raises(ValueError, match="save_pretrained"):
-        save_fp16_variant(vae, tmp_path)
+def test_the_fp16_variant_is_refused_where_it_would_overflow(vae, folder):
     with torch.no_grad():
         vae.decoder.conv_in.weight[0, 0] = 70_000.0
     with pytest.raises(ValueError, match=r"65504.*decoder\.conv_in\.weight"):
