@@ -1,4 +1,8 @@
-"""What trackers need beside numbers: a place, an identity that lasts, pictures and histograms."""
+"""TensorBoard, Weights & Biases and the like: how they start, what they are sent, how they end.
+
+Which numbers they get is decided elsewhere: to add one, add an entry to `means` in `log` of
+train_vae.py.
+"""
 
 from __future__ import annotations
 
@@ -34,9 +38,8 @@ def start_trackers(
     """
     if not accelerator.is_main_process:
         return
-    names = [str(name) for name in accelerator.log_with]
     options: dict[str, dict[str, Any]] = {"tensorboard": {"purge_step": step + 1 if step else 0}}
-    if "wandb" not in names:
+    if "wandb" not in map(str, accelerator.log_with):
         accelerator.init_trackers(project, config, options)
         return
     from wandb.errors import Error as WandbError
