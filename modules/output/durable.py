@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,6 +38,15 @@ def where_supported() -> Iterator[None]:
     except OSError as error:
         if error.errno not in UNKNOWN_TO_DRIVE:
             raise
+
+
+def sha256(file: Path) -> str:
+    """Of a file's content."""
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def flush(path: Path) -> None:

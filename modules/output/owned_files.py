@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -10,7 +9,7 @@ import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from modules.output.durable import replacing
+from modules.output.durable import replacing, sha256
 from modules.output.run_files import (
     AT_THE_END,
     BEST,
@@ -135,7 +134,7 @@ def free_name(path: Path) -> Path:
 
 def _digest(file: Path) -> str:
     try:
-        return hashlib.sha256(file.read_bytes()).hexdigest()
+        return sha256(file)
     except OSError:  # it has been deleted
         return ""
 
