@@ -26,8 +26,9 @@ def replacing(file: Path) -> Iterator[Path]:
     try:
         yield partial
         os.replace(partial, file)
-    finally:
+    except BaseException:
         partial.unlink(missing_ok=True)
+        raise
 
 
 @contextmanager
