@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from safetensors.torch import load_file
-from test_vae_files import assert_same_weights
 from tiny import batch, tiny_arguments, tiny_run, train
+from vaes import assert_same_weights
 
 from eval.__main__ import main
 from eval.speed.predicted import plan

@@ -7,45 +7,17 @@ from itertools import product
 import pytest
 import torch
 from diffusers import AutoencoderKL
+from vaes import ldm_tensors, small_vae
 
 from modules.weights.ldm_layout import guess_family, infer_config, to_diffusers, to_ldm
 from modules.weights.tensor_files import UnusableModel
 from modules.weights.vae_selection import select_vae
 
-OLD_NAMES = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
-
-
-def tiny_vae(
-    levels: int = 2,
-    layers: int = 1,
-    attention: bool = True,
-    quant: bool = True,
-    latent: int = 4,
-    attending: int | None = None,
-) -> AutoencoderKL:
-    """attending: the level inside which there is attention as well, as in kl-f16."""
-    widths = [32 * (1 + level % 2) for level in range(levels)]
-    inside = ["Attn" * (level == attending) for level in range(levels)]
-    return AutoencoderKL(
-        down_block_types=[f"{level}DownEncoderBlock2D" for level in inside],
-        up_block_types=[f"{level}UpDecoderBlock2D" for level in reversed(inside)],
-        block_out_channels=widths,
-        layers_per_block=layers,
-        latent_channels=latent,
-        mid_block_add_attention=attention,
-        use_quant_conv=quant,
-        use_post_quant_conv=quant,
-    ).eval()
-
-
-def old_attention_names(state_dict: dict, convolutions: bool = False) -> dict:
-    renamed = {}
-    for key, tensor in state_dict.items():
-        for new, old in OLD_NAMES.items():
-            key = key.replace(f"attentions.0.{new}.", f"attentions.0.{old}.")
-        is_weight = ".attentions." in key and tensor.ndim == 2
-        renamed[key] = tensor[:, :, None, None] if convolutions and is_weight else tensor
-    return renamed
+ARCHITECTURE = (
+    "block_out_channels", "layers_per_block", "latent_channels", "norm_num_groups",
+    "down_block_types", "up_block_types", "mid_block_add_attention", "use_quant_conv",
+    "use_post_quant_conv", "in_channels", "out_channels",
+)  # fmt: skip
 
 
 def inferred(checkpoint: dict) -> dict:
@@ -71,17 +43,20 @@ def assert_same(found: dict, expected: dict) -> None:
 def test_a_round_trip_through_the_ldm_layout_changes_no_bit(
     levels, layers, attention, quant, attending
 ):
-    vae = tiny_vae(levels, layers, attention, quant, attending=attending)
+    vae = small_vae(levels, layers, attention, quant, attending=attending)
     state_dict = vae.state_dict()
     ldm = to_ldm(state_dict, vae.config)
     assert len(ldm) == len(state_dict)
     assert_same(to_diffusers(ldm), state_dict)
     assert not any("_block" in key and "mid.block_" not in key for key in ldm)
     assert f"decoder.up.0.block.{layers}.conv1.weight" in ldm
+    config = inferred(ldm)
+    assert {name: vae.config[name] for name in ARCHITECTURE} == {
+        name: config[name] for name in ARCHITECTURE}  # fmt: skip
 
 
 def test_the_decoders_levels_are_numbered_by_resolution_and_attention_is_a_convolution():
-    vae = tiny_vae(levels=3)
+    vae = small_vae(levels=3)
     ldm = to_ldm(vae.state_dict(), vae.config)
     # The last level that runs in the decoder is the one at full resolution: no upsampling there.
     assert "decoder.up.0.upsample.conv.weight" not in ldm
@@ -103,7 +78,7 @@ def test_the_decoders_levels_are_numbered_by_resolution_and_attention_is_a_convo
     "prefix", ["", "vae.", "first_stage_model.", "state_dict.first_stage_model.", "module.vae."]
 )
 def test_the_autoencoder_is_found_behind_any_prefix_among_foreign_tensors(prefix):
-    vae = tiny_vae()
+    vae = small_vae()
     foreign = {
         "model.diffusion_model.input_blocks.0.0.weight": torch.ones(2),
         "cond_stage_model.transformer.text_model.encoder.conv_in.bias": torch.ones(2),
@@ -115,40 +90,10 @@ def test_the_autoencoder_is_found_behind_any_prefix_among_foreign_tensors(prefix
     assert_same(to_diffusers(checkpoint), vae.state_dict())
 
 
-@pytest.mark.parametrize("convolutions", [False, True])
-def test_old_attention_names_get_the_present_ones(convolutions):
-    vae = tiny_vae()
-    old = old_attention_names(vae.state_dict(), convolutions)
-    assert "decoder.mid_block.attentions.0.query.weight" in old
-    assert_same(to_diffusers(old), vae.state_dict())
-
-
 def test_the_present_layout_passes_through_unchanged_in_any_dtype():
-    state_dict = tiny_vae().half().state_dict()
+    state_dict = small_vae().half().state_dict()
     assert_same(to_diffusers(state_dict), state_dict)
-    assert_same(to_diffusers(to_ldm(state_dict, tiny_vae().config)), state_dict)
-
-
-@pytest.mark.parametrize(
-    ("levels", "layers", "attention", "quant", "attending"),
-    [
-        (1, 1, True, True, None),
-        (2, 2, False, True, 1),
-        (4, 2, True, False, None),
-        (3, 1, False, False, 0),
-    ],
-)
-def test_the_inferred_configuration_builds_the_same_network(
-    levels, layers, attention, quant, attending
-):
-    vae = tiny_vae(levels, layers, attention, quant, attending=attending)
-    config = inferred(to_ldm(vae.state_dict(), vae.config))
-    same = AutoencoderKL.from_config(config)
-    same.load_state_dict(vae.state_dict(), strict=True)
-    architecture = ("block_out_channels", "layers_per_block", "latent_channels", "norm_num_groups")
-    blocks = ("down_block_types", "up_block_types", "mid_block_add_attention")
-    for name in (*architecture, *blocks, "in_channels", "out_channels"):
-        assert config[name] == vae.config[name], name
+    assert_same(to_diffusers(to_ldm(state_dict, small_vae().config)), state_dict)
 
 
 @pytest.mark.parametrize(
@@ -166,7 +111,7 @@ def test_the_inferred_configuration_builds_the_same_network(
     ],
 )
 def test_the_scale_of_the_latents_follows_the_family(latent, quant, neighbour, scaling, shift):
-    vae = tiny_vae(quant=quant, latent=latent)
+    vae = small_vae(quant=quant, latent=latent)
     checkpoint = to_ldm(vae.state_dict(), vae.config)
     if neighbour:
         checkpoint[neighbour] = torch.ones(1)
@@ -186,23 +131,23 @@ def test_an_unknown_layout_is_refused_with_what_was_found_and_expected():
         select_vae(dict.fromkeys(["codecoder.conv_in.weight", "coencoder.conv_in.weight"]))
     with pytest.raises(UnusableModel, match="found nothing"):
         to_diffusers({})
-    vae = tiny_vae()
-    ldm = to_ldm(vae.state_dict(), vae.config)
+    vae = small_vae()
+    ldm = ldm_tensors(vae)
     for strange in ("encoder.down.0.attn.0.w.weight", "encoder.conv_in.weight_scale"):
         with pytest.raises(UnusableModel, match=strange):
             to_diffusers(ldm | {strange: torch.ones(1)})
 
 
 def test_a_tensor_given_under_both_names_is_refused():
-    vae = tiny_vae()
+    vae = small_vae()
     both = vae.state_dict() | to_ldm(vae.state_dict(), vae.config)
     with pytest.raises(UnusableModel, match=r"each once; found decoder\.mid\.attn_1"):
         to_diffusers(both)
 
 
 def test_other_kinds_of_autoencoders_are_named():
-    vae = tiny_vae()
-    ldm = to_ldm(vae.state_dict(), vae.config)
+    vae = small_vae()
+    ldm = ldm_tensors(vae)
     with pytest.raises(UnusableModel, match="vector-quantised"):
         to_diffusers(ldm | {"quantize.embedding.weight": torch.ones(1)})
     with pytest.raises(UnusableModel, match="AutoencoderKLFlux2"):
@@ -212,7 +157,7 @@ def test_other_kinds_of_autoencoders_are_named():
 
 
 def test_several_autoencoders_are_refused_unless_one_is_the_first_stage():
-    state_dict = tiny_vae().state_dict()
+    state_dict = small_vae().state_dict()
     two = {f"{name}.{key}": tensor for name in ("vae", "old") for key, tensor in state_dict.items()}
     with pytest.raises(UnusableModel, match=r"'old\.', 'vae\.'"):
         to_diffusers(two)
@@ -221,7 +166,7 @@ def test_several_autoencoders_are_refused_unless_one_is_the_first_stage():
 
 
 def test_widths_that_do_not_divide_into_groups_and_missing_ends_are_refused():
-    state_dict = tiny_vae().state_dict()
+    state_dict = small_vae().state_dict()
     narrow = AutoencoderKL(block_out_channels=[24], norm_num_groups=8).state_dict()
     with pytest.raises(UnusableModel, match=r"\[24\] do not divide into 32 GroupNorm groups"):
         inferred(narrow)
@@ -231,7 +176,7 @@ def test_widths_that_do_not_divide_into_groups_and_missing_ends_are_refused():
 
 
 def test_what_the_ldm_layout_cannot_hold_is_refused():
-    vae = tiny_vae()
+    vae = small_vae()
     with pytest.raises(ValueError, match=r"foo\.bar"):
         to_ldm({"foo.bar": torch.ones(1)}, vae.config)
     with pytest.raises(ValueError, match="with 1 levels"):

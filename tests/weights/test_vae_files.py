@@ -21,27 +21,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from vaes import SCALE, assert_same_weights, ldm_tensors, small_vae
 
-from modules.weights.ldm_layout import to_ldm
 from modules.weights.tensor_files import UnusableModel, read_tensors
 from modules.weights.vae_files import load_vae, save_fp16_variant, save_ldm
 
 FLAG = "--pretrained_model_name_or_path="
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 OLD_NAMES = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
-
-
-def tiny_vae(quant: bool = True, attention: bool = True, scaling_factor: float = 0.7):
-    torch.manual_seed(0)
-    return AutoencoderKL(
-        down_block_types=["DownEncoderBlock2D"] * 2,
-        up_block_types=["UpDecoderBlock2D"] * 2,
-        block_out_channels=[32, 64],
-        use_quant_conv=quant,
-        use_post_quant_conv=quant,
-        mid_block_add_attention=attention,
-        scaling_factor=scaling_factor,
-    ).eval()
 
 
 def old_attention_names(state_dict: dict, convolutions: bool) -> dict:
@@ -54,26 +41,14 @@ def old_attention_names(state_dict: dict, convolutions: bool) -> dict:
     return renamed
 
 
-def assert_same_weights(found: AutoencoderKL, expected: AutoencoderKL) -> None:
-    assert found.state_dict().keys() == expected.state_dict().keys()
-    for key, tensor in expected.state_dict().items():
-        assert found.state_dict()[key].dtype == torch.float32
-        assert torch.equal(found.state_dict()[key], tensor.float()), key
-
-
 def public_config(vae: AutoencoderKL) -> dict:
     entries = {key: value for key, value in vae.config.items() if not key.startswith("_")}
     return json.loads(json.dumps(entries))
 
 
-def ldm_tensors(vae: AutoencoderKL, prefix: str = "") -> dict:
-    ldm = to_ldm(vae.state_dict(), vae.config)
-    return {f"{prefix}{key}": tensor.contiguous() for key, tensor in ldm.items()}
-
-
 @pytest.fixture
 def vae() -> AutoencoderKL:
-    return tiny_vae()
+    return small_vae()
 
 
 @pytest.fixture
@@ -88,7 +63,7 @@ def folder(vae, tmp_path) -> Path:
 def test_a_vae_folder_loads_quietly_trainable_and_in_eval_mode(vae, folder, caplog, capfd):
     found = load_vae(folder)
     assert_same_weights(found, vae)
-    assert found.config.scaling_factor == 0.7
+    assert found.config.scaling_factor == SCALE
     assert not found.training
     assert all(parameter.requires_grad for parameter in found.parameters())
     assert not caplog.records
@@ -103,13 +78,6 @@ def test_a_pipeline_folder_gives_its_vae(vae, folder):
 def test_a_root_configuration_of_something_else_does_not_hide_the_vae_folder(vae, folder):
     (folder.parent / "config.json").write_text('{"model_type": "clip"}')
     assert_same_weights(load_vae(folder.parent), vae)
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_other_precisions_are_loaded_to_float32(folder, dtype):
-    cast = tiny_vae().to(dtype)
-    cast.save_pretrained(folder)
-    assert_same_weights(load_vae(folder), cast)
 
 
 @pytest.mark.parametrize("convolutions", [False, True])
@@ -159,20 +127,19 @@ def test_a_configuration_of_other_shapes_is_an_error(folder):
         load_vae(folder)
 
 
-@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
-def test_weights_that_are_not_finite_are_an_error(folder, bad):
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (torch.tensor(torch.nan), "NaN or infinite values"),
+        (torch.tensor(torch.inf), "NaN or infinite values"),
+        (torch.tensor(7, dtype=torch.int8), "not floating point"),
+    ],
+)
+def test_weights_that_are_no_finite_fractions_are_an_error(folder, bad, message):
     tensors = load_file(folder / WEIGHTS)
-    tensors["encoder.conv_in.bias"][3] = bad
+    tensors["encoder.conv_in.bias"] = bad.repeat(32)
     save_file(tensors, folder / WEIGHTS)
-    with pytest.raises(ValueError, match=r"NaN or infinite values: encoder\.conv_in\.bias"):
-        load_vae(folder)
-
-
-def test_integer_weights_are_an_error(folder):
-    tensors = load_file(folder / WEIGHTS)
-    tensors["encoder.conv_in.weight"] = tensors["encoder.conv_in.weight"].to(torch.int8)
-    save_file(tensors, folder / WEIGHTS)
-    with pytest.raises(ValueError, match=r"not floating point: encoder\.conv_in\.weight"):
+    with pytest.raises(ValueError, match=rf"{message}: encoder\.conv_in\.bias"):
         load_vae(folder)
 
 
@@ -199,7 +166,7 @@ def test_a_folder_with_only_a_variant_asks_for_the_flag(vae, folder):
     (folder / WEIGHTS).unlink()
     with pytest.raises(ValueError, match=r"fp16\.safetensors .*--variant=fp16"):
         load_vae(folder)
-    assert_same_weights(load_vae(folder, variant="fp16"), tiny_vae().half())
+    assert_same_weights(load_vae(folder, variant="fp16"), small_vae().half())
     with pytest.raises(ValueError, match=r"no diffusion_pytorch_model\.bf16\.safetensors"):
         load_vae(folder, variant="bf16")
 
@@ -251,7 +218,7 @@ def test_diffusers_own_shards_and_their_variant_load(vae, folder):
     assert_same_weights(load_vae(folder), vae)
     with pytest.raises(ValueError, match=r"one of \d+ files that hold .*; give the folder"):
         load_vae(next(folder.glob("*-00001-of-*.safetensors")))
-    half = tiny_vae().half()
+    half = small_vae().half()
     half.save_pretrained(folder, max_shard_size="200KB", variant="fp16")
     assert_same_weights(load_vae(folder, variant="fp16"), half)
 
@@ -292,7 +259,7 @@ def test_a_16_channel_vae_without_quant_conv_loads(tmp_path):
 def test_a_folders_weights_file_given_alone_takes_the_configuration_beside_it(vae, folder, caplog):
     found = load_vae(folder / WEIGHTS)
     assert_same_weights(found, vae)
-    assert found.config.scaling_factor == 0.7
+    assert found.config.scaling_factor == SCALE
     assert not caplog.records
 
 
@@ -311,7 +278,7 @@ class Bomb:
         return os.mkdir, (str(self.path),)
 
 
-@pytest.mark.parametrize("suffix", ["ckpt", "pt", "bin"])
+@pytest.mark.parametrize("suffix", ["ckpt", "pt", "bin", "safetensors"])
 def test_a_pickle_that_holds_code_is_refused_and_never_run(vae, tmp_path, suffix):
     path, trace = tmp_path / f"model.{suffix}", tmp_path / "trace"
     torch.save({"state_dict": ldm_tensors(vae), "callbacks": Bomb(trace)}, path)
@@ -338,7 +305,7 @@ def test_a_truncated_file_is_called_damaged(vae, tmp_path, suffix, kept):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_a_misnamed_file_is_read_by_its_content_and_its_precision_is_said(tmp_path, dtype, caplog):
-    cast = tiny_vae().to(dtype)
+    cast = small_vae().to(dtype)
     save_file(ldm_tensors(cast), tmp_path / "vae.ckpt")
     torch.save(ldm_tensors(cast), tmp_path / "vae.safetensors")
     legacy = {"_use_new_zipfile_serialization": False}
@@ -347,14 +314,6 @@ def test_a_misnamed_file_is_read_by_its_content_and_its_precision_is_said(tmp_pa
         caplog.clear()
         assert_same_weights(load_vae(tmp_path / name), cast)
         assert f"the weights are {str(dtype)[6:]} and become float32" in caplog.text
-
-
-def test_a_misnamed_pickle_that_holds_code_is_never_run(vae, tmp_path):
-    path, trace = tmp_path / "model.safetensors", tmp_path / "trace"
-    torch.save({"state_dict": ldm_tensors(vae), "callbacks": Bomb(trace)}, path)
-    with pytest.raises(ValueError, match=f"{FLAG}.*is refused.*safetensors version"):
-        load_vae(path)
-    assert not trace.exists()
 
 
 def test_axes_of_one_that_say_nothing_are_harmless_and_others_are_not(vae, folder):
@@ -401,7 +360,8 @@ def test_shapes_and_names_that_claim_the_memory_of_a_data_centre_are_refused(vae
         ((90).to_bytes(8, "little") + b"{" * 90 + bytes(99), "is damaged or incomplete"),
         (b"PK\x03\x04" + bytes(99), "is damaged or incomplete"),
         (b"\x80\x02" + bytes(99), "damaged"),
-        (bytes(99), "is damaged, or of an unknown file type"),
+        (b"GGUF" + bytes(99), r"is damaged, or of an unknown file type; expected .*\.safetensors"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
     ],
 )
 @pytest.mark.parametrize("suffix", ["safetensors", "ckpt"])
@@ -439,16 +399,6 @@ def test_damage_anywhere_ends_in_tensors_or_in_one_kind_of_error(
         read_tensors(path)
 
 
-def test_a_git_lfs_pointer_and_an_unknown_file_type_are_named(tmp_path):
-    pointer = tmp_path / "vae.safetensors"
-    pointer.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
-    with pytest.raises(ValueError, match="git lfs pull"):
-        load_vae(pointer)
-    (tmp_path / "vae.gguf").write_bytes(b"GGUF" + bytes(100))
-    with pytest.raises(ValueError, match=r"expected the content of \.safetensors"):
-        load_vae(tmp_path / "vae.gguf")
-
-
 def test_a_file_of_something_else_lists_what_it_holds(tmp_path):
     save_file({f"blocks.{i}.weight": torch.ones(1) for i in range(9)}, tmp_path / "a.safetensors")
     with pytest.raises(ValueError, match=rf"{FLAG}.*found blocks\.0\.weight, .* and 3 more"):
@@ -472,7 +422,7 @@ def test_the_network_does_not_depend_on_its_file_afterwards(vae, folder):
 def test_an_exported_ldm_file_is_bit_equal_for_diffusers_and_for_us(
     tmp_path, quant, attention, caplog
 ):
-    vae = tiny_vae(quant, attention, scaling_factor=0.9)
+    vae = small_vae(quant=quant, attention=attention)
     vae.save_pretrained(tmp_path / "vae")
     path = tmp_path / "export" / "vae.safetensors"
     save_ldm(vae, path)
@@ -487,11 +437,11 @@ def test_an_exported_ldm_file_is_bit_equal_for_diffusers_and_for_us(
 
 
 def test_an_exported_file_is_float32_and_marked_as_pytorchs(tmp_path):
-    save_ldm(tiny_vae().half(), tmp_path / "vae.safetensors")
+    save_ldm(small_vae().half(), tmp_path / "vae.safetensors")
     with safe_open(tmp_path / "vae.safetensors", framework="pt") as file:
         assert file.metadata()["format"] == "pt"
         assert {file.get_tensor(key).dtype for key in list(file.keys())} == {torch.float32}
-    assert_same_weights(load_vae(tmp_path / "vae.safetensors"), tiny_vae().half())
+    assert_same_weights(load_vae(tmp_path / "vae.safetensors"), small_vae().half())
 
 
 @pytest.mark.parametrize("step", ["weights.tensor_files.save_file", "output.durable.os.replace"])
@@ -524,7 +474,7 @@ def test_the_fp16_variant_lies_beside_the_fp32_weights(vae, folder):
     save_fp16_variant(vae, folder)
     found = AutoencoderKL.from_pretrained(folder, variant="fp16", torch_dtype=torch.float16)
     assert found.dtype == torch.float16
-    assert_same_weights(found.float(), tiny_vae().half())
+    assert_same_weights(found.float(), small_vae().half())
     assert_same_weights(load_vae(folder), vae)
 
 
@@ -621,7 +571,7 @@ def test_a_hub_variant_downloads_no_other_weights(hub, vae, tmp_path):
     vae.save_pretrained(hub.root)
     save_fp16_variant(vae, hub.root)
     found = load_vae("lab/model", variant="fp16", cache_dir=tmp_path / "cache")
-    assert_same_weights(found, tiny_vae().half())
+    assert_same_weights(found, small_vae().half())
     assert not any(path.endswith(WEIGHTS) for path in hub.paths)
 
 
