@@ -17,7 +17,6 @@ logger = logging.getLogger(__name__)
 Row = dict[str, float]
 
 MOST_ROWS = 4000  # of training that are kept in memory; a curve shows 600
-LONGEST_LINE = 1 << 20  # bytes; a row has some hundreds, and foreign content may have no line ends
 
 
 class MetricsLog:
@@ -111,12 +110,9 @@ def read_rows(file: Path) -> list[Row]:
 
 def _lines(file: Path) -> Iterator[bytes]:
     """Every complete line; the last one is none if a kill cut it short."""
-    if not file.exists():
-        return
-    with file.open("rb") as stream:
-        while line := stream.readline(LONGEST_LINE):
-            if line.endswith(b"\n") or len(line) == LONGEST_LINE:
-                yield line
+    if file.exists():
+        with file.open("rb") as stream:
+            yield from (line for line in stream if line.endswith(b"\n"))
 
 
 def _parsed(line: bytes) -> Row | None:
