@@ -34,10 +34,13 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with path.open("rb") as file:
             start = file.read(64)
-        if start[8:9] == b"{":  # after the header's length, which may begin with any byte
-            return _read_safetensors(path)
-        if start.startswith((b"PK\x03\x04", b"\x80")):
-            return _read_pickle(path), {}
+            if start[8:9] == b"{":  # after the header's length, which may begin with any byte
+                with safe_open(path, framework="pt") as content:
+                    names, metadata = list(content.keys()), content.metadata() or {}
+                    return {name: content.get_tensor(name) for name in names}, metadata
+            if start.startswith((b"PK\x03\x04", b"\x80")):
+                file.seek(0)  # and no path, of which torch would judge by the suffix
+                return dict(_flatten(torch.load(file, map_location="cpu", weights_only=True))), {}
     except pickle.UnpicklingError as error:
         raise UnusableModel(
             f"{path.name} is refused: it is damaged, or holds Python objects besides tensors, "
@@ -76,17 +79,6 @@ def _what_else(start: bytes) -> str:
         return "JSON, not weights; give the folder that it lies in"
     known = ", ".join(SAFETENSORS + PICKLES)
     return f"damaged, or of an unknown file type; expected the content of {known}"
-
-
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    with safe_open(path, framework="pt") as file:
-        tensors = {key: file.get_tensor(key) for key in list(file.keys())}
-        return tensors, file.metadata() or {}
-
-
-def _read_pickle(path: Path) -> dict[str, Tensor]:
-    with path.open("rb") as file:  # given a path, torch would judge by the suffix
-        return dict(_flatten(torch.load(file, map_location="cpu", weights_only=True)))
 
 
 def _flatten(content: Any, prefix: str = "") -> list[tuple[str, Tensor]]:
