@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
-import threading
+from collections.abc import Iterator
 from contextlib import suppress
-from functools import partial
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import AutoencoderKL
+from hub_stand_in import StandIn, stand_in
 from huggingface_hub import constants
 from huggingface_hub.errors import LocalEntryNotFoundError
 from hypothesis import HealthCheck, given, settings
@@ -488,91 +486,44 @@ def test_the_fp16_variant_is_refused_where_it_would_overflow(vae, folder):
 # The Hub, played by a local server
 
 
-class HubHandler(BaseHTTPRequestHandler):
-    """The part of the Hub that downloads use: files of one repository, and its refusals."""
-
-    def __init__(self, root: Path, *args) -> None:
-        self.root = root
-        super().__init__(*args)
-
-    def log_message(self, *args) -> None:
-        """Keeps the test's output clean."""
-
-    def refuse(self, status: int, code: str) -> None:
-        self.send_response(status)
-        self.send_header("X-Error-Code", code)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    def do_HEAD(self) -> None:
-        self.server.paths.append(self.path)
-        if self.path.startswith("/api/models/lab/model/tree/main"):
-            return self.answer(json.dumps(self.tree()).encode())
-        repository, _, rest = self.path.strip("/").partition("/resolve/")
-        revision, _, name = rest.partition("/")
-        if repository == "lab/gated":
-            return self.refuse(403, "GatedRepo")
-        if repository != "lab/model":
-            return self.refuse(401, "RepoNotFound")
-        if revision != "main":
-            return self.refuse(404, "RevisionNotFound")
-        if not (self.root / name).is_file():
-            return self.refuse(404, "EntryNotFound")
-        return self.answer((self.root / name).read_bytes())
-
-    do_GET = do_HEAD
-
-    def tree(self) -> list[dict]:
-        files = [path.relative_to(self.root) for path in self.root.rglob("*") if path.is_file()]
-        return [{"type": "file", "path": str(path), "size": 1, "oid": "0"} for path in files]
-
-    def answer(self, body: bytes) -> None:
-        self.send_response(200)
-        self.send_header("X-Repo-Commit", "0" * 40)
-        self.send_header("ETag", f'"{hashlib.sha256(body).hexdigest()}"')
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(body)
-
-
 @pytest.fixture
-def hub(tmp_path, monkeypatch):
-    root = tmp_path / "served"
-    root.mkdir()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(HubHandler, root))
-    server.root, server.paths = root, []
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
-    thread.start()
-    url = f"http://127.0.0.1:{server.server_port}"
-    monkeypatch.setattr(constants, "ENDPOINT", url)
-    template = url + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
-    yield server
-    server.shutdown()
-    server.server_close()
-    thread.join()
+def hub(monkeypatch) -> Iterator[StandIn]:
+    with stand_in() as running:
+        running.repositories |= {"lab/model": {"readme.md": b""}, "lab/gated": {}}
+        running.gated.add("lab/gated")
+        template = running.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        for name, value in (("ENDPOINT", running.endpoint), ("HF_HUB_OFFLINE", False),
+                            ("HUGGINGFACE_CO_URL_TEMPLATE", template),
+                            ("HF_HUB_DISABLE_TELEMETRY", True)):  # fmt: skip
+            monkeypatch.setattr(constants, name, value)
+        yield running
+
+
+def publish(hub: StandIn, folder: Path) -> None:
+    hub.repositories["lab/model"] = {path.relative_to(folder).as_posix(): path.read_bytes()
+                                     for path in folder.rglob("*") if path.is_file()}  # fmt: skip
 
 
 @pytest.mark.parametrize("place", ["", "vae"])
 def test_a_hub_id_loads_a_vae_or_the_vae_of_a_pipeline(hub, vae, tmp_path, monkeypatch, place):
-    vae.save_pretrained(hub.root / place)
+    vae.save_pretrained(tmp_path / "served" / place)
+    publish(hub, tmp_path / "served")
     assert_same_weights(load_vae("lab/model", cache_dir=tmp_path / "cache"), vae)
     assert_same_weights(load_vae("lab/model", revision="main", cache_dir=tmp_path / "cache"), vae)
     # Once downloaded, it loads offline.
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    hub.paths.clear()
+    hub.requests.clear()
     assert_same_weights(load_vae("lab/model", cache_dir=tmp_path / "cache"), vae)
-    assert hub.paths == []
+    assert hub.requests == []
 
 
 def test_a_hub_variant_downloads_no_other_weights(hub, vae, tmp_path):
-    vae.save_pretrained(hub.root)
-    save_fp16_variant(vae, hub.root)
+    vae.save_pretrained(tmp_path / "served")
+    save_fp16_variant(vae, tmp_path / "served")
+    publish(hub, tmp_path / "served")
     found = load_vae("lab/model", variant="fp16", cache_dir=tmp_path / "cache")
     assert_same_weights(found, small_vae().half())
-    assert not any(path.endswith(WEIGHTS) for path in hub.paths)
+    assert not any(request.endswith(WEIGHTS) for request in hub.requests)
 
 
 @pytest.mark.parametrize(
@@ -587,7 +538,6 @@ def test_a_hub_variant_downloads_no_other_weights(hub, vae, tmp_path):
     ],
 )
 def test_what_the_hub_refuses_is_explained(hub, tmp_path, name, revision, message):
-    (hub.root / "readme.md").touch()
     with pytest.raises(ValueError, match=f"{FLAG}{name}: .*{message}"):
         load_vae(name, revision=revision, cache_dir=tmp_path / "cache")
 
