@@ -112,11 +112,6 @@ class FolderLock:
 
 
 def _launched_as(names: tuple[str, ...], default: int) -> int:
-    """A number that a launcher gives its processes. Raises ArgumentError for a word."""
-    name = next((name for name in names if os.environ.get(name)), None)
-    try:
-        return default if name is None else int(os.environ[name])
-    except ValueError:
-        raise ArgumentError(
-            f"{name}={os.environ[name]} is no number: launchers set this variable; unset it"
-        ) from None
+    """A number that a launcher gives its processes; words are refused elsewhere."""
+    values = (os.environ.get(name, "") for name in names)
+    return next((int(value) for value in values if value.isdecimal()), default)

@@ -120,12 +120,6 @@ def test_an_export_into_the_folder_of_a_run_at_work_is_refused(tmp_path, holder,
     assert f"--output={tmp_path} is in use by process {holder.pid}" in capsys.readouterr().err
 
 
-def test_a_launchers_variable_that_holds_a_word_is_named(tmp_path, monkeypatch):
-    monkeypatch.setenv("RANK", "first")
-    with pytest.raises(ArgumentError, match="RANK=first is no number"):
-        FolderLock(tmp_path)
-
-
 @pytest.mark.parametrize("written", [False, True])
 def test_a_folder_that_was_made_for_nothing_is_taken_away_again(tmp_path, written):
     folder = tmp_path / "runs" / "mine"
