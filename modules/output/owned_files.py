@@ -110,7 +110,7 @@ class OwnedFiles:
         if any(find(self.folder, ["checkpoints/step-<step>/manifest.json"])):
             yield from (*WHILE_TRAINING, *tracker_files("logs", "train_autoencoderkl"))
             yield from (name for name in AT_THE_END if name != "README.md")
-        elif _begins(self.folder / METRICS, '{"step": '):
+        elif _contains(self.folder / METRICS, '{"step": '):
             yield from (METRICS, PICTURES, *UNFINISHED)
             if _contains(self.folder / CONFIG, "\ndisc_start: "):
                 yield from (CONFIG, *BEST)
@@ -139,18 +139,8 @@ def _digest(file: Path) -> str:
         return ""
 
 
-def _begins(file: Path, start: str) -> bool:
-    if not file.is_file():  # a pipe would be waited for
-        return False
-    try:
-        with file.open("rb") as stream:
-            return stream.read(len(start)) == start.encode()
-    except OSError:
-        return False
-
-
 def _contains(file: Path, text: str) -> bool:
-    try:
-        return text.encode() in file.read_bytes()
+    try:  # a pipe would be waited for
+        return file.is_file() and text.encode() in file.read_bytes()
     except OSError:
         return False
