@@ -32,15 +32,17 @@ UNFINISHED = (
     f"checkpoints/.partial-step-{STEP}", f"checkpoints/.deleted-step-{STEP}", SNAPSHOT,
 )  # fmt: skip
 WANDB_RUNS = ("run-*", "offline-run-*", "latest-run")
-HALF_WRITTEN = (".*.partial", "best/.*.partial", "discriminator/.*.partial")  # by a killed run
-WHILE_TRAINING = (
-    *CHECKPOINTS, METRICS, DAMAGED_METRICS, CONFIG, REPORT, BAD_IMAGES, PICTURES, *BEST,
-    *UNFINISHED, *HALF_WRITTEN,
-)  # fmt: skip
 AT_THE_END = (
     "config.json", "diffusion_pytorch_model.safetensors",
     "diffusion_pytorch_model.fp16.safetensors", "vae_ldm.safetensors",
     "discriminator/discriminator.safetensors", MODEL_CARD,
+)  # fmt: skip
+# What a kill leaves of `modules.output.durable.replacing`.
+HALF_WRITTEN = tuple((file.parent / f".{file.name}.partial").as_posix()
+                     for file in map(PurePosixPath, (METRICS, *BEST, *AT_THE_END)))  # fmt: skip
+WHILE_TRAINING = (
+    *CHECKPOINTS, METRICS, DAMAGED_METRICS, CONFIG, REPORT, BAD_IMAGES, PICTURES, *BEST,
+    *UNFINISHED, *HALF_WRITTEN,
 )  # fmt: skip
 
 # What leaves the machine. Not checkpoints: they are several times the size of the weights, a

@@ -68,13 +68,13 @@ def test_a_vae_folder_loads_quietly_trainable_and_in_eval_mode(vae, folder, capl
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_pipeline_folder_gives_its_vae(vae, folder):
-    (folder.parent / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
-    assert_same_weights(load_vae(folder.parent), vae)
-
-
-def test_a_root_configuration_of_something_else_does_not_hide_the_vae_folder(vae, folder):
-    (folder.parent / "config.json").write_text('{"model_type": "clip"}')
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("model_index.json", '{"_class_name": "StableDiffusionPipeline"}'),
+     ("config.json", '{"model_type": "clip"}')],
+)  # fmt: skip
+def test_a_pipeline_folder_gives_its_vae(vae, folder, name, content):
+    (folder.parent / name).write_text(content)
     assert_same_weights(load_vae(folder.parent), vae)
 
 
@@ -239,19 +239,6 @@ def test_a_single_ldm_file_loads_with_the_architecture_inferred(
     assert_same_weights(found, vae)
     assert found.config.scaling_factor == 0.18215
     assert "0.13025" in caplog.text
-
-
-def test_a_16_channel_vae_without_quant_conv_loads(tmp_path):
-    flux = AutoencoderKL(
-        block_out_channels=[32],
-        latent_channels=16,
-        use_quant_conv=False,
-        use_post_quant_conv=False,
-    )
-    save_file(ldm_tensors(flux), tmp_path / "ae.sft")
-    found = load_vae(tmp_path / "ae.sft")
-    assert_same_weights(found, flux)
-    assert (found.config.scaling_factor, found.config.shift_factor) == (0.3611, 0.1159)
 
 
 def test_a_folders_weights_file_given_alone_takes_the_configuration_beside_it(vae, folder, caplog):
