@@ -83,7 +83,8 @@ class StandIn:
         path = request.path.split("?")[0]
         self.requests.append(f"{request.command} {path}")
         if "/resolve/" in path:
-            self._send(request, *path.strip("/").split("/resolve/main/"))
+            repository, _, wanted = path.strip("/").partition("/resolve/")
+            self._send(request, repository, *wanted.split("/", 1))
             return
         allowed = request.headers.get("Authorization") == f"Bearer {TOKEN}"
         public = ("/objects/", "/api/validate-yaml", "/api/models/lab/")
@@ -98,15 +99,16 @@ class StandIn:
         request.end_headers()
         request.wfile.write(data)
 
-    def _send(self, request: BaseHTTPRequestHandler, name: str, file: str = "") -> None:
-        """A file of a repository's main branch; the whole of `name` is what is asked for else."""
-        repository = name.split("/resolve/")[0]
+    def _send(
+        self, request: BaseHTTPRequestHandler, repository: str, revision: str, file: str
+    ) -> None:
+        """Answers a download with the file, or with the Hub's code for why there is none."""
         content, files = b"", self.repositories.get(repository, {})
         if repository not in self.repositories:
             status, code = 401, "RepoNotFound"
         elif repository in self.gated:
             status, code = 403, "GatedRepo"
-        elif not file:
+        elif revision != "main":
             status, code = 404, "RevisionNotFound"
         elif file not in files:
             status, code = 404, "EntryNotFound"
