@@ -45,7 +45,7 @@ def dispensable(
     try:
         yield
     except failures as error:
-        reason = (str(error).strip().splitlines() or [""])[0]
+        reason = str(error).strip().partition("\n")[0]
         _say(what, f"{type(error).__name__}: {reason}")
 
 

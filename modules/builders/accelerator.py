@@ -19,12 +19,7 @@ from accelerate.utils import (
 )
 
 from modules.config.arguments import Arguments
-from modules.distributed.device import (
-    check_device,
-    expected_device,
-    make_deterministic,
-    multiplies_bfloat16,
-)
+from modules.distributed.device import expected_device, make_deterministic, multiplies_bfloat16
 from modules.distributed.launch_environment import chosen_precision
 from modules.distributed.reduce import gather_from_processes
 from modules.errors import ArgumentError
@@ -40,9 +35,8 @@ def settle_precision(args: Arguments) -> Arguments:
     A default of bfloat16, a recipe's or the launcher's, is float32 where there are no units for it;
     that is said. Raises ArgumentError for a precision or a device that there is not.
     """
-    check_device(os.environ)
-    precision = chosen_precision(args.precision.mixed_precision, os.environ)
     device, given = expected_device(os.environ), "mixed_precision" in args.launch.given
+    precision = chosen_precision(args.precision.mixed_precision, os.environ)
     if precision == "bf16" and not multiplies_bfloat16(device):
         kind, better = ("processor", "no") if device.type == "cpu" else ("GPU", "fp16")
         if given:

@@ -15,17 +15,14 @@ USE_CPU = "ACCELERATE_USE_CPU"
 WIDE = 64  # channels at full resolution; 16 and 32 were measured on one side, 128 on the other
 
 
-def check_device(environment: Mapping[str, str]) -> None:
-    """Raises ArgumentError where the device that the environment asks for is not there."""
+def expected_device(environment: Mapping[str, str]) -> torch.device:
+    """Of the kind that accelerate will take; it has not been made yet.
+
+    Raises ArgumentError where the device that the environment asks for is not there.
+    """
     if name := environment.get(DEVICE):
         with blaming(f"{DEVICE}={name} in the environment", "unset it"):
-            torch.zeros(1, device=name)
-
-
-def expected_device(environment: Mapping[str, str]) -> torch.device:
-    """Of the kind that accelerate will take; it has not been made yet."""
-    if name := environment.get(DEVICE):
-        return torch.device(name)
+            return torch.zeros(1, device=name).device
     on_cpu = environment.get(USE_CPU, "").lower() in ("1", "true", "yes", "on")
     if on_cpu or not torch.accelerator.is_available():
         return torch.device("cpu")

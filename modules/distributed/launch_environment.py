@@ -21,7 +21,6 @@ UNSUPPORTED = {
     "ACCELERATE_USE_SAGEMAKER": "SageMaker",
 }
 NUMBERS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_PORT")
-COUNTED = (("RANK", "0"), ("WORLD_SIZE", "1"))
 FIX = "launch with distributed_type MULTI_GPU (`accelerate launch --multi_gpu`), or with torchrun"
 
 
@@ -47,7 +46,7 @@ def check_environment(environment: Mapping[str, str], accumulation: int, compile
                 f"{variable}={environment[variable]!r} in the environment is no number; unset it, "
                 "or let `accelerate launch` or torchrun set it"
             )
-    rank, count = (int(environment.get(name, default)) for name, default in COUNTED)
+    rank, count = int(environment.get("RANK", 0)), int(environment.get("WORLD_SIZE", 1))
     if rank >= count:
         raise ArgumentError(
             f"RANK={rank} and WORLD_SIZE={count} in the environment: ranks count from 0, so this "

@@ -39,14 +39,16 @@ class StopRequest:
         self.received: int | None = None
         several = dist.is_initialized() and dist.get_world_size() > 1
         self.group = _connect(timeout) if several else None
-        ignored = {n for n in SIGNALS if signal.getsignal(n) is signal.SIG_IGN} - {signal.SIGINT}
-        heeded = [number for number in SIGNALS if number not in ignored]
+        heeded = [
+            number
+            for number in SIGNALS
+            if number == signal.SIGINT or signal.getsignal(number) is not signal.SIG_IGN
+        ]
         _exit_at_the_second(heeded)
         for number in heeded:
             signal.signal(number, self._receive)
 
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        del frame
+    def _receive(self, number: int, _frame: FrameType | None) -> None:
         self.received = number
 
     def agreed(self) -> bool:
@@ -87,17 +89,16 @@ def _connect(timeout: float) -> dist.ProcessGroup:
 
 def _exit_at_the_second(heeded: list[int]) -> None:
     """Counts signals in a thread: Python's handlers wait while a library waits for a process."""
-    receiving, sending = socket.socketpair()
-    sending.setblocking(False)
-    signal.set_wakeup_fd(sending.fileno(), warn_on_full_buffer=False)
+    receiving, sending = os.pipe()
+    os.set_blocking(sending, False)
+    signal.set_wakeup_fd(sending, warn_on_full_buffer=False)
     os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))  # workers have their own
-    threading.Thread(target=_count, args=(heeded, receiving, sending), daemon=True).start()
+    threading.Thread(target=_count, args=(heeded, receiving), daemon=True).start()
 
 
-def _count(heeded: list[int], receiving: socket.socket, sending: socket.socket) -> None:
-    del sending  # referred to, so that it stays open
+def _count(heeded: list[int], receiving: int) -> None:
     first, began = 0, 0.0
-    while received := receiving.recv(1):
+    while received := os.read(receiving, 1):
         number, now = received[0], time.monotonic()
         if number not in heeded or (number == first and now - began < ECHO):
             continue

@@ -17,29 +17,26 @@ def make_repository(
     the token, the name or the licence, or would refuse the files later: no such mistake may cost a
     run.
     """
-    api, refusal = HfApi(token=token), None
+    api = HfApi(token=token)
     try:
         repository = api.create_repo(name, exist_ok=True, private=private or None).repo_id
         api.auth_check(repository, write=True)
-        public = private and not api.repo_info(repository).private
+        if private and not api.repo_info(repository).private:
+            raise ArgumentError(
+                f"--hub_private: the repository {repository} exists already and is public; make it "
+                "private on its settings page, choose another --hub_model_id, or drop the flag"
+            )
         try:
             ModelCard(f"---\n{header.to_yaml()}\n---\n").validate()
         except ValueError as error:
-            refusal = error
+            raise ArgumentError(
+                f"--hub_license={header.license}: the Hub refuses the model card "
+                f"({one_line(error)}); spell the licence as https://hf.co/docs/hub has it"
+            ) from error
     except (HTTPError, OSError) as error:  # a refusal, or no connection
         raise ArgumentError(
             f"--push_to_hub: the repository {name} cannot be created or written to "
             f"({one_line(error)}); run `hf auth login`, check --hub_model_id, or drop the flag "
             "and upload later"
         ) from error
-    if public:
-        raise ArgumentError(
-            f"--hub_private: the repository {repository} exists already and is public; make it "
-            "private on its settings page, choose another --hub_model_id, or drop the flag"
-        )
-    if refusal is not None:
-        raise ArgumentError(
-            f"--hub_license={header.license}: the Hub refuses the model card "
-            f"({one_line(refusal)}); spell the licence as https://hf.co/docs/hub has it"
-        ) from refusal
     return repository

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from modules.models.latents import LatentStatistics
+from modules.output.durable import replacing
 from modules.tracking.metrics_log import Row, whole_validations
 from modules.weights.ldm_layout import unlike_stable_diffusion
 from modules.weights.vae_files import FP16_WEIGHTS, LDM_FILE
@@ -103,9 +103,8 @@ def write_model_card(
         picture=picture if (folder / picture).exists() else None,
         report=(folder / "report.html").exists(),
     )
-    partial = folder / ".README.partial"
-    partial.write_text(str(card), encoding="utf-8", errors="backslashreplace")  # names: any bytes
-    os.replace(partial, folder / "README.md")
+    with replacing(folder / "README.md") as partial:
+        partial.write_text(str(card), encoding="utf-8", errors="backslashreplace")  # any names
 
 
 def card_data(training: Training, results: list[EvalResult] | None = None) -> ModelCardData:

@@ -7,7 +7,6 @@ Folders and tensor names are those of Hugging Face's Optimum, which other runtim
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 
 from modules.models.autoencoder import downsample_factor
 from modules.models.modes import frozen
+from modules.output.durable import replacing
 from modules.weights.vae_files import CONFIG_KEY
 
 TOLERANCE = 1e-3  # of the largest value; in an image, a quarter of an 8-bit level
@@ -86,9 +86,8 @@ def export_onnx(vae: AutoencoderKL, output: Path) -> list[Path]:
         program.model.metadata_props.update(metadata)
         file = output / half.folder / "model.onnx"
         vae.save_config(file.parent)
-        partial = file.with_name(f".{file.name}.partial")
-        program.save(partial, external_data=False)
-        os.replace(partial, file)
+        with replacing(file) as partial:
+            program.save(partial, external_data=False)
         files.append(file)
     return files
 

@@ -15,9 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
 
 from modules.errors import RunStopped
 from modules.output.run_files import COMPLETE_MIDWAY, SNAPSHOT, find
@@ -25,30 +23,26 @@ from modules.output.run_files import COMPLETE_MIDWAY, SNAPSHOT, find
 logger = logging.getLogger(__name__)
 
 ROOT = Path(__file__).parents[2]
+UPLOAD = "modules.export.upload"
 PATIENCE = 600.0  # seconds that the last push on the way may still take when training is complete
 GRACE = 10.0  # seconds it may take when the run has to stop: launchers kill after 30
 
 
-@dataclass
 class Publisher:
     """The repository that a run is pushed to, by at most one process at a time.
 
-    For the main process. Leaving it as a context ends what is still being pushed.
+    every: steps between pushes on the way, 0 for none. For the main process. Leaving it as a
+    context ends what is still being pushed.
     """
 
-    repository: str
-    output_dir: Path
-    every: int = 0  # steps between pushes on the way; 0 for none
-    token: str | None = field(default=None, repr=False)
-    process: subprocess.Popen[bytes] | None = field(default=None, init=False)
-    errors: BinaryIO = field(default_factory=tempfile.TemporaryFile, init=False)  # the process'
-    step: int = field(default=0, init=False)  # of the push under way
-    said_busy: bool = field(default=False, init=False)
-
-    @property
-    def snapshot(self) -> Path:
-        """Where what is pushed on the way is copied to."""
-        return self.output_dir / SNAPSHOT
+    def __init__(
+        self, repository: str, output_dir: Path, every: int = 0, token: str | None = None
+    ) -> None:
+        self.repository, self.output_dir, self.every = repository, output_dir, every
+        self.token = token
+        self.snapshot = output_dir / SNAPSHOT  # where what is pushed on the way is copied to
+        self.process: subprocess.Popen[bytes] | None = None  # pushes `step`, writes to `errors`
+        self.said_busy = False
 
     def is_due(self, step: int) -> bool:
         """Whether the present state is to be pushed after this step."""
@@ -68,7 +62,7 @@ class Publisher:
             self.said_busy = True
             return
         try:
-            _copy(self.output_dir, self.snapshot)
+            self._copy()
             write_card(self.snapshot)
             self._start(self.snapshot, step, f"Step {step}")
         except OSError as error:
@@ -99,7 +93,7 @@ class Publisher:
         self._wait(math.inf, stop)
         failed, self.process = self.process.returncode != 0, None
         if failed:
-            again = ["python", "-m", "modules.export.upload", self.repository, str(self.output_dir)]
+            again = ["python", "-m", UPLOAD, self.repository, str(self.output_dir)]
             raise RunStopped(
                 f"training is complete in {self.output_dir}, but the upload to {self.repository} "
                 f"failed ({self._reason()}); repeat it with `{shlex.join(again)}`"
@@ -111,23 +105,27 @@ class Publisher:
     def __exit__(self, *error: object) -> None:
         self._wait(GRACE)
         self.report()
-        self.errors.close()
+
+    def _copy(self) -> None:
+        """Copies what is complete midway: training goes on, and changes the originals."""
+        shutil.rmtree(self.snapshot, ignore_errors=True)
+        for source in filter(Path.is_file, find(self.output_dir, COMPLETE_MIDWAY)):
+            target = self.snapshot / source.relative_to(self.output_dir)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, target)
 
     def _start(self, folder: Path, step: int, message: str) -> None:
         """The token goes through the environment, which other users cannot read."""
         token = {} if self.token is None else {"HF_TOKEN": self.token}
-        self.errors.seek(0)
-        self.errors.truncate()
-        upload = ["-m", "modules.export.upload", self.repository, str(folder.resolve()), message]
+        self.step, self.errors = step, tempfile.TemporaryFile()  # noqa: SIM115 - it outlives this
         self.process = subprocess.Popen(
-            [sys.executable, *upload],
+            [sys.executable, "-m", UPLOAD, self.repository, str(folder.resolve()), message],
             cwd=ROOT,
             env={**os.environ, "HF_HUB_DISABLE_PROGRESS_BARS": "1", **token},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=self.errors,
         )
-        self.step = step
 
     def _wait(self, seconds: float, stop: Callable[[], bool] = lambda: False) -> None:
         """Waits for the push under way, and ends it when it takes longer."""
@@ -145,12 +143,3 @@ class Publisher:
         self.errors.seek(0)
         lines = self.errors.read().decode(errors="replace").strip().splitlines()
         return lines[-1] if lines else "the process was ended from outside"
-
-
-def _copy(output_dir: Path, snapshot: Path) -> None:
-    """Copies what is complete midway: training goes on, and changes the originals."""
-    shutil.rmtree(snapshot, ignore_errors=True)
-    for source in filter(Path.is_file, find(output_dir, COMPLETE_MIDWAY)):
-        target = snapshot / source.relative_to(output_dir)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, target)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +11,12 @@ from diffusers import AutoencoderKL
 from torch import nn
 
 from modules.models.autoencoder import downsample_factor
-from modules.output.durable import let_others_read
+from modules.output.durable import replacing
 from modules.weights.tensor_files import write_safetensors
 from modules.weights.vae_files import (
     FP16_WEIGHTS,
     LDM_FILE,
-    Float16Overflow,
+    WEIGHTS,
     save_fp16_variant,
     save_ldm,
 )
@@ -35,14 +33,9 @@ def export_vae(vae: AutoencoderKL, folder: Path, **config: Any) -> AutoencoderKL
     copy = AutoencoderKL.from_config(vae.config)
     copy.load_state_dict(vae.state_dict())
     copy.register_to_config(**_tile_size(vae), **config)
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / ".export"
-    shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed here
-    copy.save_pretrained(partial)
-    for file in sorted(partial.iterdir(), reverse=True):  # weights before config.json
-        let_others_read(file)
-        os.replace(file, folder / file.name)
-    partial.rmdir()
+    write_safetensors(copy.state_dict(), folder / f"{WEIGHTS}.safetensors")
+    with replacing(folder / "config.json") as partial:
+        partial.write_text(copy.to_json_string(), encoding="utf-8")
     return copy
 
 
@@ -88,7 +81,7 @@ def export_everything(
     if fp16:
         try:
             save_fp16_variant(vae, folder)
-        except Float16Overflow as error:
+        except ValueError as error:
             logger.error("--export_fp16: no float16 weights were written, because of %s; "
                          "the float32 weights in %s are complete", error, folder)  # fmt: skip
     return vae

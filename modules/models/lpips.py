@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from modules.errors import LIBRARY_ERRORS, ArgumentError, one_line
 from modules.image_modes import over_views
 from modules.models.at_once import at_once
-from modules.weights.tensor_files import UnreadableTensors, read_tensors
+from modules.weights.tensor_files import UnusableModel, read_tensors
 
 BACKBONES = ("vgg", "alex", "squeeze")
 
@@ -96,7 +96,7 @@ def _load_backbone(network: nn.Module, file: str, backbone: str) -> None:
         raise ArgumentError(f"--lpips_weights={file} does not exist")
     try:
         tensors, _ = read_tensors(Path(file))
-    except (UnreadableTensors, OSError) as error:
+    except (UnusableModel, OSError) as error:
         raise ArgumentError(f"--lpips_weights={file}: {error}") from error
     given = {name.removeprefix("features."): value for name, value in tensors.items()}
     wanted = network.state_dict()

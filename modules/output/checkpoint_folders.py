@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -10,6 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from modules.output.durable import sha256
 from modules.output.owned_files import free_name, remove
 from modules.output.run_files import IN_A_CHECKPOINT, STEP, find
 
@@ -110,12 +110,3 @@ def _empty(doomed: Path) -> None:
             logger.warning("files that are not of the run were in a checkpoint: kept in %s", kept)
             return
     remove(doomed)
-
-
-def sha256(file: Path) -> str:
-    """Of a file's content."""
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

@@ -1,8 +1,9 @@
-"""What makes a written file last and readable, on every kind of drive."""
+"""What makes a written file whole and lasting, on every kind of drive."""
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,21 @@ UNKNOWN_TO_DRIVE = {
 
 
 @contextmanager
+def replacing(file: Path) -> Iterator[Path]:
+    """A path to write to, beside `file`; what it holds in the end becomes `file`, in one step.
+
+    A failure leaves `file` as it was and nothing beside it, a kill at most one partial file.
+    """
+    partial = file.with_name(f".{file.name}.partial")
+    try:
+        yield partial
+        os.replace(partial, file)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
 def where_supported() -> Iterator[None]:
     """Goes without an operation that the drive does not know; every other failure is raised."""
     try:
@@ -23,6 +39,15 @@ def where_supported() -> Iterator[None]:
     except OSError as error:
         if error.errno not in UNKNOWN_TO_DRIVE:
             raise
+
+
+def sha256(file: Path) -> str:
+    """Of a file's content."""
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def flush(path: Path) -> None:
@@ -33,9 +58,3 @@ def flush(path: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-
-
-def let_others_read(path: Path) -> None:
-    """Undoes that safetensors writes for the owner alone."""
-    with where_supported():
-        path.chmod(0o644)

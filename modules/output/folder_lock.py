@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import json
 import logging
 import os
 import socket
 import time
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 
 from modules.errors import ArgumentError
 
@@ -62,12 +60,7 @@ class FolderLock:
     def __enter__(self) -> FolderLock:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         if self.descriptor is not None:
             with suppress(OSError):  # the disk may be read-only by now, or the folder moved away
                 self.path.unlink()  # while the lock is held: afterwards it may be another's
@@ -88,28 +81,27 @@ class FolderLock:
 
     def _take(self) -> str | None:
         """Takes the lock, or returns who has it."""
-        while True:
-            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
-            try:
-                fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                if error.errno in HELD:
-                    holder = _describe(os.read(descriptor, 4096))
-                    os.close(descriptor)
-                    return holder
-                if error.errno not in UNKNOWN_HERE:
-                    os.close(descriptor)
-                    raise
-                logger.warning("%s: this file system knows no locks (%s): nothing keeps a second "
-                               "run out of the folder", self.path.parent, error)  # fmt: skip
-            if self._is_still_there(descriptor):
-                break
+        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in HELD:
+                holder = os.read(descriptor, 4096).decode(errors="replace")
+                os.close(descriptor)
+                return holder or "another process"
+            if error.errno not in UNKNOWN_HERE:
+                os.close(descriptor)
+                raise
+            logger.warning("%s: this file system knows no locks (%s): nothing keeps a second run "
+                           "out of the folder", self.path.parent, error)  # fmt: skip
+        if not self._is_still_there(descriptor):
             os.close(descriptor)  # whoever held it has deleted it since it was opened
+            return self._take()
         self.descriptor = descriptor
+        since = time.strftime("%Y-%m-%d %H:%M:%S")
+        holder = f"process {os.getpid()} on {socket.gethostname()}, since {since}"
         os.ftruncate(descriptor, 0)
-        holder = {"host": socket.gethostname(), "pid": os.getpid(),
-                  "since": time.strftime("%Y-%m-%d %H:%M:%S")}  # fmt: skip
-        os.pwrite(descriptor, json.dumps(holder).encode(), 0)
+        os.pwrite(descriptor, holder.encode(), 0)
         return None
 
     def _is_still_there(self, descriptor: int) -> bool:
@@ -119,20 +111,7 @@ class FolderLock:
             return False
 
 
-def _describe(content: bytes) -> str:
-    try:
-        holder = json.loads(content)
-        return f"process {holder['pid']} on {holder['host']}, since {holder['since']}"
-    except (ValueError, KeyError, TypeError):
-        return "another process"
-
-
 def _launched_as(names: tuple[str, ...], default: int) -> int:
-    """A number that a launcher gives its processes. Raises ArgumentError for a word."""
-    name = next((name for name in names if os.environ.get(name)), None)
-    try:
-        return default if name is None else int(os.environ[name])
-    except ValueError:
-        raise ArgumentError(
-            f"{name}={os.environ[name]} is no number: launchers set this variable; unset it"
-        ) from None
+    """A number that a launcher gives its processes; words are refused elsewhere."""
+    values = (os.environ.get(name, "") for name in names)
+    return next((int(value) for value in values if value.isdecimal()), default)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -10,6 +9,7 @@ import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from modules.output.durable import replacing, sha256
 from modules.output.run_files import (
     AT_THE_END,
     BEST,
@@ -93,9 +93,8 @@ class OwnedFiles:
     def _record(self, names: Iterable[str]) -> None:
         self.names = tuple(names)
         content = {"files": [*self.names, *self.changed], "signed": self.signed}
-        partial = self.folder / f"{RECORD}.partial"
-        partial.write_text(json.dumps(content, indent=1), encoding="utf-8")
-        os.replace(partial, self.folder / RECORD)
+        with replacing(self.folder / RECORD) as partial:
+            partial.write_text(json.dumps(content, indent=1), encoding="utf-8")
 
     def _recorded(self) -> tuple[str, ...]:
         try:
@@ -111,7 +110,7 @@ class OwnedFiles:
         if any(find(self.folder, ["checkpoints/step-<step>/manifest.json"])):
             yield from (*WHILE_TRAINING, *tracker_files("logs", "train_autoencoderkl"))
             yield from (name for name in AT_THE_END if name != "README.md")
-        elif _begins(self.folder / METRICS, '{"step": '):
+        elif _contains(self.folder / METRICS, '{"step": '):
             yield from (METRICS, PICTURES, *UNFINISHED)
             if _contains(self.folder / CONFIG, "\ndisc_start: "):
                 yield from (CONFIG, *BEST)
@@ -135,23 +134,13 @@ def free_name(path: Path) -> Path:
 
 def _digest(file: Path) -> str:
     try:
-        return hashlib.sha256(file.read_bytes()).hexdigest()
+        return sha256(file)
     except OSError:  # it has been deleted
         return ""
 
 
-def _begins(file: Path, start: str) -> bool:
-    if not file.is_file():  # a pipe would be waited for
-        return False
-    try:
-        with file.open("rb") as stream:
-            return stream.read(len(start)) == start.encode()
-    except OSError:
-        return False
-
-
 def _contains(file: Path, text: str) -> bool:
-    try:
-        return text.encode() in file.read_bytes()
+    try:  # a pipe would be waited for
+        return file.is_file() and text.encode() in file.read_bytes()
     except OSError:
         return False

@@ -29,25 +29,20 @@ IN_A_CHECKPOINT = (
 )  # fmt: skip
 CHECKPOINTS = tuple(f"checkpoints/step-{STEP}/{name}" for name in IN_A_CHECKPOINT)
 UNFINISHED = (
-    f"checkpoints/.partial-step-{STEP}", f"checkpoints/.deleted-step-{STEP}", ".export",
-    "best/.export", SNAPSHOT,
+    f"checkpoints/.partial-step-{STEP}", f"checkpoints/.deleted-step-{STEP}", SNAPSHOT,
 )  # fmt: skip
 WANDB_RUNS = ("run-*", "offline-run-*", "latest-run")
-WHILE_TRAINING = (
-    *CHECKPOINTS,
-    METRICS,
-    DAMAGED_METRICS,
-    CONFIG,
-    REPORT,
-    BAD_IMAGES,
-    PICTURES,
-    *BEST,
-    *UNFINISHED,
-)
 AT_THE_END = (
     "config.json", "diffusion_pytorch_model.safetensors",
     "diffusion_pytorch_model.fp16.safetensors", "vae_ldm.safetensors",
     "discriminator/discriminator.safetensors", MODEL_CARD,
+)  # fmt: skip
+# What a kill leaves of `modules.output.durable.replacing`.
+HALF_WRITTEN = tuple((file.parent / f".{file.name}.partial").as_posix()
+                     for file in map(PurePosixPath, (METRICS, *BEST, *AT_THE_END)))  # fmt: skip
+WHILE_TRAINING = (
+    *CHECKPOINTS, METRICS, DAMAGED_METRICS, CONFIG, REPORT, BAD_IMAGES, PICTURES, *BEST,
+    *UNFINISHED, *HALF_WRITTEN,
 )  # fmt: skip
 
 # What leaves the machine. Not checkpoints: they are several times the size of the weights, a

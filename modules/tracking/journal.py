@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import logging
-import re
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from tqdm.auto import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from modules.errors import dispensable
+from modules.output.run_files import PICTURES, find
 from modules.tracking.metrics_log import MetricsLog
 from modules.tracking.trackers import send_histograms, send_numbers, send_picture
 
@@ -102,11 +102,12 @@ class Journal:
             return
         with dispensable(f"{self.samples}/"):
             self.samples.mkdir(exist_ok=True)
-            grid.save(self.samples / picture_name(step))
-            drawn = [int(found[1]) for path in self.samples.iterdir()
-                     if (found := re.fullmatch(r"step-([0-9]+)\.png", path.name))]  # fmt: skip
-            for old in {*drawn} - kept_pictures(drawn, step, self.drawn_every):
-                (self.samples / picture_name(old)).unlink(missing_ok=True)
+            newest = self.samples / f"step-{step:06d}.png"
+            grid.save(newest)
+            spacing = picture_spacing(step, self.drawn_every)
+            for picture in find(self.samples.parent, [PICTURES]):
+                if int(picture.stem.removeprefix("step-")) % spacing and picture != newest:
+                    picture.unlink()
         send_picture(self.accelerator.trackers, "validation", grid, step)
 
     def draw_latents(self, step: int, picture: Image.Image, latents: Tensor) -> None:
@@ -129,17 +130,12 @@ class Journal:
             self.bar.close()
 
 
-def picture_name(step: int) -> str:
-    """Of the file in samples/."""
-    return f"step-{step:06d}.png"
-
-
-def kept_pictures(steps: Iterable[int], newest: int, every: int) -> set[int]:
-    """Which of `steps` keep their picture: the newest, and multiples of `every` x a power of two.
+def picture_spacing(newest: int, every: int) -> int:
+    """Steps between the pictures that are kept beside the newest: `every` x a power of two.
 
     The power depends on `newest` alone, so that a run that was killed and resumed keeps the same.
     """
     spacing = every
     while newest // spacing >= MOST_PICTURES:
         spacing *= 2
-    return {step for step in steps if step == newest or step % spacing == 0}
+    return spacing

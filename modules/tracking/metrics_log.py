@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from modules.output.durable import replacing
 from modules.output.run_files import DAMAGED_METRICS
 
 logger = logging.getLogger(__name__)
@@ -17,11 +17,6 @@ logger = logging.getLogger(__name__)
 Row = dict[str, float]
 
 MOST_ROWS = 4000  # of training that are kept in memory; a curve shows 600
-LONGEST_LINE = 1 << 20  # bytes; a row has some hundreds, and foreign content may have no line ends
-EXACT_DIGITS = 18  # longer integers are none of ours, and Python takes its time over very long ones
-DECODER = json.JSONDecoder(
-    parse_int=lambda digits: int(digits) if len(digits) <= EXACT_DIGITS else float(digits)
-)
 
 
 class MetricsLog:
@@ -66,25 +61,21 @@ class MetricsLog:
         What is no row (damage, notes) is left out and said; the file as it was is kept beside.
         """
         self._forget()
-        foreign, position, end = 0, 0, 0
-        for line in _lines(self.file):
-            position += len(line)
-            row = _parsed(line)
-            foreign += row is None
-            if row is not None and row["step"] <= step:
-                self._remember(row)
-                end = position
-        if foreign:
-            aside, partial = self.file.with_name(DAMAGED_METRICS), self.file.with_suffix(".partial")
-            shutil.copyfile(self.file, aside)
+        foreign = 0
+        with replacing(self.file) as partial:
             with partial.open("wb") as stream:
-                stream.writelines(_rows_up_to(step, aside))
-            os.replace(partial, self.file)
-            logger.warning("%d lines of %s are no rows of a run and were left out; the file as it "
-                           "was is %s", foreign, self.file, aside)  # fmt: skip
-        else:
-            with self.file.open("ab") as stream:
-                stream.truncate(end)
+                for line in _lines(self.file):
+                    row = _parsed(line)
+                    if row is None:
+                        foreign += 1
+                    elif row["step"] <= step:
+                        self._remember(row)
+                        stream.write(line)
+            if foreign:
+                aside = self.file.with_name(DAMAGED_METRICS)
+                shutil.copyfile(self.file, aside)
+                logger.warning("%d lines of %s are no rows of a run and were left out; the file as "
+                               "it was is %s", foreign, self.file, aside)  # fmt: skip
 
     def _forget(self) -> None:
         self.training: list[Row] = []  # every `every`-th of the `seen`
@@ -119,31 +110,21 @@ def read_rows(file: Path) -> list[Row]:
 
 def _lines(file: Path) -> Iterator[bytes]:
     """Every complete line; the last one is none if a kill cut it short."""
-    if not file.exists():
-        return
-    with file.open("rb") as stream:
-        while line := stream.readline(LONGEST_LINE):
-            if line.endswith(b"\n") or len(line) == LONGEST_LINE:
-                yield line
+    if file.exists():
+        with file.open("rb") as stream:
+            yield from (line for line in stream if line.endswith(b"\n"))
 
 
 def _parsed(line: bytes) -> Row | None:
     """The numbers of a row; None for a line that is none, or belongs to no step."""
     try:
-        found = DECODER.decode(line.decode("utf-8-sig"))
+        found = json.loads(line)
     except (ValueError, RecursionError):
         return None
     if not isinstance(found, dict) or type(found.get("step")) is not int:
         return None
     return {name: math.nan if value is None else value for name, value in found.items()
             if value is None or type(value) in (int, float)}  # fmt: skip
-
-
-def _rows_up_to(step: int, file: Path) -> Iterator[bytes]:
-    for line in _lines(file):
-        row = _parsed(line)
-        if row is not None and row["step"] <= step:
-            yield line
 
 
 def comparable(rows: list[Row], since: int) -> list[Row]:

@@ -1,4 +1,8 @@
-"""What trackers need beside numbers: a place, an identity that lasts, pictures and histograms."""
+"""TensorBoard, Weights & Biases and the like: how they start, what they are sent, how they end.
+
+Which numbers they get is decided elsewhere: to add one, add an entry to `means` in `log` of
+train_vae.py.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +20,6 @@ from PIL import Image
 
 from modules.errors import ArgumentError, dispensable
 
-# What the launch's environment says goes before what is chosen here; a sweep's agent sets some.
-WANDB_VARIABLES = {
-    "dir": "WANDB_DIR", "id": "WANDB_RUN_ID", "name": "WANDB_NAME", "resume": "WANDB_RESUME",
-    "settings": "WANDB_QUIET",
-}  # fmt: skip
-
 
 def start_trackers(
     accelerator: Accelerator, project: str, config: Mapping[str, Any], step: int
@@ -34,40 +32,37 @@ def start_trackers(
     """
     if not accelerator.is_main_process:
         return
-    names = [str(name) for name in accelerator.log_with]
-    options: dict[str, dict[str, Any]] = {"tensorboard": {"purge_step": step + 1 if step else 0}}
-    if "wandb" not in names:
-        accelerator.init_trackers(project, config, options)
-        return
-    from wandb.errors import Error as WandbError
+    refusals: tuple[type[Exception], ...] = ()
+    if "wandb" in map(str, accelerator.log_with):
+        from wandb.errors import Error as WandbError
 
-    folder = Path(accelerator.logging_dir)
-    options["wandb"] = _wandb_options(folder, Path(accelerator.project_dir).name, step)
+        refusals = (WandbError,)
+        _prepare_wandb(Path(accelerator.logging_dir), Path(accelerator.project_dir).name, step)
     try:
-        accelerator.init_trackers(project, config, options)
-    except WandbError as error:
+        purge = {"purge_step": step + 1 if step else 0}
+        accelerator.init_trackers(project, config, {"tensorboard": purge})
+    except refusals as error:
         raise ArgumentError(
             f"--report_to: Weights & Biases does not start ({error}); log in with `wandb login`, "
             "set WANDB_MODE=offline, or use --report_to tensorboard"
         ) from error
 
 
-def _wandb_options(folder: Path, name: str, step: int) -> dict[str, Any]:
-    """Arguments of `wandb.init`: files beside the other logs, the run's id across resumes, peace.
+def _prepare_wandb(folder: Path, name: str, step: int) -> None:
+    """Its files beside the other logs, the run's id across resumes, and no long farewell.
 
-    Its long farewell would push the run's own summary off the screen.
+    What the launch's environment says goes before all of it; a sweep's agent sets some.
     """
-    from wandb import Settings
-
     folder.mkdir(parents=True, exist_ok=True)  # wandb would go elsewhere
     file = folder / "wandb_run_id.txt"
     known = file.read_bytes() if step and file.exists() else b""
     if not re.fullmatch(rb"[0-9a-f]{8}", known):  # a new run, or a damaged file
         known = secrets.token_hex(4).encode()
         file.write_bytes(known)
-    chosen = {"dir": str(folder), "id": known.decode(), "name": name,
-              "resume": "allow", "settings": Settings(quiet=True)}  # fmt: skip
-    return {key: value for key, value in chosen.items() if WANDB_VARIABLES[key] not in os.environ}
+    chosen = {"WANDB_DIR": str(folder), "WANDB_RUN_ID": known.decode(), "WANDB_NAME": name,
+              "WANDB_RESUME": "allow", "WANDB_QUIET": "true"}  # fmt: skip
+    for variable, value in chosen.items():
+        os.environ.setdefault(variable, value)
 
 
 def send_numbers(

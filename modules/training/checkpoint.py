@@ -29,9 +29,8 @@ from modules.output.checkpoint_folders import (
     clear_debris,
     remove_checkpoint,
     rotate,
-    sha256,
 )
-from modules.output.durable import flush
+from modules.output.durable import flush, sha256
 from modules.training.ema import ExponentialMovingAverage
 
 EMA_WEIGHTS = "ema.safetensors"

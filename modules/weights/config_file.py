@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from modules.output.durable import where_supported
+from modules.output.durable import replacing, where_supported
+from modules.weights.model_config import parse_config
 
 
 def config_path(model: str) -> Path:
@@ -30,26 +31,11 @@ def config_path(model: str) -> Path:
 
 
 def update_config(file: Path, entries: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Sets `entries` and returns those that changed, as name: (before, after).
-
-    The order and all other entries stay. The file is replaced in one step, so that a reader never
-    sees half of it. Raises ValueError when it does not hold a JSON object.
-    """
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{file} is not JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"{file} does not hold a model's configuration")
-    changed = {
-        name: (config.get(name), value)
-        for name, value in entries.items()
-        if name not in config or config[name] != value
-    }
-    handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=".config-")
-    with os.fdopen(handle, "w", encoding="utf-8") as stream:
-        stream.write(json.dumps({**config, **entries}, indent=2) + "\n")
-    with where_supported():
-        os.chmod(temporary, file.stat().st_mode & 0o777)
-    os.replace(temporary, file)
-    return changed
+    """Sets `entries` and returns those that changed, as name: (before, after); others stay."""
+    config = parse_config(file.read_bytes(), str(file))
+    with replacing(file) as partial:
+        partial.write_text(json.dumps({**config, **entries}, indent=2) + "\n", encoding="utf-8")
+        with where_supported():
+            shutil.copymode(file, partial)
+    return {name: (config.get(name), value) for name, value in entries.items()
+            if name not in config or config[name] != value}  # fmt: skip

@@ -14,13 +14,15 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from modules.weights.vae_selection import StateDict, UnknownLayout, describe_names, select_vae
+from modules.weights.tensor_files import UnusableModel
+from modules.weights.vae_selection import StateDict, describe_names, select_vae
 
 _RESNET = {name: name for name in ("norm1", "conv1", "norm2", "conv2")} | {
     "conv_shortcut": "nin_shortcut"
 }
 _ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
-_OLD_ATTENTION = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+_OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+GROUPS = 32  # of GroupNorm
 MOST_LEVELS, MOST_LAYERS = 16, 64  # no autoencoder has as many; names could claim a billion
 
 
@@ -47,21 +49,17 @@ _NEIGHBOURS = {
 
 
 def to_ldm(state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) -> StateDict:
-    """Rename an AutoencoderKL's tensors to latent-diffusion's layout; `from_ldm` is its inverse.
+    """Rename an AutoencoderKL's tensors to latent-diffusion's layout, as `to_diffusers` undoes.
 
-    `config` is the AutoencoderKL's. Raises ValueError for tensors that do not belong to one.
+    `config` is the AutoencoderKL's.
     """
-    levels = len(config["block_out_channels"])
-    modules = _ldm_names(levels, int(config["layers_per_block"]) + 1)
+    modules = _ldm_names(len(config["block_out_channels"]), config["layers_per_block"] + 1)
     renamed: StateDict = {}
     for key, tensor in state_dict.items():
         module, _, leaf = key.rpartition(".")
-        if module not in modules:
-            raise ValueError(f"{key} is not a tensor of an AutoencoderKL with {levels} levels")
-        is_attention_weight = ".attentions." in key and tensor.ndim == 2
-        renamed[f"{modules[module]}.{leaf}"] = (
-            tensor[:, :, None, None] if is_attention_weight else tensor
-        )
+        if ".attentions." in key and tensor.ndim == 2:
+            tensor = tensor[:, :, None, None]
+        renamed[f"{modules[module]}.{leaf}"] = tensor
     return renamed
 
 
@@ -81,66 +79,51 @@ def unlike_stable_diffusion(config: Mapping[str, Any]) -> list[str]:
     return [name for name, differs in unlike.items() if differs]
 
 
-def from_ldm(state_dict: Mapping[str, Tensor]) -> StateDict:
-    """Find the autoencoder among the tensors of a checkpoint and give it diffusers' names.
+def to_diffusers(state_dict: Mapping[str, Tensor], weights: str = "auto") -> StateDict:
+    """Find the autoencoder among the tensors of a checkpoint, with diffusers' names and shapes.
 
     Accepts latent-diffusion's layout, diffusers', and diffusers' with its old attention names
     (`query`, `key`, `value`, `proj_attn`), behind any prefix (`first_stage_model.`, `vae.`, ...),
-    alone or inside a whole checkpoint. Raises UnknownLayout if there is not exactly one.
+    alone or inside a whole checkpoint, of which `select_vae` takes `weights`. Raises UnusableModel
+    if there is not exactly one, naming the tensors that belong to no known layout.
     """
-    return rename_to_diffusers(select_vae(state_dict))
-
-
-def rename_to_diffusers(state_dict: Mapping[str, Tensor]) -> StateDict:
-    """Give every tensor of an autoencoder (without prefix) diffusers' present name and shape.
-
-    Raises UnknownLayout naming the tensors that belong to no known layout.
-    """
-    levels = 1 + _largest_index(r"(?:down|up)(?:_blocks)?\.(\d+)\.", state_dict)
+    tensors = select_vae(state_dict, weights)
+    levels = 1 + _largest_index(r"(?:down|up)(?:_blocks)?\.(\d+)\.", tensors)
     layers = 1 + _largest_index(
-        r"(?:down|up)(?:_blocks)?\.\d+\.(?:block|resnets|attn|attentions)\.(\d+)\.", state_dict
+        r"(?:down|up)(?:_blocks)?\.\d+\.(?:block|resnets|attn|attentions)\.(\d+)\.", tensors
     )
     if levels > MOST_LEVELS or layers > MOST_LAYERS:
-        raise UnknownLayout(f"its tensors' names count {levels} levels of {layers} blocks")
+        raise UnusableModel(f"its tensors' names count {levels} levels of {layers} blocks")
     ldm_names = _ldm_names(levels, layers)
-    diffusers_names = {name: name for name in ldm_names}
-    diffusers_names |= {ldm: name for name, ldm in ldm_names.items()}
-    for name in ldm_names:
-        attention, _, part = name.partition(".attentions.")
-        number, _, part = part.partition(".")
-        if part in _OLD_ATTENTION:
-            old = f"{attention}.attentions.{number}.{_OLD_ATTENTION[part]}"
-            diffusers_names[old] = name
-
+    present_names = {known: name for name, ldm in ldm_names.items() for known in (name, ldm)}
     renamed: StateDict = {}
     unknown = []
-    for key, tensor in state_dict.items():
+    for key, tensor in tensors.items():
         module, _, leaf = key.rpartition(".")
-        target = f"{diffusers_names.get(module)}.{leaf}"
-        if module not in diffusers_names or leaf not in ("weight", "bias") or target in renamed:
+        if ".attentions." in key:
+            block, _, part = module.rpartition(".")
+            module = f"{block}.{_OLD_ATTENTION.get(part, part)}"
+        target = f"{present_names.get(module)}.{leaf}"
+        if module not in present_names or leaf not in ("weight", "bias") or target in renamed:
             unknown.append(key)
             continue
-        is_convolution = ".attentions." in target and tensor.shape[2:] == (1, 1)
-        renamed[target] = tensor[:, :, 0, 0] if is_convolution else tensor
+        if ".attentions." in target and tensor.shape[2:] == (1, 1):
+            tensor = tensor[:, :, 0, 0]
+        renamed[target] = tensor
     if unknown:
-        raise UnknownLayout(
+        raise UnusableModel(
             "expected latent-diffusion's or diffusers' names of an AutoencoderKL's tensors, each "
             f"once; found {describe_names(unknown)}"
         )
     return renamed
 
 
-def infer_config(
-    state_dict: Mapping[str, Tensor],
-    norm_num_groups: int = 32,
-    neighbours: Iterable[str] | None = None,
-) -> dict[str, Any]:
-    """The AutoencoderKL configuration that fits the tensors of a checkpoint in any known layout.
+def infer_config(vae: StateDict, family: Family) -> dict[str, Any]:
+    """The AutoencoderKL configuration that fits tensors with diffusers' names.
 
     The number of GroupNorm groups leaves no trace in tensors: every published family uses 32.
-    Nor do the scaling and shift factors: see `guess_family`. Raises UnknownLayout.
+    Nor do the scaling and shift factors, which are the family's. Raises UnusableModel.
     """
-    vae = from_ldm(state_dict)
     first = "encoder.down_blocks.{}.resnets.0.conv1.weight"
     channels = [_side(vae, first.format(0), 0)]
     while first.format(len(channels)) in vae:
@@ -148,33 +131,30 @@ def infer_config(
     latent_channels = _side(vae, "decoder.conv_in.weight", 1)
     moments = _side(vae, "encoder.conv_out.weight", 0)
     if moments != 2 * latent_channels:
-        raise UnknownLayout(
+        raise UnusableModel(
             f"the encoder ends in {moments} channels, the decoder begins with {latent_channels}; "
             "in a KL autoencoder the former (means and log-variances) is twice the latter"
         )
-    if any(width % norm_num_groups for width in channels):
-        raise UnknownLayout(
-            f"channels {channels} do not divide into {norm_num_groups} GroupNorm groups; "
+    if any(width % GROUPS for width in channels):
+        raise UnusableModel(
+            f"channels {channels} do not divide into {GROUPS} GroupNorm groups; "
             "only a config.json beside the tensors can say how many there are"
         )
-    family, _ = guess_family(vae, state_dict if neighbours is None else neighbours)
-    levels = range(len(channels))
     attending = {name.partition(".attentions.0.")[0] for name in vae if ".attentions.0." in name}
+    down, up = (
+        [f"{'Attn' * (f'{blocks}.{level}' in attending)}{kind}" for level in range(len(channels))]
+        for blocks, kind in (("encoder.down_blocks", "DownEncoderBlock2D"),
+                             ("decoder.up_blocks", "UpDecoderBlock2D"))
+    )  # fmt: skip
     return {
         "in_channels": _side(vae, "encoder.conv_in.weight", 1),
         "out_channels": _side(vae, "decoder.conv_out.weight", 0),
-        "down_block_types": [
-            f"{'Attn' * (f'encoder.down_blocks.{level}' in attending)}DownEncoderBlock2D"
-            for level in levels
-        ],
-        "up_block_types": [
-            f"{'Attn' * (f'decoder.up_blocks.{level}' in attending)}UpDecoderBlock2D"
-            for level in levels
-        ],
+        "down_block_types": down,
+        "up_block_types": up,
         "block_out_channels": channels,
         "layers_per_block": 1 + _largest_index(r"down_blocks\.\d+\.resnets\.(\d+)\.", vae),
         "latent_channels": latent_channels,
-        "norm_num_groups": norm_num_groups,
+        "norm_num_groups": GROUPS,
         "sample_size": family.sample_size,
         "scaling_factor": family.scaling_factor,
         "shift_factor": family.shift_factor,
@@ -191,24 +171,21 @@ def guess_family(vae: Mapping[str, Tensor], neighbours: Iterable[str] = ()) -> t
     the same tensors (SD 1.x is taken), and so have SD3 and FLUX.1 (FLUX.1 is taken, the commoner
     file). Anything else gets a scaling factor of 1: latents as the encoder gives them.
     """
-    latent_channels = vae["decoder.conv_in.weight"].shape[1]
-    neighbours = list(neighbours)
+    latent_channels = _side(vae, "decoder.conv_in.weight", 1)
+    names = list(neighbours)
     for marker, family in _NEIGHBOURS.items():
-        is_present = any(marker in name for name in neighbours)
-        if is_present and family.latent_channels == latent_channels:
+        if family.latent_channels == latent_channels and any(marker in name for name in names):
             return family, f"the checkpoint is {family.name}'s: {_latent_scale(family)}"
 
     has_quant_conv = "quant_conv.weight" in vae
-    if latent_channels == 4 and has_quant_conv:
-        family, twin = _SD15, _SDXL
-    elif latent_channels == 16 and not has_quant_conv:
-        family, twin = _FLUX, _SD3
-    else:
+    twins = {(4, True): (_SD15, _SDXL), (16, False): (_FLUX, _SD3)}
+    if (latent_channels, has_quant_conv) not in twins:
         unknown = Family("unknown", latent_channels, 1.0, None, 512)
         return unknown, (
             f"{latent_channels} latent channels {'with' if has_quant_conv else 'without'} "
             f"quant_conv are of no known family: {_latent_scale(unknown)}, latents as they are"
         )
+    family, twin = twins[latent_channels, has_quant_conv]
     return family, (
         f"taken for {family.name}'s autoencoder: {_latent_scale(family)}; {twin.name}'s has the "
         f"same tensors and {_latent_scale(twin)}"
@@ -223,9 +200,9 @@ def _latent_scale(family: Family) -> str:
 def _side(vae: StateDict, name: str, axis: int) -> int:
     """The channels of a convolution: 0 those that it gives, 1 those that it takes."""
     if name not in vae:
-        raise UnknownLayout(f"the autoencoder is incomplete: {name} is missing")
+        raise UnusableModel(f"the autoencoder is incomplete: {name} is missing")
     if vae[name].ndim != 4:
-        raise UnknownLayout(f"{name} has shape {list(vae[name].shape)}, no convolution's")
+        raise UnusableModel(f"{name} has shape {list(vae[name].shape)}, no convolution's")
     return vae[name].shape[axis]
 
 

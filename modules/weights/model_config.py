@@ -7,8 +7,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from torch import nn
 
 from modules.errors import blaming
 from modules.image_modes import MODES
-from modules.weights.sources import UnusableModel
+from modules.weights.tensor_files import UnusableModel
 
 logger = logging.getLogger(__name__)
 
@@ -37,23 +36,15 @@ DEFAULTS = {
 PROBE = 4  # side of the latents that are tried out
 
 
-def parse_config(text: str, name: str) -> Config:
-    """The JSON object in `text`, which messages call `name`. Raises UnusableModel."""
+def parse_config(content: str | bytes, name: str) -> Config:
+    """The JSON object in `content`, which messages call `name`. Raises UnusableModel."""
     try:
-        config = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+        config = json.loads(content)
+    except (ValueError, RecursionError) as error:
         raise UnusableModel(f"{name} is damaged: {error}") from error
     if not isinstance(config, dict):
         raise UnusableModel(f"{name} is not a JSON object")
     return config
-
-
-def read_config(file: Path, name: str) -> Config:
-    """The JSON object in `file`, which messages call `name`. Raises UnusableModel."""
-    try:
-        return parse_config(file.read_text(encoding="utf-8"), name)
-    except (OSError, UnicodeDecodeError) as error:
-        raise UnusableModel(f"{name} cannot be read: {error}") from error
 
 
 def is_autoencoder_kl(config: Config) -> bool:
@@ -95,49 +86,46 @@ def require_room(network: nn.Module) -> None:
 def check_config(config: Mapping[str, Any]) -> None:
     """Raises UnusableModel naming the first entry that is of a wrong type or without sense."""
     config = DEFAULTS | dict(config)
+    for name, right, wanted in _rules(config):
+        if not right:
+            raise UnusableModel(f"{name} is {str(config[name])[:80]} and must be {wanted}")
+
+
+def _rules(config: Config) -> Iterator[tuple[str, bool, str]]:
+    """An entry, whether it is right, and what it must be; each relies on those before it."""
     for name, largest in LARGEST.items():
-        _require(_is_count(config[name], largest), config, name, f"an integer from 1 to {largest}")
-    widths = config["block_out_channels"]
-    _require(
-        _is_list(widths) and 1 <= len(widths) <= MOST_LEVELS
-        and all(_is_count(width, WIDEST) for width in widths),
-        config, "block_out_channels", f"1 to {MOST_LEVELS} integers from 1 to {WIDEST}",
-    )  # fmt: skip
-    _require(
-        all(width % config["norm_num_groups"] == 0 for width in widths),
-        config, "norm_num_groups", f"a divisor of every one of block_out_channels {list(widths)}",
-    )  # fmt: skip
-    for name in ("down_block_types", "up_block_types"):
+        yield name, _is_count(config[name], largest), f"an integer from 1 to {largest}"
+    widths, channels = config["block_out_channels"], config["latent_channels"]
+    right = _is_list(widths) and 1 <= len(widths) <= MOST_LEVELS
+    right = right and all(_is_count(width, WIDEST) for width in widths)
+    yield "block_out_channels", right, f"1 to {MOST_LEVELS} integers from 1 to {WIDEST}"
+    right = all(width % config["norm_num_groups"] == 0 for width in widths)
+    yield "norm_num_groups", right, f"a divisor of every one of block_out_channels {list(widths)}"
+    for name, known in BLOCKS.items():
         right = _is_list(config[name]) and len(config[name]) == len(widths)
-        _require(right, config, name, f"a list of {len(widths)} names, as block_out_channels has")
-        known = all(block in BLOCKS[name] for block in config[name])
-        _require(known, config, name, f"of {' and '.join(BLOCKS[name])}")
+        yield name, right, f"a list of {len(widths)} names, as block_out_channels has"
+        yield name, all(block in known for block in config[name]), f"of {' and '.join(known)}"
     for name in SWITCHES:
-        _require(config[name] in (True, False, None), config, name, "true or false")
+        yield name, config[name] in (True, False, None), "true or false"
     side = config["sample_size"]
-    _require(_is_number(side) or _is_list(side), config, "sample_size", "a number")
-    _require(isinstance(config["act_fn"], str), config, "act_fn", "the name of an activation")
-    right = _is_count(config["in_channels"], max(MODES)) and config["in_channels"] in MODES
-    _require(right, config, "in_channels", "1 (grey), 3 (RGB) or 4 (RGBA)")
-    given = config["in_channels"]
-    _require(config["out_channels"] == given, config, "out_channels", f"{given}, as in_channels is")
-    factor, shift = config["scaling_factor"], config["shift_factor"]
-    _require(_is_number(factor) and factor != 0, config, "scaling_factor", "a number other than 0")
-    _require(shift is None or _is_number(shift), config, "shift_factor", "null or a number")
-    channels = config["latent_channels"]
+    yield "sample_size", _is_number(side) or _is_list(side), "a number"
+    yield "act_fn", isinstance(config["act_fn"], str), "the name of an activation"
+    given, factor, shift = (
+        config[name] for name in ("in_channels", "scaling_factor", "shift_factor")
+    )
+    right = _is_count(given, max(MODES)) and given in MODES
+    yield "in_channels", right, "1 (grey), 3 (RGB) or 4 (RGBA)"
+    yield "out_channels", config["out_channels"] == given, f"{given}, as in_channels is"
+    yield "scaling_factor", _is_number(factor) and factor != 0, "a number other than 0"
+    yield "shift_factor", shift is None or _is_number(shift), "null or a number"
     for name in ("latents_mean", "latents_std"):
-        right = config[name] is None or (
-            _is_list(config[name]) and len(config[name]) == channels
-            and all(map(_is_number, config[name]))
-        )  # fmt: skip
-        _require(right, config, name, f"null or {channels} numbers, as latent_channels says")
+        numbers = config[name]
+        right = numbers is None or (
+            _is_list(numbers) and len(numbers) == channels and all(map(_is_number, numbers))
+        )
+        yield name, right, f"null or {channels} numbers, as latent_channels says"
     spread = config["latents_std"] or ()
-    _require(all(std > 0 for std in spread), config, "latents_std", "above 0 in every channel")
-
-
-def _require(right: bool, config: Mapping[str, Any], name: str, wanted: str) -> None:
-    if not right:
-        raise UnusableModel(f"{name} is {str(config[name])[:80]} and must be {wanted}")
+    yield "latents_std", all(std > 0 for std in spread), "above 0 in every channel"
 
 
 def _is_list(value: object) -> bool:

@@ -1,9 +1,11 @@
-"""Where the files of a model lie: a folder, or a repository on the Hugging Face Hub."""
+"""Where the files of a model lie: a folder, or a repository on the Hugging Face Hub.
+
+Files are called by their names relative to the model's root, with `/` between folders.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Protocol
 
 from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import (
@@ -16,25 +18,8 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-
-class UnusableModel(ValueError):
-    """A folder or repository does not give the model asked for; the message says why."""
-
-
-class Source(Protocol):
-    """Files by their name relative to the model's root, with `/` between folders."""
-
-    def fetch(self, name: str) -> Path | None:
-        """The local path of a file, or None where the model has no such file."""
-        ...
-
-    def listing(self) -> list[str]:
-        """The names of all files, for error messages."""
-        ...
-
-    def raise_if_unreachable(self) -> None:
-        """Raise UnusableModel if a None of `fetch` may have meant that nobody could be asked."""
-        ...
+from modules.errors import one_line
+from modules.weights.tensor_files import UnusableModel
 
 
 class Folder:
@@ -44,7 +29,7 @@ class Folder:
         self.root = root
 
     def fetch(self, name: str) -> Path | None:
-        """The path of a file that exists."""
+        """The path of a file, or None where there is none."""
         path = self.root / name
         return path if path.is_file() else None
 
@@ -52,9 +37,6 @@ class Folder:
         """The files of the folder and of the folders in it."""
         files = [*self.root.glob("*"), *self.root.glob("*/*")]
         return sorted(path.relative_to(self.root).as_posix() for path in files if path.is_file())
-
-    def raise_if_unreachable(self) -> None:
-        """A folder can always be asked."""
 
 
 class HubRepository:
@@ -64,29 +46,22 @@ class HubRepository:
     library's retries, some 20 seconds.
     """
 
-    def __init__(
-        self,
-        repo_id: str,
-        revision: str | None,
-        cache_dir: str | Path | None,
-        token: str | None,
-    ) -> None:
-        self.repo_id, self.revision = repo_id, revision
-        self.cache_dir, self.token = cache_dir, token
+    def __init__(self, repo_id: str, revision: str | None, cache_dir: str | Path | None) -> None:
+        self.repo_id, self.revision, self.cache_dir = repo_id, revision, cache_dir
         self.failure: LocalEntryNotFoundError | None = None
 
     def fetch(self, name: str) -> Path | None:
-        """The path of a file in the cache, downloaded if need be; raises UnusableModel."""
+        """The path of a file in the cache, downloaded if need be; raises UnusableModel.
+
+        None where there is no such file, or where nobody could be asked: `listing` tells.
+        """
         try:
-            return Path(
-                hf_hub_download(
-                    self.repo_id,
-                    name,
-                    revision=self.revision,
-                    cache_dir=self.cache_dir,
-                    token=self.token,
-                    local_files_only=self.failure is not None,
-                )
+            file = hf_hub_download(
+                self.repo_id,
+                name,
+                revision=self.revision,
+                cache_dir=self.cache_dir,
+                local_files_only=self.failure is not None,
             )
         except LocalEntryNotFoundError as error:
             self.failure = self.failure or error
@@ -99,23 +74,21 @@ class HubRepository:
             ) from error
         except HfHubHTTPError as error:
             raise UnusableModel(self._explain(error)) from error
+        return Path(file)
 
     def listing(self) -> list[str]:
-        """All files of the repository; raises UnusableModel."""
+        """All files of the repository; raises UnusableModel where the Hub does not tell."""
+        if self.failure is not None:
+            reason = one_line(self.failure.__cause__ or self.failure)
+            raise UnusableModel(
+                "no such file or folder, and as a hub id it is not complete in the cache and the "
+                f"Hub could not be reached ({reason}); check the path, the connection, and "
+                "HF_HUB_OFFLINE"
+            ) from self.failure
         try:
-            return HfApi(token=self.token).list_repo_files(self.repo_id, revision=self.revision)
+            return HfApi().list_repo_files(self.repo_id, revision=self.revision)
         except HfHubHTTPError as error:
             raise UnusableModel(self._explain(error)) from error
-
-    def raise_if_unreachable(self) -> None:
-        """Raise UnusableModel with the cause if the Hub could not be asked."""
-        if self.failure is None:
-            return
-        reason = _first_line(self.failure.__cause__ or self.failure)
-        raise UnusableModel(
-            "no such file or folder, and as a hub id it is not complete in the cache and the Hub "
-            f"could not be reached ({reason}); check the path, the connection, and HF_HUB_OFFLINE"
-        ) from self.failure
 
     def _explain(self, error: HfHubHTTPError) -> str:
         if isinstance(error, GatedRepoError):
@@ -128,13 +101,7 @@ class HubRepository:
             )
         if isinstance(error, RevisionNotFoundError):
             return f"it has no branch, tag or commit --revision={self.revision}"
-        return f"it could not be downloaded: {_first_line(error)}"
+        return f"it could not be downloaded: {one_line(error)}"
 
 
-def join(folder: str, name: str) -> str:
-    """A file's name inside a folder of the model; "" is its root."""
-    return f"{folder}/{name}" if folder else name
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+Source = Folder | HubRepository

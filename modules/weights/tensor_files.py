@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,14 +13,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from modules.errors import LIBRARY_ERRORS, one_line
-from modules.output.durable import let_others_read
+from modules.output.durable import replacing, where_supported
 
 SAFETENSORS = (".safetensors", ".sft")
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 
 
-class UnreadableTensors(ValueError):
-    """A file of tensors is damaged, of an unknown kind, or needs code to be read."""
+class UnusableModel(ValueError):
+    """A file, folder or repository does not give the tensors asked for; says why, and the fix."""
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -30,27 +29,30 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     The content says which it is: downloads are often misnamed. Nested dictionaries become dotted
     names; anything in them that is not a tensor is left out. Pickles are read with
     `weights_only=True`, so nothing in them runs. The tensors of a safetensors file stay on disk
-    until they are touched. Raises UnreadableTensors.
+    until they are touched. Raises UnusableModel.
     """
     try:
         with path.open("rb") as file:
             start = file.read(64)
-        if start[8:9] == b"{":  # after the header's length, which may begin with any byte
-            return _read_safetensors(path)
-        if start.startswith((b"PK\x03\x04", b"\x80")):
-            return _read_pickle(path), {}
+            if start[8:9] == b"{":  # after the header's length, which may begin with any byte
+                with safe_open(path, framework="pt") as content:
+                    names, metadata = list(content.keys()), content.metadata() or {}
+                    return {name: content.get_tensor(name) for name in names}, metadata
+            if start.startswith((b"PK\x03\x04", b"\x80")):
+                file.seek(0)  # and no path, of which torch would judge by the suffix
+                return dict(_flatten(torch.load(file, map_location="cpu", weights_only=True))), {}
     except pickle.UnpicklingError as error:
-        raise UnreadableTensors(
+        raise UnusableModel(
             f"{path.name} is refused: it is damaged, or holds Python objects besides tensors, "
             "which could run code when read; use a .safetensors version, or save its tensors alone "
             f"({one_line(error)})"
         ) from error
     except (SafetensorError, *LIBRARY_ERRORS) as error:
-        raise UnreadableTensors(
+        raise UnusableModel(
             f"{path.name} is damaged or incomplete ({path.stat().st_size} bytes); download or save "
             f"it again ({one_line(error)})"
         ) from error
-    raise UnreadableTensors(f"{path.name} is {_what_else(start)}")
+    raise UnusableModel(f"{path.name} is {_what_else(start)}")
 
 
 def write_safetensors(
@@ -58,14 +60,11 @@ def write_safetensors(
 ) -> None:
     """Write a safetensors file that is complete or not there, and that others may read."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.partial")  # one name: a kill leaves one at most
-    try:
-        contiguous = {key: tensor.cpu().contiguous() for key, tensor in tensors.items()}
-        save_file(contiguous, temporary, metadata={"format": "pt", **(metadata or {})})
-        let_others_read(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    contiguous = {key: tensor.cpu().contiguous() for key, tensor in tensors.items()}
+    with replacing(path) as partial:
+        save_file(contiguous, partial, metadata={"format": "pt", **(metadata or {})})
+        with where_supported():
+            partial.chmod(0o644)  # safetensors writes for the owner alone
 
 
 def _what_else(start: bytes) -> str:
@@ -80,17 +79,6 @@ def _what_else(start: bytes) -> str:
         return "JSON, not weights; give the folder that it lies in"
     known = ", ".join(SAFETENSORS + PICKLES)
     return f"damaged, or of an unknown file type; expected the content of {known}"
-
-
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    with safe_open(path, framework="pt") as file:
-        tensors = {key: file.get_tensor(key) for key in list(file.keys())}
-        return tensors, file.metadata() or {}
-
-
-def _read_pickle(path: Path) -> dict[str, Tensor]:
-    with path.open("rb") as file:  # given a path, torch would judge by the suffix
-        return dict(_flatten(torch.load(file, map_location="cpu", weights_only=True)))
 
 
 def _flatten(content: Any, prefix: str = "") -> list[tuple[str, Tensor]]:

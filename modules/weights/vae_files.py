@@ -21,27 +21,21 @@ from modules.errors import ArgumentError, blaming
 from modules.weights.ldm_layout import (
     guess_family,
     infer_config,
-    rename_to_diffusers,
+    to_diffusers,
     to_ldm,
     unlike_stable_diffusion,
 )
-from modules.weights.model_config import (
-    Config,
-    is_autoencoder_kl,
-    network_of,
-    parse_config,
-    read_config,
-)
-from modules.weights.sources import Folder, HubRepository, Source, UnusableModel
+from modules.weights.model_config import Config, is_autoencoder_kl, network_of, parse_config
+from modules.weights.sources import Folder, HubRepository, Source
 from modules.weights.tensor_files import (
     PICKLES,
     SAFETENSORS,
-    UnreadableTensors,
+    UnusableModel,
     read_tensors,
     write_safetensors,
 )
 from modules.weights.vae_folder import WEIGHTS, find_config, find_weights
-from modules.weights.vae_selection import StateDict, UnknownLayout, describe_names, select_vae
+from modules.weights.vae_selection import StateDict, describe_names
 
 logger = logging.getLogger(__name__)
 
@@ -52,44 +46,37 @@ CONFIG_KEY = "autoencoder_config"
 SHARD = re.compile(r"-\d{5}-of-(\d{5})\.")
 
 
-class Float16Overflow(ValueError):
-    """Some weights are beyond float16's largest number, 65504; names them."""
-
-
 def load_vae(
     path_or_id: str | Path,
     *,
     revision: str | None = None,
     variant: str | None = None,
     cache_dir: str | Path | None = None,
-    subfolder: str | None = None,
-    token: str | None = None,
-    config_overrides: Mapping[str, Any] | None = None,
     weights: str = "auto",
 ) -> AutoencoderKL:
     """Load an AutoencoderKL in float32 and eval mode from wherever it is.
 
     `path_or_id`: a VAE's folder or hub id, a pipeline's folder or hub id (its `vae/` is taken), or
     one file in latent-diffusion's or diffusers' layout, alone or inside a whole checkpoint.
-    `revision`, `cache_dir` and `token` concern hub ids; `variant` ("fp16") and `subfolder` concern
-    folders and hub ids. `config_overrides` replaces entries of the configuration found, such as a
-    scaling factor that a single file cannot state. `weights`: "raw", "ema", or "auto" for the
-    average where a checkpoint holds one. Raises ArgumentError naming the flag, what was found and
-    the fix for everything a user can get wrong.
+    `revision` and `cache_dir` concern hub ids; `variant` ("fp16") concerns folders and hub ids.
+    `weights`: "raw", "ema", or "auto" for the average where a checkpoint holds one. Raises
+    ArgumentError naming the flag, what was found and the fix for everything a user can get wrong.
     """
-    what = f"{FLAG}={path_or_id}"
+    what, path = f"{FLAG}={path_or_id}", Path(path_or_id).expanduser()
     with blaming(what, "give another file, or download or save it again"):
         try:
-            path = Path(path_or_id).expanduser()
             if path.is_file():
-                if variant or subfolder:
-                    raise UnusableModel("this is one file; a variant or subfolder needs a folder")
+                if variant:
+                    raise UnusableModel("this is one file; a variant needs a folder")
                 config, state_dict = _read_single_file(path, weights)
             else:
-                source = _open_source(path, str(path_or_id), revision, cache_dir, token)
-                config, state_dict = _read_source(source, subfolder, variant, weights)
-            return _build(network_of(config | dict(config_overrides or {}), what), state_dict)
-        except (UnusableModel, UnknownLayout, UnreadableTensors) as error:
+                source = _open_source(path, str(path_or_id), revision, cache_dir)
+                place, config = find_config(source)
+                files = find_weights(source, place, variant)
+                tensors = {key: t for file in files for key, t in read_tensors(file)[0].items()}
+                state_dict = to_diffusers(tensors, weights)
+            return _build(network_of(config, what), state_dict)
+        except UnusableModel as error:
             raise ArgumentError(f"{what}: {error}") from error
 
 
@@ -103,34 +90,29 @@ def warn_of_other_programs(config: Mapping[str, Any]) -> None:
         )
 
 
-def save_ldm(vae: AutoencoderKL, path: str | Path, prefix: str = "") -> None:
+def save_ldm(vae: AutoencoderKL, path: str | Path) -> None:
     """Write an autoencoder as one float32 safetensors file in latent-diffusion's layout.
 
-    A1111 and ComfyUI read it without prefix; `prefix="first_stage_model."` is how whole checkpoints
-    hold it. The configuration goes into the header, where `load_vae` finds it again. A warning is
-    logged where other programs would take it for another network.
+    The configuration goes into the header, where `load_vae` finds it again. A warning is logged
+    where other programs would take it for another network.
     """
     config = {key: value for key, value in vae.config.items() if not key.startswith("_")}
     warn_of_other_programs(config)
     renamed = to_ldm(vae.state_dict(), config)
-    tensors = {f"{prefix}{key}": tensor.float() for key, tensor in renamed.items()}
+    tensors = {key: tensor.float() for key, tensor in renamed.items()}
     write_safetensors(tensors, Path(path), {CONFIG_KEY: json.dumps(config)})
 
 
 def save_fp16_variant(vae: AutoencoderKL, folder: str | Path) -> None:
     """Write float16 weights beside the float32 ones, for `from_pretrained(folder, variant="fp16")`.
 
-    Raises ValueError if the folder has no float32 weights yet (a variant alone does not load by
-    default), and Float16Overflow if a weight is too large for float16.
+    Raises ValueError naming the weights that are beyond float16's largest number, if any is.
     """
-    folder = Path(folder)
-    if not (folder / f"{WEIGHTS}.safetensors").is_file():
-        raise ValueError(f"{folder} has no {WEIGHTS}.safetensors; call save_pretrained there first")
     tensors = {key: tensor.half() for key, tensor in vae.state_dict().items()}
     overflown = [key for key, tensor in tensors.items() if not tensor.isfinite().all()]
     if overflown:
-        raise Float16Overflow(f"weights too large for float16 (65504): {describe_names(overflown)}")
-    write_safetensors(tensors, folder / FP16_WEIGHTS)
+        raise ValueError(f"weights too large for float16 (65504): {describe_names(overflown)}")
+    write_safetensors(tensors, Path(folder) / FP16_WEIGHTS)
 
 
 def _read_single_file(path: Path, weights: str) -> tuple[Config, StateDict]:
@@ -143,39 +125,28 @@ def _read_single_file(path: Path, weights: str) -> tuple[Config, StateDict]:
         raise UnusableModel(f"this is one of {int(part[1])} files that hold the weights together; "
                             "give the folder that they lie in")  # fmt: skip
     tensors, metadata = read_tensors(path)
-    state_dict = rename_to_diffusers(select_vae(tensors, weights))
+    state_dict = to_diffusers(tensors, weights)
     if CONFIG_KEY in metadata:
         return parse_config(metadata[CONFIG_KEY], f"the header of {path.name}"), state_dict
     beside = path.with_name("config.json")
     if path.name.startswith(WEIGHTS) and beside.is_file():
-        config = read_config(beside, str(beside))
+        config = parse_config(beside.read_bytes(), str(beside))
         if is_autoencoder_kl(config):
             return config, state_dict
-    config = infer_config(state_dict, neighbours=tensors)
-    _, note = guess_family(state_dict, tensors)
+    family, note = guess_family(state_dict, tensors)
+    config = infer_config(state_dict, family)
     logger.warning("%s has no config.json: %s", path, note)
     return config, state_dict
 
 
 def _open_source(
-    path: Path, name: str, revision: str | None, cache_dir: str | Path | None, token: str | None
+    path: Path, name: str, revision: str | None, cache_dir: str | Path | None
 ) -> Source:
     if path.is_dir():
         return Folder(path)
     if name.startswith((".", "/", "~")) or path.suffix.lower() in SAFETENSORS + PICKLES:
         raise UnusableModel("no such file or folder; check the path")
-    return HubRepository(name, revision, cache_dir, token)
-
-
-def _read_source(
-    source: Source, subfolder: str | None, variant: str | None, weights: str
-) -> tuple[Config, StateDict]:
-    """The configuration and tensors of a model laid out as diffusers lays it out."""
-    place, config = find_config(source, subfolder)
-    tensors: StateDict = {}
-    for file in find_weights(source, place, variant):
-        tensors |= read_tensors(file)[0]
-    return config, rename_to_diffusers(select_vae(tensors, weights))
+    return HubRepository(name, revision, cache_dir)
 
 
 def _build(vae: AutoencoderKL, state_dict: StateDict) -> AutoencoderKL:

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 
+from modules.weights.tensor_files import UnusableModel
+
 logger = logging.getLogger(__name__)
 
 StateDict = dict[str, Tensor]
@@ -24,16 +26,12 @@ _AVERAGE = re.compile(r"(?<![^._])(?:ema|averaged?|swa)[._]", re.IGNORECASE)
 _LITEMA = "model_ema."  # latent-diffusion's average, whose names have lost their dots
 
 
-class UnknownLayout(ValueError):
-    """The tensors are not those of a KL autoencoder in a layout known here."""
-
-
 def select_vae(state_dict: Mapping[str, Tensor], weights: str = "auto") -> StateDict:
     """The tensors of the one autoencoder inside a checkpoint, without their common prefix.
 
     weights: "raw", "ema", or "auto" for the average where there is one; which is logged where the
     checkpoint holds both. Tensors that an average leaves out were frozen: the raw ones are equal.
-    Raises UnknownLayout if there is not exactly one.
+    Raises UnusableModel if there is not exactly one.
     """
     tensors = _plain_names(state_dict)
     raw, averaged = _prefixes(tensors)
@@ -49,17 +47,8 @@ def select_vae(state_dict: Mapping[str, Tensor], weights: str = "auto") -> State
         inside = _below(tensors, raw[0]) | inside
     for marker, description in _OTHER_MODELS.items():
         if any(key.startswith(marker) for key in inside):
-            raise UnknownLayout(f"this is {description}, not an AutoencoderKL")
+            raise UnusableModel(f"this is {description}, not an AutoencoderKL")
     return {key: value for key, value in inside.items() if key.startswith(_PARTS)}
-
-
-def find_prefix(names: Iterable[str], weights: str = "auto") -> str:
-    """What stands before `encoder.` and `decoder.` in the names of a checkpoint's tensors.
-
-    Raises UnknownLayout if no autoencoder is found, or several of equal standing.
-    """
-    names = list(names)
-    return _choose(names, *_prefixes(names), weights)
 
 
 def describe_names(names: Iterable[str], limit: int = 6) -> str:
@@ -103,16 +92,16 @@ def _choose(names: Iterable[str], raw: list[str], averaged: list[str], weights: 
     prefixes = {"auto": averaged or raw, "raw": raw, "ema": averaged}[weights]
     if not prefixes and (raw or averaged):
         other = "raw" if weights == "ema" else "ema"
-        raise UnknownLayout(
+        raise UnusableModel(
             f"--pretrained_weights={weights}, but it holds the {other} weights alone; use auto"
         )
     if len(prefixes) > 1:
         first_stages = [prefix for prefix in prefixes if "first_stage_model." in prefix]
         prefixes = first_stages or prefixes
     if len(prefixes) > 1:
-        raise UnknownLayout(f"there are several autoencoders, under {prefixes}; keep one")
+        raise UnusableModel(f"there are several autoencoders, under {prefixes}; keep one")
     if not prefixes:
-        raise UnknownLayout(
+        raise UnusableModel(
             "expected a KL autoencoder, with encoder.conv_in.weight and decoder.conv_in.weight "
             "(latent-diffusion's or diffusers' layout, behind any prefix); "
             f"found {describe_names(names)}"

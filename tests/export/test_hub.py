@@ -11,7 +11,6 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -308,23 +307,30 @@ def vae() -> AutoencoderKL:
     )
 
 
-def card(folder: Path, vae: AutoencoderKL, *argv: object, **values: float) -> ModelCard:
-    """The card of weights that were validated at steps 0 and 9, read back without a network."""
+def card(
+    folder: Path, vae: AutoencoderKL, *argv: object, last: dict[str, float] | None = None, **known
+) -> ModelCard:
+    """The card of weights that were validated at steps 0 and 9, read back without a network.
+
+    last: other metrics of the last validation. known: what else `describe_training` is told.
+    """
     rows = [{"step": step, "val/psnr": 20.0 + step, **COUNTS} for step in (0, 9)]
-    rows[-1] |= {f"val/{name}": value for name, value in values.items()}
-    training = describe_training(
-        resolve_arguments([str(word) for word in argv]), repository="someone/mine",
-        protocol=PROTOCOL, stamp={"resolution": 16, "crop": "adm"},
-    )  # fmt: skip
+    rows[-1] |= {f"val/{name}": value for name, value in (last or {}).items()}
+    training = describe_training(resolve_arguments([str(word) for word in argv]), **known)
     vae.save_config(folder)
     write_model_card(folder, training, steps=9, rows=rows)
     return ModelCard.load(folder / "README.md")
 
 
+def code_in(found: ModelCard) -> str:
+    return found.text.split("```python\n")[1].split("```")[0]
+
+
 def test_the_hub_reads_metrics_and_protocol_from_the_card(vae, tmp_path):
     found = card(tmp_path, vae, "--dataset_name", "owner/photos", "--hub_license", "mit",
-                 "--validation_split", "test",
-                 ssim=0.5, lpips_vgg=float("nan"), kl=7.0)  # fmt: skip
+                 "--validation_split", "test", protocol=PROTOCOL,
+                 stamp={"resolution": 16, "crop": "adm"},
+                 last={"ssim": 0.5, "lpips_vgg": float("nan"), "kl": 7.0})  # fmt: skip
     assert found.data.license == "mit"
     assert found.data.datasets == ["owner/photos"]
     assert found.data.library_name == "diffusers"
@@ -386,24 +392,18 @@ def test_no_path_of_this_machine_gets_into_the_card(vae, tmp_path, argv, monkeyp
 
 def test_names_cannot_break_out_of_the_card(vae, tmp_path):
     name = 'a": b --- # <script>alert(1)</script>'
-    vae.save_config(tmp_path)
-    training = describe_training(resolve_arguments(["--hub_model_id", name, "--hub_license", name]))
     for repository in (None, name):
-        write_model_card(tmp_path, replace(training, repository=repository), steps=1, rows=[])
-        found = ModelCard.load(tmp_path / "README.md")
+        found = card(tmp_path, vae, "--hub_model_id", name, "--hub_license", name,
+                     repository=repository)  # fmt: skip
         assert found.data.license == name
         assert "<script>" not in found.text
 
 
 def test_the_card_tells_baselines_hardware_and_flags(vae, tmp_path):
-    vae.save_config(tmp_path)
-    rows = [{"step": step, "val/psnr": 20.0 + step, "val/ssim": 0.5, **COUNTS} for step in (0, 9)]
-    known = {"baselines": {"downsample:8": {"psnr": 22.125, "ssim": 0.25}},
-             "facts": {"Time": "0:01:05"}}  # fmt: skip
     argv = ["--kl_scale", "0.5", "--image_column", "<b>", "--logging_steps", "7"]
-    training = describe_training(resolve_arguments(argv), **known)
-    write_model_card(tmp_path, training, steps=9, rows=rows)
-    lines = (tmp_path / "README.md").read_text().splitlines()
+    found = card(tmp_path, vae, *argv, last={"ssim": 0.5}, facts={"Time": "0:01:05"},
+                 baselines={"downsample:8": {"psnr": 22.125, "ssim": 0.25}})  # fmt: skip
+    lines = found.text.splitlines()
     assert "| PSNR (dB) | 20 | 29 |" in lines
     at = lines.index("| | PSNR (dB) | SSIM |")
     assert lines[at + 2 : at + 4] == [
@@ -426,8 +426,8 @@ def test_the_card_tells_baselines_hardware_and_flags(vae, tmp_path):
 def test_the_code_in_the_card_runs_and_undoes_its_own_normalisation(vae, tmp_path, config):
     vae.register_to_config(**config)
     vae.save_pretrained(tmp_path)
-    text = card(tmp_path, vae).text
-    code = text.split("```python\n")[1].split("```")[0].replace("someone/mine", str(tmp_path))
+    code = code_in(card(tmp_path, vae, repository="someone/mine"))
+    code = code.replace("someone/mine", str(tmp_path))
     images = torch.linspace(-1, 1, 3 * 16 * 16).view(1, 3, 16, 16)
     torch.manual_seed(1)
     plain = vae.eval().encode(images).latent_dist.sample()
@@ -448,9 +448,7 @@ def test_the_code_in_the_card_runs_and_undoes_its_own_normalisation(vae, tmp_pat
 def test_without_a_repository_the_code_in_the_card_runs_in_its_folder(vae, tmp_path, monkeypatch):
     vae.save_pretrained(tmp_path)
     for name in ("mine", "a/b/c"):  # neither can be found on the Hub
-        training = describe_training(resolve_arguments(["--hub_model_id", name]))
-        write_model_card(tmp_path, training, steps=9, rows=[])
-        code = (tmp_path / "README.md").read_text().split("```python\n")[1].split("```")[0]
+        code = code_in(card(tmp_path, vae, "--hub_model_id", name))
         monkeypatch.chdir(tmp_path)
         names = {"images": torch.zeros(1, 3, 16, 16)}
         exec(code, names)
@@ -458,16 +456,11 @@ def test_without_a_repository_the_code_in_the_card_runs_in_its_folder(vae, tmp_p
 
 
 def test_a_repository_that_is_uploaded_to_later_is_named_already(vae, tmp_path):
-    vae.save_config(tmp_path)
-    training = describe_training(resolve_arguments(["--hub_model_id", "me/my-vae"]))
-    write_model_card(tmp_path, training, steps=9, rows=[])
-    assert 'from_pretrained("me/my-vae")' in (tmp_path / "README.md").read_text()
+    assert 'from_pretrained("me/my-vae")' in card(tmp_path, vae, "--hub_model_id", "me/my-vae").text
 
 
 def test_the_scale_that_the_card_tells_is_the_exported_one(vae, tmp_path):
-    export_vae(vae, tmp_path, scaling_factor=0.3125)
-    write_model_card(tmp_path, describe_training(resolve_arguments([])), steps=9, rows=[])
-    text = (tmp_path / "README.md").read_text()
+    text = card(tmp_path, export_vae(vae, tmp_path, scaling_factor=0.3125)).text
     assert re.findall(r"`scaling_factor` is ([\d.]+\d)", text) == ["0.3125"]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import json
 import logging
 import multiprocessing
 import os
@@ -52,7 +51,7 @@ def test_a_second_process_is_refused_by_name_and_leaves_the_lock_alone(tmp_path,
     for _ in range(2):
         with pytest.raises(ArgumentError, match=rf"process {holder.pid} on {socket.gethostname()}"):
             FolderLock(tmp_path)
-    assert json.loads((tmp_path / LOCK).read_text())["pid"] == holder.pid
+    assert f"process {holder.pid} on " in (tmp_path / LOCK).read_text()
 
 
 def test_a_killed_process_leaves_the_folder_free_though_its_children_live(tmp_path, holder):
@@ -60,7 +59,7 @@ def test_a_killed_process_leaves_the_folder_free_though_its_children_live(tmp_pa
     holder.join()
     assert (tmp_path / LOCK).exists()
     with FolderLock(tmp_path):
-        assert json.loads((tmp_path / LOCK).read_text())["pid"] == os.getpid()
+        assert f"process {os.getpid()} on " in (tmp_path / LOCK).read_text()
     assert list(tmp_path.iterdir()) == []
 
 
@@ -119,12 +118,6 @@ def test_an_export_into_the_folder_of_a_run_at_work_is_refused(tmp_path, holder,
     argv = ["export", "--model", str(model), "--output", str(tmp_path), "--format", "ldm"]
     assert evaluate(argv) == 2
     assert f"--output={tmp_path} is in use by process {holder.pid}" in capsys.readouterr().err
-
-
-def test_a_launchers_variable_that_holds_a_word_is_named(tmp_path, monkeypatch):
-    monkeypatch.setenv("RANK", "first")
-    with pytest.raises(ArgumentError, match="RANK=first is no number"):
-        FolderLock(tmp_path)
 
 
 @pytest.mark.parametrize("written", [False, True])

@@ -31,7 +31,7 @@ from modules.data.sources.open import open_rows
 from modules.errors import ArgumentError, RunStopped, blaming
 from modules.models.lpips import build_lpips
 from modules.weights.model_config import network_of
-from modules.weights.tensor_files import UnreadableTensors, read_tensors
+from modules.weights.tensor_files import UnusableModel, read_tensors
 from modules.weights.vae_files import load_vae
 
 NONSENSE = [None, [], {}, "", "x", -1, 0, 0.5, 10**9, 2**70, float("nan"), True, [0], [-1] * 4,
@@ -144,7 +144,7 @@ def test_a_damaged_file_of_tensors_is_one_line(tmp_path, suffix, content, data):
     file.write_bytes(content)
     try:
         read_tensors(file)
-    except UnreadableTensors:
+    except UnusableModel:
         with pytest.raises(ArgumentError, match=r"^--lpips_weights="):
             backbone_of(str(file))
     with pytest.raises(ArgumentError, match=r"^--lpips_weights=[^\n]*$"):

@@ -1,4 +1,4 @@
-"""A Hub on this machine: the part of its HTTP interface that creating and uploading use.
+"""A Hub on this machine: the part of its HTTP interface that uploads and downloads use.
 
 It keeps what it is sent, checks tokens and checksums, and can be down, deaf or slow.
 """
@@ -29,6 +29,7 @@ class StandIn:
         self.repositories: dict[str, dict[str, bytes]] = {}
         self.private: dict[str, bool] = {}
         self.foreign: set[str] = set()  # repositories that USER can only read
+        self.gated: set[str] = set()  # and those that nobody can
         self.objects: dict[str, bytes] = {}  # large files by checksum
         self.commits: list[tuple[str, dict[str, bytes]]] = []  # message, all files afterwards
         self.requests: list[str] = []
@@ -69,7 +70,7 @@ class StandIn:
             def do_POST(self) -> None:
                 hub.answer(self)
 
-            do_GET = do_PUT = do_POST
+            do_GET = do_HEAD = do_PUT = do_POST
 
             def log_message(self, *_: object) -> None:
                 pass
@@ -81,8 +82,13 @@ class StandIn:
         body = request.rfile.read(int(request.headers.get("Content-Length", 0)))
         path = request.path.split("?")[0]
         self.requests.append(f"{request.command} {path}")
+        if "/resolve/" in path:
+            repository, _, wanted = path.strip("/").partition("/resolve/")
+            self._send(request, repository, *wanted.split("/", 1))
+            return
         allowed = request.headers.get("Authorization") == f"Bearer {TOKEN}"
-        if allowed or path.startswith("/objects/") or path == "/api/validate-yaml":
+        public = ("/objects/", "/api/validate-yaml", "/api/models/lab/")
+        if allowed or path.startswith(public):
             status, content = self._respond(request.command, path, body)
         else:
             status, content = 401, {"error": "Invalid credentials in Authorization header"}
@@ -92,6 +98,30 @@ class StandIn:
         request.send_header("Content-Length", str(len(data)))
         request.end_headers()
         request.wfile.write(data)
+
+    def _send(
+        self, request: BaseHTTPRequestHandler, repository: str, revision: str, file: str
+    ) -> None:
+        """Answers a download with the file, or with the Hub's code for why there is none."""
+        content, files = b"", self.repositories.get(repository, {})
+        if repository not in self.repositories:
+            status, code = 401, "RepoNotFound"
+        elif repository in self.gated:
+            status, code = 403, "GatedRepo"
+        elif revision != "main":
+            status, code = 404, "RevisionNotFound"
+        elif file not in files:
+            status, code = 404, "EntryNotFound"
+        else:
+            status, code, content = 200, "", files[file]
+        request.send_response(status)
+        request.send_header("X-Error-Code", code)
+        request.send_header("X-Repo-Commit", "0" * 40)
+        request.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
+        request.send_header("Content-Length", str(len(content)))
+        request.end_headers()
+        if request.command == "GET":
+            request.wfile.write(content)
 
     def _respond(self, method: str, path: str, body: bytes) -> tuple[int, Any]:
         parts = path.strip("/").split("/")
@@ -110,6 +140,9 @@ class StandIn:
             return 404, {"error": "Repository not found"}
         if parts[4:] == ["auth-check", "write"]:
             return (403, {"error": "no right to write"}) if name in self.foreign else (200, {})
+        if parts[4:] == ["tree", "main"]:
+            return 200, [{"type": "file", "path": file, "size": 1, "oid": "0"}
+                         for file in self.repositories[name]]  # fmt: skip
         if parts[4:] == ["preupload", "main"]:
             return 200, {"files": [self._mode(name, file) for file in json.loads(body)["files"]]}
         if parts[4:] == ["commit", "main"]:

@@ -163,7 +163,7 @@ def _what_was_hit(folder: Path, output: str, started: float) -> str:
         return "writing a checkpoint"
     if present("checkpoints/.deleted-*"):
         return "rotation"
-    if present(".export*") or present("best/.export*"):
+    if present(".*.partial") or present("best/.*.partial"):
         return "export"
     if not re.search("INFO (step|Resumed)", output):
         return "start"

@@ -92,8 +92,8 @@ def test_a_row_that_found_no_room_is_written_with_the_next(tmp_path, monkeypatch
     truncated_disk(monkeypatch)
     with pytest.raises(OSError, match="No space"):
         log.append(2, {"a": 2.0})
-    assert [row["step"] for row in read_rows(log.file)] == [1]
     monkeypatch.undo()
+    assert [row["step"] for row in read_rows(log.file)] == [1]
     log.append(3, {"a": 3.0})
     assert [strictly(line)["step"] for line in log.file.read_bytes().splitlines()] == [1, 2, 3]
 

@@ -7,7 +7,7 @@ from functools import partial
 from launching import launch
 from survival import Variant, command, resources, tell_resources
 
-from modules.tracking.journal import MOST_PICTURES, kept_pictures
+from modules.tracking.journal import MOST_PICTURES, picture_spacing
 
 
 def test_memory_files_and_threads_stay_as_they_are(tmp_path):
@@ -21,10 +21,15 @@ def test_memory_files_and_threads_stay_as_they_are(tmp_path):
     assert len({told[2:] for told in steady}) == 1
 
 
+def draw(kept: set[int], step: int, every: int) -> set[int]:
+    """The steps whose pictures are left after one of `step` was drawn."""
+    return {old for old in kept if old % picture_spacing(step, every) == 0} | {step}
+
+
 def test_pictures_are_bounded_and_spread_over_the_run():
     kept: set[int] = set()
     for step in range(0, 300_001, 500):
-        kept = kept_pictures(kept | {step}, step, 500)
+        kept = draw(kept, step, 500)
         assert len(kept) <= MOST_PICTURES + 1
         assert {0, step} <= kept
     gaps = [b - a for a, b in zip(sorted(kept), sorted(kept)[1:], strict=False)]
@@ -33,10 +38,10 @@ def test_pictures_are_bounded_and_spread_over_the_run():
 
 
 def test_a_resumed_run_keeps_the_same_pictures():
-    def draw(kept: set[int], start: int, end: int) -> set[int]:
+    def draw_all(kept: set[int], start: int, end: int) -> set[int]:
         for step in range(start, end + 1, 10):
-            kept = kept_pictures(kept | {step}, step, 10)
+            kept = draw(kept, step, 10)
         return kept
 
-    alone = draw(set(), 0, 5000)
-    assert draw(draw(set(), 0, 2100), 900, 5000) == alone
+    alone = draw_all(set(), 0, 5000)
+    assert draw_all(draw_all(set(), 0, 2100), 900, 5000) == alone

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from safetensors.torch import load_file
-from test_vae_files import assert_same_weights
 from tiny import batch, tiny_arguments, tiny_run, train
+from vaes import assert_same_weights
 
 from eval.__main__ import main
 from eval.speed.predicted import plan
@@ -20,7 +20,6 @@ from modules.errors import ArgumentError
 from modules.export.model_card import Training, write_model_card
 from modules.models.resampler_init import start_as_resampler
 from modules.training.resume import flags_in_force
-from modules.weights.ldm_layout import infer_config
 from modules.weights.vae_files import LDM_FILE, load_vae, save_ldm
 
 DOWN = ["DownEncoderBlock2D", "AttnDownEncoderBlock2D"]
@@ -92,8 +91,9 @@ def test_latent_diffusions_file_has_attention_where_latent_diffusion_keeps_it(tm
     assert "decoder.up.1.attn.1.proj_out.bias" in tensors
     assert not any(".0.attn." in name for name in tensors)
     torch.save({"state_dict": tensors}, tmp_path / "model.ckpt")
-    assert_same_weights(load_vae(tmp_path / "model.ckpt"), vae)
-    assert infer_config(tensors)["down_block_types"] == DOWN
+    found = load_vae(tmp_path / "model.ckpt")
+    assert_same_weights(found, vae)
+    assert list(found.config.down_block_types) == DOWN
 
 
 def test_export_ldm_says_at_the_start_who_cannot_read_it(folder, tmp_path, caplog):

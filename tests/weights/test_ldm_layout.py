@@ -7,44 +7,22 @@ from itertools import product
 import pytest
 import torch
 from diffusers import AutoencoderKL
+from vaes import ldm_tensors, small_vae
 
-from modules.weights.ldm_layout import from_ldm, guess_family, infer_config, to_ldm
-from modules.weights.vae_selection import UnknownLayout, find_prefix
+from modules.weights.ldm_layout import guess_family, infer_config, to_diffusers, to_ldm
+from modules.weights.tensor_files import UnusableModel
+from modules.weights.vae_selection import select_vae
 
-OLD_NAMES = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
-
-
-def tiny_vae(
-    levels: int = 2,
-    layers: int = 1,
-    attention: bool = True,
-    quant: bool = True,
-    latent: int = 4,
-    attending: int | None = None,
-) -> AutoencoderKL:
-    """attending: the level inside which there is attention as well, as in kl-f16."""
-    widths = [32 * (1 + level % 2) for level in range(levels)]
-    inside = ["Attn" * (level == attending) for level in range(levels)]
-    return AutoencoderKL(
-        down_block_types=[f"{level}DownEncoderBlock2D" for level in inside],
-        up_block_types=[f"{level}UpDecoderBlock2D" for level in reversed(inside)],
-        block_out_channels=widths,
-        layers_per_block=layers,
-        latent_channels=latent,
-        mid_block_add_attention=attention,
-        use_quant_conv=quant,
-        use_post_quant_conv=quant,
-    ).eval()
+ARCHITECTURE = (
+    "block_out_channels", "layers_per_block", "latent_channels", "norm_num_groups",
+    "down_block_types", "up_block_types", "mid_block_add_attention", "use_quant_conv",
+    "use_post_quant_conv", "in_channels", "out_channels",
+)  # fmt: skip
 
 
-def old_attention_names(state_dict: dict, convolutions: bool = False) -> dict:
-    renamed = {}
-    for key, tensor in state_dict.items():
-        for new, old in OLD_NAMES.items():
-            key = key.replace(f"attentions.0.{new}.", f"attentions.0.{old}.")
-        is_weight = ".attentions." in key and tensor.ndim == 2
-        renamed[key] = tensor[:, :, None, None] if convolutions and is_weight else tensor
-    return renamed
+def inferred(checkpoint: dict) -> dict:
+    vae = to_diffusers(checkpoint)
+    return infer_config(vae, guess_family(vae, checkpoint)[0])
 
 
 def assert_same(found: dict, expected: dict) -> None:
@@ -65,17 +43,20 @@ def assert_same(found: dict, expected: dict) -> None:
 def test_a_round_trip_through_the_ldm_layout_changes_no_bit(
     levels, layers, attention, quant, attending
 ):
-    vae = tiny_vae(levels, layers, attention, quant, attending=attending)
+    vae = small_vae(levels, layers, attention, quant, attending=attending)
     state_dict = vae.state_dict()
     ldm = to_ldm(state_dict, vae.config)
     assert len(ldm) == len(state_dict)
-    assert_same(from_ldm(ldm), state_dict)
+    assert_same(to_diffusers(ldm), state_dict)
     assert not any("_block" in key and "mid.block_" not in key for key in ldm)
     assert f"decoder.up.0.block.{layers}.conv1.weight" in ldm
+    config = inferred(ldm)
+    assert {name: vae.config[name] for name in ARCHITECTURE} == {
+        name: config[name] for name in ARCHITECTURE}  # fmt: skip
 
 
 def test_the_decoders_levels_are_numbered_by_resolution_and_attention_is_a_convolution():
-    vae = tiny_vae(levels=3)
+    vae = small_vae(levels=3)
     ldm = to_ldm(vae.state_dict(), vae.config)
     # The last level that runs in the decoder is the one at full resolution: no upsampling there.
     assert "decoder.up.0.upsample.conv.weight" not in ldm
@@ -97,7 +78,7 @@ def test_the_decoders_levels_are_numbered_by_resolution_and_attention_is_a_convo
     "prefix", ["", "vae.", "first_stage_model.", "state_dict.first_stage_model.", "module.vae."]
 )
 def test_the_autoencoder_is_found_behind_any_prefix_among_foreign_tensors(prefix):
-    vae = tiny_vae()
+    vae = small_vae()
     foreign = {
         "model.diffusion_model.input_blocks.0.0.weight": torch.ones(2),
         "cond_stage_model.transformer.text_model.encoder.conv_in.bias": torch.ones(2),
@@ -106,44 +87,13 @@ def test_the_autoencoder_is_found_behind_any_prefix_among_foreign_tensors(prefix
     }
     inside = to_ldm(vae.state_dict(), vae.config)
     checkpoint = foreign | {f"{prefix}{key}": tensor for key, tensor in inside.items()}
-    assert find_prefix(checkpoint) == prefix
-    assert_same(from_ldm(checkpoint), vae.state_dict())
-
-
-@pytest.mark.parametrize("convolutions", [False, True])
-def test_old_attention_names_get_the_present_ones(convolutions):
-    vae = tiny_vae()
-    old = old_attention_names(vae.state_dict(), convolutions)
-    assert "decoder.mid_block.attentions.0.query.weight" in old
-    assert_same(from_ldm(old), vae.state_dict())
+    assert_same(to_diffusers(checkpoint), vae.state_dict())
 
 
 def test_the_present_layout_passes_through_unchanged_in_any_dtype():
-    state_dict = tiny_vae().half().state_dict()
-    assert_same(from_ldm(state_dict), state_dict)
-    assert_same(from_ldm(to_ldm(state_dict, tiny_vae().config)), state_dict)
-
-
-@pytest.mark.parametrize(
-    ("levels", "layers", "attention", "quant", "attending"),
-    [
-        (1, 1, True, True, None),
-        (2, 2, False, True, 1),
-        (4, 2, True, False, None),
-        (3, 1, False, False, 0),
-    ],
-)
-def test_the_inferred_configuration_builds_the_same_network(
-    levels, layers, attention, quant, attending
-):
-    vae = tiny_vae(levels, layers, attention, quant, attending=attending)
-    config = infer_config(to_ldm(vae.state_dict(), vae.config))
-    same = AutoencoderKL.from_config(config)
-    same.load_state_dict(vae.state_dict(), strict=True)
-    architecture = ("block_out_channels", "layers_per_block", "latent_channels", "norm_num_groups")
-    blocks = ("down_block_types", "up_block_types", "mid_block_add_attention")
-    for name in (*architecture, *blocks, "in_channels", "out_channels"):
-        assert config[name] == vae.config[name], name
+    state_dict = small_vae().half().state_dict()
+    assert_same(to_diffusers(state_dict), state_dict)
+    assert_same(to_diffusers(to_ldm(state_dict, small_vae().config)), state_dict)
 
 
 @pytest.mark.parametrize(
@@ -161,11 +111,11 @@ def test_the_inferred_configuration_builds_the_same_network(
     ],
 )
 def test_the_scale_of_the_latents_follows_the_family(latent, quant, neighbour, scaling, shift):
-    vae = tiny_vae(quant=quant, latent=latent)
+    vae = small_vae(quant=quant, latent=latent)
     checkpoint = to_ldm(vae.state_dict(), vae.config)
     if neighbour:
         checkpoint[neighbour] = torch.ones(1)
-    config = infer_config(checkpoint)
+    config = inferred(checkpoint)
     assert (config["scaling_factor"], config["shift_factor"]) == (scaling, shift)
     _, note = guess_family(checkpoint, checkpoint)
     assert f"scaling_factor {scaling}" in note
@@ -175,61 +125,54 @@ def test_the_scale_of_the_latents_follows_the_family(latent, quant, neighbour, s
 
 
 def test_an_unknown_layout_is_refused_with_what_was_found_and_expected():
-    with pytest.raises(UnknownLayout, match=r"expected .*decoder\.conv_in\.weight.* found a\.0\.b"):
-        from_ldm({"a.0.b": torch.ones(1), "layers.1.weight": torch.ones(1)})
-    with pytest.raises(UnknownLayout, match=r"found codecoder\.conv_in\.weight"):
-        find_prefix(["codecoder.conv_in.weight", "coencoder.conv_in.weight"])
-    with pytest.raises(UnknownLayout, match="found nothing"):
-        from_ldm({})
-    vae = tiny_vae()
-    ldm = to_ldm(vae.state_dict(), vae.config)
+    with pytest.raises(UnusableModel, match=r"expected .*decoder\.conv_in\.weight.* found a\.0\.b"):
+        to_diffusers({"a.0.b": torch.ones(1), "layers.1.weight": torch.ones(1)})
+    with pytest.raises(UnusableModel, match=r"found codecoder\.conv_in\.weight"):
+        select_vae(dict.fromkeys(["codecoder.conv_in.weight", "coencoder.conv_in.weight"]))
+    with pytest.raises(UnusableModel, match="found nothing"):
+        to_diffusers({})
+    vae = small_vae()
+    ldm = ldm_tensors(vae)
     for strange in ("encoder.down.0.attn.0.w.weight", "encoder.conv_in.weight_scale"):
-        with pytest.raises(UnknownLayout, match=strange):
-            from_ldm(ldm | {strange: torch.ones(1)})
+        with pytest.raises(UnusableModel, match=strange):
+            to_diffusers(ldm | {strange: torch.ones(1)})
 
 
 def test_a_tensor_given_under_both_names_is_refused():
-    vae = tiny_vae()
+    vae = small_vae()
     both = vae.state_dict() | to_ldm(vae.state_dict(), vae.config)
-    with pytest.raises(UnknownLayout, match=r"each once; found decoder\.mid\.attn_1"):
-        from_ldm(both)
+    with pytest.raises(UnusableModel, match=r"each once; found decoder\.mid\.attn_1"):
+        to_diffusers(both)
 
 
 def test_other_kinds_of_autoencoders_are_named():
-    vae = tiny_vae()
-    ldm = to_ldm(vae.state_dict(), vae.config)
-    with pytest.raises(UnknownLayout, match="vector-quantised"):
-        from_ldm(ldm | {"quantize.embedding.weight": torch.ones(1)})
-    with pytest.raises(UnknownLayout, match="AutoencoderKLFlux2"):
-        from_ldm(ldm | {"bn.running_mean": torch.ones(1)})
-    with pytest.raises(UnknownLayout, match="twice"):
-        infer_config(ldm | {"encoder.conv_out.weight": torch.ones(4, 64, 3, 3)})
+    vae = small_vae()
+    ldm = ldm_tensors(vae)
+    with pytest.raises(UnusableModel, match="vector-quantised"):
+        to_diffusers(ldm | {"quantize.embedding.weight": torch.ones(1)})
+    with pytest.raises(UnusableModel, match="AutoencoderKLFlux2"):
+        to_diffusers(ldm | {"bn.running_mean": torch.ones(1)})
+    with pytest.raises(UnusableModel, match="twice"):
+        inferred(ldm | {"encoder.conv_out.weight": torch.ones(4, 64, 3, 3)})
 
 
 def test_several_autoencoders_are_refused_unless_one_is_the_first_stage():
-    state_dict = tiny_vae().state_dict()
+    state_dict = small_vae().state_dict()
     two = {f"{name}.{key}": tensor for name in ("vae", "old") for key, tensor in state_dict.items()}
-    with pytest.raises(UnknownLayout, match=r"'old\.', 'vae\.'"):
-        from_ldm(two)
-    first = {f"first_stage_model.{key}": tensor for key, tensor in state_dict.items()}
-    assert find_prefix(two | first) == "first_stage_model."
+    with pytest.raises(UnusableModel, match=r"'old\.', 'vae\.'"):
+        to_diffusers(two)
+    first = {f"first_stage_model.{key}": "first" for key in state_dict}
+    assert set(select_vae(two | first).values()) == {"first"}
 
 
 def test_widths_that_do_not_divide_into_groups_and_missing_ends_are_refused():
-    state_dict = tiny_vae().state_dict()
-    with pytest.raises(UnknownLayout, match="48 GroupNorm groups"):
-        infer_config(state_dict, norm_num_groups=48)
+    state_dict = small_vae().state_dict()
+    narrow = AutoencoderKL(block_out_channels=[24], norm_num_groups=8).state_dict()
+    with pytest.raises(UnusableModel, match=r"\[24\] do not divide into 32 GroupNorm groups"):
+        inferred(narrow)
     del state_dict["decoder.conv_out.weight"]
-    with pytest.raises(UnknownLayout, match=r"decoder\.conv_out\.weight is missing"):
-        infer_config(state_dict)
-
-
-def test_what_the_ldm_layout_cannot_hold_is_refused():
-    vae = tiny_vae()
-    with pytest.raises(ValueError, match=r"foo\.bar"):
-        to_ldm({"foo.bar": torch.ones(1)}, vae.config)
-    with pytest.raises(ValueError, match="with 1 levels"):
-        to_ldm(vae.state_dict(), dict(vae.config) | {"block_out_channels": [32]})
+    with pytest.raises(UnusableModel, match=r"decoder\.conv_out\.weight is missing"):
+        inferred(state_dict)
 
 
 def test_the_names_of_stable_diffusions_autoencoder_are_the_published_ones():
@@ -243,7 +186,7 @@ def test_the_names_of_stable_diffusions_autoencoder_are_the_published_ones():
     assert sum(parameter.numel() for parameter in vae.parameters()) == 83_653_863
     state_dict = vae.state_dict()
     ldm = to_ldm(state_dict, vae.config)
-    back = from_ldm(ldm)
+    back = to_diffusers(ldm)
     assert {key: tensor.shape for key, tensor in back.items()} == {
         key: tensor.shape for key, tensor in state_dict.items()
     }
@@ -260,4 +203,4 @@ def test_the_names_of_stable_diffusions_autoencoder_are_the_published_ones():
         "post_quant_conv.bias",
     ):
         assert name in ldm, name
-    assert infer_config(ldm)["block_out_channels"] == [128, 256, 512, 512]
+    assert inferred(ldm)["block_out_channels"] == [128, 256, 512, 512]

@@ -2,46 +2,31 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
-import threading
+from collections.abc import Iterator
 from contextlib import suppress
-from functools import partial
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import AutoencoderKL
+from hub_stand_in import StandIn, stand_in
 from huggingface_hub import constants
 from huggingface_hub.errors import LocalEntryNotFoundError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from vaes import SCALE, assert_same_weights, ldm_tensors, small_vae
 
-from modules.weights.ldm_layout import to_ldm
-from modules.weights.tensor_files import UnreadableTensors, read_tensors
+from modules.weights.tensor_files import UnusableModel, read_tensors
 from modules.weights.vae_files import load_vae, save_fp16_variant, save_ldm
 
 FLAG = "--pretrained_model_name_or_path="
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 OLD_NAMES = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
-
-
-def tiny_vae(quant: bool = True, attention: bool = True, scaling_factor: float = 0.7):
-    torch.manual_seed(0)
-    return AutoencoderKL(
-        down_block_types=["DownEncoderBlock2D"] * 2,
-        up_block_types=["UpDecoderBlock2D"] * 2,
-        block_out_channels=[32, 64],
-        use_quant_conv=quant,
-        use_post_quant_conv=quant,
-        mid_block_add_attention=attention,
-        scaling_factor=scaling_factor,
-    ).eval()
 
 
 def old_attention_names(state_dict: dict, convolutions: bool) -> dict:
@@ -54,26 +39,14 @@ def old_attention_names(state_dict: dict, convolutions: bool) -> dict:
     return renamed
 
 
-def assert_same_weights(found: AutoencoderKL, expected: AutoencoderKL) -> None:
-    assert found.state_dict().keys() == expected.state_dict().keys()
-    for key, tensor in expected.state_dict().items():
-        assert found.state_dict()[key].dtype == torch.float32
-        assert torch.equal(found.state_dict()[key], tensor.float()), key
-
-
 def public_config(vae: AutoencoderKL) -> dict:
     entries = {key: value for key, value in vae.config.items() if not key.startswith("_")}
     return json.loads(json.dumps(entries))
 
 
-def ldm_tensors(vae: AutoencoderKL, prefix: str = "") -> dict:
-    ldm = to_ldm(vae.state_dict(), vae.config)
-    return {f"{prefix}{key}": tensor.contiguous() for key, tensor in ldm.items()}
-
-
 @pytest.fixture
 def vae() -> AutoencoderKL:
-    return tiny_vae()
+    return small_vae()
 
 
 @pytest.fixture
@@ -88,29 +61,21 @@ def folder(vae, tmp_path) -> Path:
 def test_a_vae_folder_loads_quietly_trainable_and_in_eval_mode(vae, folder, caplog, capfd):
     found = load_vae(folder)
     assert_same_weights(found, vae)
-    assert found.config.scaling_factor == 0.7
+    assert found.config.scaling_factor == SCALE
     assert not found.training
     assert all(parameter.requires_grad for parameter in found.parameters())
     assert not caplog.records
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_pipeline_folder_gives_its_vae(vae, folder):
-    (folder.parent / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("model_index.json", '{"_class_name": "StableDiffusionPipeline"}'),
+     ("config.json", '{"model_type": "clip"}')],
+)  # fmt: skip
+def test_a_pipeline_folder_gives_its_vae(vae, folder, name, content):
+    (folder.parent / name).write_text(content)
     assert_same_weights(load_vae(folder.parent), vae)
-    assert_same_weights(load_vae(str(folder.parent), subfolder="vae"), vae)
-
-
-def test_a_root_configuration_of_something_else_does_not_hide_the_vae_folder(vae, folder):
-    (folder.parent / "config.json").write_text('{"model_type": "clip"}')
-    assert_same_weights(load_vae(folder.parent), vae)
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_other_precisions_are_loaded_to_float32(folder, dtype):
-    cast = tiny_vae().to(dtype)
-    cast.save_pretrained(folder)
-    assert_same_weights(load_vae(folder), cast)
 
 
 @pytest.mark.parametrize("convolutions", [False, True])
@@ -160,20 +125,19 @@ def test_a_configuration_of_other_shapes_is_an_error(folder):
         load_vae(folder)
 
 
-@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
-def test_weights_that_are_not_finite_are_an_error(folder, bad):
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (torch.tensor(torch.nan), "NaN or infinite values"),
+        (torch.tensor(torch.inf), "NaN or infinite values"),
+        (torch.tensor(7, dtype=torch.int8), "not floating point"),
+    ],
+)
+def test_weights_that_are_no_finite_fractions_are_an_error(folder, bad, message):
     tensors = load_file(folder / WEIGHTS)
-    tensors["encoder.conv_in.bias"][3] = bad
+    tensors["encoder.conv_in.bias"] = bad.repeat(32)
     save_file(tensors, folder / WEIGHTS)
-    with pytest.raises(ValueError, match=r"NaN or infinite values: encoder\.conv_in\.bias"):
-        load_vae(folder)
-
-
-def test_integer_weights_are_an_error(folder):
-    tensors = load_file(folder / WEIGHTS)
-    tensors["encoder.conv_in.weight"] = tensors["encoder.conv_in.weight"].to(torch.int8)
-    save_file(tensors, folder / WEIGHTS)
-    with pytest.raises(ValueError, match=r"not floating point: encoder\.conv_in\.weight"):
+    with pytest.raises(ValueError, match=rf"{message}: encoder\.conv_in\.bias"):
         load_vae(folder)
 
 
@@ -193,8 +157,6 @@ def test_a_folder_that_is_no_vae_is_listed(tmp_path):
     (tmp_path / "notes.txt").touch()
     with pytest.raises(ValueError, match=rf"{FLAG}{tmp_path}.*found notes\.txt, unet/weights\.bin"):
         load_vae(tmp_path)
-    with pytest.raises(ValueError, match=r"in its other/"):
-        load_vae(tmp_path, subfolder="other")
 
 
 def test_a_folder_with_only_a_variant_asks_for_the_flag(vae, folder):
@@ -202,7 +164,7 @@ def test_a_folder_with_only_a_variant_asks_for_the_flag(vae, folder):
     (folder / WEIGHTS).unlink()
     with pytest.raises(ValueError, match=r"fp16\.safetensors .*--variant=fp16"):
         load_vae(folder)
-    assert_same_weights(load_vae(folder, variant="fp16"), tiny_vae().half())
+    assert_same_weights(load_vae(folder, variant="fp16"), small_vae().half())
     with pytest.raises(ValueError, match=r"no diffusion_pytorch_model\.bf16\.safetensors"):
         load_vae(folder, variant="bf16")
 
@@ -254,7 +216,7 @@ def test_diffusers_own_shards_and_their_variant_load(vae, folder):
     assert_same_weights(load_vae(folder), vae)
     with pytest.raises(ValueError, match=r"one of \d+ files that hold .*; give the folder"):
         load_vae(next(folder.glob("*-00001-of-*.safetensors")))
-    half = tiny_vae().half()
+    half = small_vae().half()
     half.save_pretrained(folder, max_shard_size="200KB", variant="fp16")
     assert_same_weights(load_vae(folder, variant="fp16"), half)
 
@@ -277,28 +239,12 @@ def test_a_single_ldm_file_loads_with_the_architecture_inferred(
     assert_same_weights(found, vae)
     assert found.config.scaling_factor == 0.18215
     assert "0.13025" in caplog.text
-    assert load_vae(path, config_overrides={"scaling_factor": 0.13025}).config.scaling_factor == (
-        0.13025
-    )
-
-
-def test_a_16_channel_vae_without_quant_conv_loads(tmp_path):
-    flux = AutoencoderKL(
-        block_out_channels=[32],
-        latent_channels=16,
-        use_quant_conv=False,
-        use_post_quant_conv=False,
-    )
-    save_file(ldm_tensors(flux), tmp_path / "ae.sft")
-    found = load_vae(tmp_path / "ae.sft")
-    assert_same_weights(found, flux)
-    assert (found.config.scaling_factor, found.config.shift_factor) == (0.3611, 0.1159)
 
 
 def test_a_folders_weights_file_given_alone_takes_the_configuration_beside_it(vae, folder, caplog):
     found = load_vae(folder / WEIGHTS)
     assert_same_weights(found, vae)
-    assert found.config.scaling_factor == 0.7
+    assert found.config.scaling_factor == SCALE
     assert not caplog.records
 
 
@@ -317,7 +263,7 @@ class Bomb:
         return os.mkdir, (str(self.path),)
 
 
-@pytest.mark.parametrize("suffix", ["ckpt", "pt", "bin"])
+@pytest.mark.parametrize("suffix", ["ckpt", "pt", "bin", "safetensors"])
 def test_a_pickle_that_holds_code_is_refused_and_never_run(vae, tmp_path, suffix):
     path, trace = tmp_path / f"model.{suffix}", tmp_path / "trace"
     torch.save({"state_dict": ldm_tensors(vae), "callbacks": Bomb(trace)}, path)
@@ -325,7 +271,7 @@ def test_a_pickle_that_holds_code_is_refused_and_never_run(vae, tmp_path, suffix
         load_vae(path)
     assert not trace.exists()
     # The bomb works: reading it carelessly would have set it off.
-    torch.load(path, weights_only=False)
+    torch.load(path.open("rb"), weights_only=False)
     assert trace.exists()
 
 
@@ -344,7 +290,7 @@ def test_a_truncated_file_is_called_damaged(vae, tmp_path, suffix, kept):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_a_misnamed_file_is_read_by_its_content_and_its_precision_is_said(tmp_path, dtype, caplog):
-    cast = tiny_vae().to(dtype)
+    cast = small_vae().to(dtype)
     save_file(ldm_tensors(cast), tmp_path / "vae.ckpt")
     torch.save(ldm_tensors(cast), tmp_path / "vae.safetensors")
     legacy = {"_use_new_zipfile_serialization": False}
@@ -353,14 +299,6 @@ def test_a_misnamed_file_is_read_by_its_content_and_its_precision_is_said(tmp_pa
         caplog.clear()
         assert_same_weights(load_vae(tmp_path / name), cast)
         assert f"the weights are {str(dtype)[6:]} and become float32" in caplog.text
-
-
-def test_a_misnamed_pickle_that_holds_code_is_never_run(vae, tmp_path):
-    path, trace = tmp_path / "model.safetensors", tmp_path / "trace"
-    torch.save({"state_dict": ldm_tensors(vae), "callbacks": Bomb(trace)}, path)
-    with pytest.raises(ValueError, match=f"{FLAG}.*is refused.*safetensors version"):
-        load_vae(path)
-    assert not trace.exists()
 
 
 def test_axes_of_one_that_say_nothing_are_harmless_and_others_are_not(vae, folder):
@@ -407,7 +345,8 @@ def test_shapes_and_names_that_claim_the_memory_of_a_data_centre_are_refused(vae
         ((90).to_bytes(8, "little") + b"{" * 90 + bytes(99), "is damaged or incomplete"),
         (b"PK\x03\x04" + bytes(99), "is damaged or incomplete"),
         (b"\x80\x02" + bytes(99), "damaged"),
-        (bytes(99), "is damaged, or of an unknown file type"),
+        (b"GGUF" + bytes(99), r"is damaged, or of an unknown file type; expected .*\.safetensors"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
     ],
 )
 @pytest.mark.parametrize("suffix", ["safetensors", "ckpt"])
@@ -441,18 +380,8 @@ def test_damage_anywhere_ends_in_tensors_or_in_one_kind_of_error(
         if place < len(data):
             data[place] = new
     path.write_bytes(data)
-    with suppress(UnreadableTensors):
+    with suppress(UnusableModel):
         read_tensors(path)
-
-
-def test_a_git_lfs_pointer_and_an_unknown_file_type_are_named(tmp_path):
-    pointer = tmp_path / "vae.safetensors"
-    pointer.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
-    with pytest.raises(ValueError, match="git lfs pull"):
-        load_vae(pointer)
-    (tmp_path / "vae.gguf").write_bytes(b"GGUF" + bytes(100))
-    with pytest.raises(ValueError, match=r"expected the content of \.safetensors"):
-        load_vae(tmp_path / "vae.gguf")
 
 
 def test_a_file_of_something_else_lists_what_it_holds(tmp_path):
@@ -474,15 +403,14 @@ def test_the_network_does_not_depend_on_its_file_afterwards(vae, folder):
 # Writing
 
 
-@pytest.mark.parametrize("prefix", ["", "first_stage_model."])
 @pytest.mark.parametrize(("quant", "attention"), [(True, True), (False, True), (True, False)])
 def test_an_exported_ldm_file_is_bit_equal_for_diffusers_and_for_us(
-    tmp_path, prefix, quant, attention, caplog
+    tmp_path, quant, attention, caplog
 ):
-    vae = tiny_vae(quant, attention, scaling_factor=0.9)
+    vae = small_vae(quant=quant, attention=attention)
     vae.save_pretrained(tmp_path / "vae")
     path = tmp_path / "export" / "vae.safetensors"
-    save_ldm(vae, path, prefix)
+    save_ldm(vae, path)
     assert_same_weights(
         AutoencoderKL.from_single_file(str(path), config=str(tmp_path / "vae")), vae
     )
@@ -494,25 +422,25 @@ def test_an_exported_ldm_file_is_bit_equal_for_diffusers_and_for_us(
 
 
 def test_an_exported_file_is_float32_and_marked_as_pytorchs(tmp_path):
-    save_ldm(tiny_vae().half(), tmp_path / "vae.safetensors")
+    save_ldm(small_vae().half(), tmp_path / "vae.safetensors")
     with safe_open(tmp_path / "vae.safetensors", framework="pt") as file:
         assert file.metadata()["format"] == "pt"
         assert {file.get_tensor(key).dtype for key in list(file.keys())} == {torch.float32}
-    assert_same_weights(load_vae(tmp_path / "vae.safetensors"), tiny_vae().half())
+    assert_same_weights(load_vae(tmp_path / "vae.safetensors"), small_vae().half())
 
 
-@pytest.mark.parametrize("step", ["save_file", "os.replace"])
+@pytest.mark.parametrize("step", ["weights.tensor_files.save_file", "output.durable.os.replace"])
 def test_a_failed_write_leaves_the_old_file_and_no_debris(vae, tmp_path, monkeypatch, step):
     path = tmp_path / "vae.safetensors"
     save_ldm(vae, path)
     before = path.read_bytes()
 
     def fail(_, filename, **metadata):
-        if step == "save_file":
+        if step.endswith("save_file"):
             Path(filename).write_bytes(b"half")
         raise OSError("disk full")
 
-    monkeypatch.setattr(f"modules.weights.tensor_files.{step}", fail)
+    monkeypatch.setattr(f"modules.{step}", fail)
     with pytest.raises(OSError, match="disk full"):
         save_ldm(vae, path)
     assert path.read_bytes() == before
@@ -531,13 +459,11 @@ def test_the_fp16_variant_lies_beside_the_fp32_weights(vae, folder):
     save_fp16_variant(vae, folder)
     found = AutoencoderKL.from_pretrained(folder, variant="fp16", torch_dtype=torch.float16)
     assert found.dtype == torch.float16
-    assert_same_weights(found.float(), tiny_vae().half())
+    assert_same_weights(found.float(), small_vae().half())
     assert_same_weights(load_vae(folder), vae)
 
 
-def test_the_fp16_variant_is_refused_alone_or_overflowing(vae, folder, tmp_path):
-    with pytest.raises(ValueError, match="save_pretrained"):
-        save_fp16_variant(vae, tmp_path)
+def test_the_fp16_variant_is_refused_where_it_would_overflow(vae, folder):
     with torch.no_grad():
         vae.decoder.conv_in.weight[0, 0] = 70_000.0
     with pytest.raises(ValueError, match=r"65504.*decoder\.conv_in\.weight"):
@@ -547,91 +473,44 @@ def test_the_fp16_variant_is_refused_alone_or_overflowing(vae, folder, tmp_path)
 # The Hub, played by a local server
 
 
-class HubHandler(BaseHTTPRequestHandler):
-    """The part of the Hub that downloads use: files of one repository, and its refusals."""
-
-    def __init__(self, root: Path, *args) -> None:
-        self.root = root
-        super().__init__(*args)
-
-    def log_message(self, *args) -> None:
-        """Keeps the test's output clean."""
-
-    def refuse(self, status: int, code: str) -> None:
-        self.send_response(status)
-        self.send_header("X-Error-Code", code)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    def do_HEAD(self) -> None:
-        self.server.paths.append(self.path)
-        if self.path.startswith("/api/models/lab/model/tree/main"):
-            return self.answer(json.dumps(self.tree()).encode())
-        repository, _, rest = self.path.strip("/").partition("/resolve/")
-        revision, _, name = rest.partition("/")
-        if repository == "lab/gated":
-            return self.refuse(403, "GatedRepo")
-        if repository != "lab/model":
-            return self.refuse(401, "RepoNotFound")
-        if revision != "main":
-            return self.refuse(404, "RevisionNotFound")
-        if not (self.root / name).is_file():
-            return self.refuse(404, "EntryNotFound")
-        return self.answer((self.root / name).read_bytes())
-
-    do_GET = do_HEAD
-
-    def tree(self) -> list[dict]:
-        files = [path.relative_to(self.root) for path in self.root.rglob("*") if path.is_file()]
-        return [{"type": "file", "path": str(path), "size": 1, "oid": "0"} for path in files]
-
-    def answer(self, body: bytes) -> None:
-        self.send_response(200)
-        self.send_header("X-Repo-Commit", "0" * 40)
-        self.send_header("ETag", f'"{hashlib.sha256(body).hexdigest()}"')
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(body)
-
-
 @pytest.fixture
-def hub(tmp_path, monkeypatch):
-    root = tmp_path / "served"
-    root.mkdir()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(HubHandler, root))
-    server.root, server.paths = root, []
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
-    thread.start()
-    url = f"http://127.0.0.1:{server.server_port}"
-    monkeypatch.setattr(constants, "ENDPOINT", url)
-    template = url + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
-    yield server
-    server.shutdown()
-    server.server_close()
-    thread.join()
+def hub(monkeypatch) -> Iterator[StandIn]:
+    with stand_in() as running:
+        running.repositories |= {"lab/model": {"readme.md": b""}, "lab/gated": {}}
+        running.gated.add("lab/gated")
+        template = running.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        for name, value in (("ENDPOINT", running.endpoint), ("HF_HUB_OFFLINE", False),
+                            ("HUGGINGFACE_CO_URL_TEMPLATE", template),
+                            ("HF_HUB_DISABLE_TELEMETRY", True)):  # fmt: skip
+            monkeypatch.setattr(constants, name, value)
+        yield running
+
+
+def publish(hub: StandIn, folder: Path) -> None:
+    hub.repositories["lab/model"] = {path.relative_to(folder).as_posix(): path.read_bytes()
+                                     for path in folder.rglob("*") if path.is_file()}  # fmt: skip
 
 
 @pytest.mark.parametrize("place", ["", "vae"])
 def test_a_hub_id_loads_a_vae_or_the_vae_of_a_pipeline(hub, vae, tmp_path, monkeypatch, place):
-    vae.save_pretrained(hub.root / place)
+    vae.save_pretrained(tmp_path / "served" / place)
+    publish(hub, tmp_path / "served")
     assert_same_weights(load_vae("lab/model", cache_dir=tmp_path / "cache"), vae)
     assert_same_weights(load_vae("lab/model", revision="main", cache_dir=tmp_path / "cache"), vae)
     # Once downloaded, it loads offline.
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    hub.paths.clear()
+    hub.requests.clear()
     assert_same_weights(load_vae("lab/model", cache_dir=tmp_path / "cache"), vae)
-    assert hub.paths == []
+    assert hub.requests == []
 
 
 def test_a_hub_variant_downloads_no_other_weights(hub, vae, tmp_path):
-    vae.save_pretrained(hub.root)
-    save_fp16_variant(vae, hub.root)
+    vae.save_pretrained(tmp_path / "served")
+    save_fp16_variant(vae, tmp_path / "served")
+    publish(hub, tmp_path / "served")
     found = load_vae("lab/model", variant="fp16", cache_dir=tmp_path / "cache")
-    assert_same_weights(found, tiny_vae().half())
-    assert not any(path.endswith(WEIGHTS) for path in hub.paths)
+    assert_same_weights(found, small_vae().half())
+    assert not any(request.endswith(WEIGHTS) for request in hub.requests)
 
 
 @pytest.mark.parametrize(
@@ -646,7 +525,6 @@ def test_a_hub_variant_downloads_no_other_weights(hub, vae, tmp_path):
     ],
 )
 def test_what_the_hub_refuses_is_explained(hub, tmp_path, name, revision, message):
-    (hub.root / "readme.md").touch()
     with pytest.raises(ValueError, match=f"{FLAG}{name}: .*{message}"):
         load_vae(name, revision=revision, cache_dir=tmp_path / "cache")
 

@@ -8,43 +8,39 @@ from diffusers import AutoencoderKL
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
-from test_vae_files import assert_same_weights, tiny_vae
+from vaes import assert_same_weights, ldm_tensors, small_vae
 
 from eval.__main__ import main
 from modules.builders.networks import make_vae
 from modules.config.command_line import resolve_arguments
 from modules.errors import ArgumentError
-from modules.weights.ldm_layout import to_ldm
+from modules.weights.tensor_files import UnusableModel
 from modules.weights.vae_files import load_vae
-from modules.weights.vae_selection import UnknownLayout, select_vae
+from modules.weights.vae_selection import select_vae
 
 
 def two_vaes() -> tuple[AutoencoderKL, AutoencoderKL]:
     """Of one architecture: as trained, and its average."""
-    raw = tiny_vae()
+    raw = small_vae()
     averaged = AutoencoderKL.from_config(raw.config)
     return raw, averaged.eval()
 
 
-def ldm(vae: AutoencoderKL) -> dict[str, torch.Tensor]:
-    return {key: t.contiguous() for key, t in to_ldm(vae.state_dict(), vae.config).items()}
-
-
 def litema(vae: AutoencoderKL) -> dict[str, torch.Tensor]:
     """As latent-diffusion writes an average: without the dots, which buffers may not have."""
-    return {f"model_ema.{key.replace('.', '')}": tensor for key, tensor in ldm(vae).items()} | {
-        "model_ema.decay": torch.tensor(0.99), "model_ema.num_updates": torch.tensor(7)
-    }  # fmt: skip
+    named = {key.replace(".", ""): tensor for key, tensor in ldm_tensors(vae).items()}
+    named |= {"decay": torch.tensor(0.99), "num_updates": torch.tensor(7)}
+    return {f"model_ema.{name}": tensor for name, tensor in named.items()}
 
 
 LAYOUTS = {
-    "latent-diffusion": lambda raw, ema: {"state_dict": ldm(raw) | litema(ema)},
+    "latent-diffusion": lambda raw, ema: {"state_dict": ldm_tensors(raw) | litema(ema)},
     "inside a whole checkpoint": lambda raw, ema: {
-        f"first_stage_model.{key}": tensor for key, tensor in (ldm(raw) | litema(ema)).items()
+        "first_stage_model": ldm_tensors(raw) | litema(ema)
     },
     "model and ema": lambda raw, ema: {"model": raw.state_dict(), "ema": ema.state_dict()},
     "state dicts": lambda raw, ema: {
-        "state_dict": ldm(raw), "ema_state_dict": {"module": ldm(ema)}, "epoch": 3
+        "state_dict": ldm_tensors(raw), "ema_state_dict": {"module": ldm_tensors(ema)}, "epoch": 3
     },
     "lucidrains": lambda raw, ema: {
         "vae": raw.state_dict(),
@@ -74,7 +70,7 @@ def test_the_average_is_taken_and_said_and_the_raw_weights_on_demand(tmp_path, l
 
 def test_what_an_average_leaves_out_was_frozen_and_is_taken_from_the_raw_weights():
     raw, averaged = two_vaes()
-    for other in (ldm, AutoencoderKL.state_dict):
+    for other in (ldm_tensors, AutoencoderKL.state_dict):
         names = [name for name in other(raw) if name.startswith(("decoder.", "post_quant"))]
         ema = {f"ema.{name}": other(averaged)[name] for name in names}
         found = select_vae({f"model.{key}": t for key, t in other(raw).items()} | ema)
@@ -86,11 +82,11 @@ def test_what_an_average_leaves_out_was_frozen_and_is_taken_from_the_raw_weights
 @pytest.mark.parametrize("missing", ["raw", "ema"])
 def test_weights_that_are_not_there_are_refused_with_the_flag(tmp_path, missing):
     prefix = {"raw": "ema.", "ema": "vae."}[missing]
-    tensors = {f"{prefix}{key}": tensor for key, tensor in tiny_vae().state_dict().items()}
+    tensors = {f"{prefix}{key}": tensor for key, tensor in small_vae().state_dict().items()}
     save_file(tensors, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match=f"--pretrained_weights={missing}, but it holds the"):
         load_vae(tmp_path / "model.safetensors", weights=missing)
-    assert_same_weights(load_vae(tmp_path / "model.safetensors"), tiny_vae())
+    assert_same_weights(load_vae(tmp_path / "model.safetensors"), small_vae())
 
 
 def test_the_flag_reaches_training_and_the_commands(tmp_path, pictures, capsys):
@@ -129,5 +125,5 @@ def test_wrappers_and_prefixes_are_seen_through_wherever_they_stand(prefixes, co
 
 @given(st.dictionaries(st.text(alphabet="abemodl_.conv", max_size=20), st.none(), max_size=8))
 def test_foreign_names_are_refused_and_nothing_else_happens(names):
-    with pytest.raises(UnknownLayout):
+    with pytest.raises(UnusableModel):
         select_vae(names)
