@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from rich.console import Console
@@ -11,10 +13,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemaining
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from eval.metrics.digests import image_digest
 from modules.data.images.images import UnreadableImage
 from modules.data.shared_memory import end_rather_than_drop
-from modules.distributed.reduce import process_index_and_count
+from modules.distributed.reduce import gather_from_processes, process_index_and_count
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -117,3 +120,15 @@ class _Reader(Dataset):
             return position, self.images[position], ""
         except UnreadableImage as error:
             return position, None, str(error)
+
+
+def from_all_processes(own: dict[int, T]) -> dict[int, T]:
+    """What is known by position, of the images of all processes, in their order."""
+    return dict(sorted(gather_from_processes(list(own.items()))))
+
+
+def image_digest(image: Tensor) -> int:
+    """A 63-bit hash of one image's pixels and shape. image: [K, H, W] uint8."""
+    digest = hashlib.blake2b(repr(tuple(image.shape)).encode(), digest_size=8)
+    digest.update(image.contiguous().numpy())
+    return int.from_bytes(digest.digest(), "little") >> 1

@@ -12,10 +12,10 @@ from torch_fidelity import calculate_metrics
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 from torch_fidelity.registry import register_feature_extractor
 
-from eval.metrics.digests import image_digest
 from eval.metrics.fid import FeatureStatistics, build_inception, frechet_distance
 from eval.protocol.codecs import PixelCodec, open_codec
 from eval.protocol.evaluate import evaluate_reconstruction
+from eval.protocol.loading import image_digest
 
 register_feature_extractor("tiny-features", TinyFeatures)
 
