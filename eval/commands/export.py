@@ -34,14 +34,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Writes each format; 1 if an ONNX file does not compute what torch computes."""
-    from eval.protocol.codecs import open_vae
+    from eval.protocol.codecs import VAECodec
     from modules.export.onnx import require_onnx
     from modules.output.folder_lock import FolderLock
 
     folder = Path(args.output)
     if "onnx" in args.format:
         require_onnx()
-    vae = open_vae(args.model, args.pretrained_weights)
+    vae = VAECodec.open(args.model, args.pretrained_weights).vae
     with FolderLock(folder, flag="output"):  # a run may be at work in there
         return _write(vae, folder, args.format)
 

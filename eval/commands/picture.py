@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
 
     from eval.metrics.image import mean_squared_error, psnr
     from eval.protocol import one_picture
-    from eval.protocol.codecs import VAECodec, all_prepared, open_vae, quantize
+    from eval.protocol.codecs import VAECodec, all_prepared, quantize
     from modules.data.images.images import decode, to_uint8_tensor
     from modules.errors import blaming
     from modules.image_modes import in_mode, mode_of, over_views, to_picture
@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     if args.picture:
         with blaming(f"IN={args.picture}", "give another picture"):
             original = decode(args.picture)
-    codec = VAECodec(open_vae(args.model, args.pretrained_weights))
+    codec = VAECodec.open(args.model, args.pretrained_weights)
     vae, mode = codec.vae, mode_of(codec.vae)
     one_picture.require_kind(args.out, mode)
     if args.tile:

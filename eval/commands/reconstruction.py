@@ -19,8 +19,8 @@ from eval.commands.common import (
     add_protocol_arguments,
     add_run_arguments,
     device_and_processes,
-    open_images,
-    open_protocol,
+    loading,
+    open_inputs,
 )
 from eval.metrics.columns import DEFAULT_METRICS, METRICS, keys_of
 from modules.config.smallest_sides import LPIPS, SSIM_WINDOW, require_side
@@ -63,8 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Measures, prints the table, writes the files; 1 if a metric named in --metrics is missing."""
     from eval.metrics.networks import open_networks
-    from eval.protocol.codecs import common_mode
-    from eval.protocol.comparison import compare, open_models, run_data
+    from eval.protocol.comparison import compare, run_data
     from eval.protocol.evaluate import evaluate_reconstruction
     from eval.report.outputs import write_comparison
     from modules.distributed.reduce import process_index_and_count
@@ -72,9 +71,7 @@ def run(args: argparse.Namespace) -> int:
     metrics = args.metrics or DEFAULT_METRICS
     if args.crop != "full":
         _require_side(args.resolution, metrics)
-    models = open_models(args.model, args.labels, args.pretrained_weights)
-    protocol = open_protocol(args, common_mode(models))
-    images = open_images(args, protocol)
+    models, images = open_inputs(args, baselines=True)
     networks = open_networks(metrics, args.lpips_weights, args.inception_weights)
     with device_and_processes(args) as device:
         start = time.perf_counter()
@@ -82,25 +79,20 @@ def run(args: argparse.Namespace) -> int:
             models,
             images,
             metrics,
-            protocol=protocol,
-            batch_size=args.batch_size,
+            protocol=images.protocol,
             device=device,
             lpips=networks.lpips,
             inception=networks.inception,
             unavailable=networks.unavailable,
             latents=True,
             num_samples=args.num_samples,
-            num_workers=args.num_workers,
-            progress=not args.no_progress,
+            **loading(args),
         )
         took = run_data(device, time.perf_counter() - start, len(images), args.batch_size)
         if process_index_and_count()[0] != 0:
             return 0
-        result = compare(
-            models, args.model, evaluations, images, protocol, device, args.num_worst, took
-        )
-    files = {name: vars(args)[name] for name in ("json", "markdown", "report", "grid")}
-    write_comparison(result, **files)
+        result = compare(models, args.model, evaluations, images, device, args.num_worst, took)
+    write_comparison(result, args.json, args.markdown, args.report, args.grid)
     missing = any(found.missing for found in evaluations.values())
     return 1 if args.metrics and missing else 0
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from eval.protocol.codecs import Codec, VAECodec, all_prepared, distinct_labels, open_codec
+from eval.protocol.codecs import Codec, VAECodec, all_prepared
 from eval.protocol.intervals import Difference, Interval, intervals, paired_differences
 from eval.protocol.protocol import Protocol, ProtocolImages
 from eval.protocol.results import Evaluation
@@ -39,7 +39,6 @@ class Result:
     intervals: dict[str, dict[str, Interval]]
     differences: list[Difference]
     images: ProtocolImages
-    protocol: Protocol
     samples: list[Sample]
     worst: list[Sample]
     run: dict[str, Any]
@@ -49,30 +48,17 @@ class Result:
         """The lines that stand under every table: protocol and data."""
         first = next(iter(self.evaluations.values()))
         return [
-            f"Protocol: {self.protocol.describe()}",
+            f"Protocol: {self.images.protocol.describe()}",
             f"Data: {self.images.describe()}, content {first.content[:12]}",
         ]
 
     @property
     def run_line(self) -> str:
         """What the work took, and where."""
-        run = self.run
         return (
-            f"Run: {run['seconds']:.1f} s, {run['images_per_second']:.2f} images/s, peak memory "
-            f"{run['peak_memory_mib']:.0f} MiB, {run['device']}, {run['processes']} process(es), "
-            f"batch size {run['batch_size']}"
-        )
-
-
-def open_models(
-    names: Sequence[str], labels: Sequence[str] | None, weights: str
-) -> dict[str, Codec]:
-    """The codecs by distinct label. Raises ValueError when labels and models do not match."""
-    if labels is None:
-        labels = distinct_labels(names)
-    if len(labels) != len(names) or len(set(labels)) != len(labels):
-        raise ValueError(f"--labels {' '.join(labels)} must give {len(names)} different names")
-    return {label: open_codec(name, weights) for label, name in zip(labels, names, strict=True)}
+            "Run: {seconds:.1f} s, {images_per_second:.2f} images/s, peak memory "
+            "{peak_memory_mib:.0f} MiB, {device}, {processes} process(es), batch size {batch_size}"
+        ).format_map(self.run)
 
 
 def compare(
@@ -80,18 +66,19 @@ def compare(
     names: Sequence[str],
     evaluations: dict[str, Evaluation],
     images: ProtocolImages,
-    protocol: Protocol,
     device: torch.device,
     num_worst: int,
     run: dict[str, Any],
 ) -> Result:
     """Intervals, paired differences and the worst images. names: of the models, in their order."""
-    chosen = {p for found in evaluations.values() for p in worst_positions(found, num_worst)}
+    worst = {p for found in evaluations.values() for p in worst_positions(found, num_worst)}
     errors = np.stack([found.per_image["mse"] for found in evaluations.values()])
-    worst = sorted(chosen, key=lambda position: -np.nanmax(errors[:, position]))
     first = [kept.position for kept in next(iter(evaluations.values())).samples]
     by_label = dict(zip(models, names, strict=True))
     competing = {label: e for label, e in evaluations.items() if by_label[label] != "identity"}
+    chosen = [*first, *sorted(worst, key=lambda position: -np.nanmax(errors[:, position]))]
+    shown = reconstruct_selected(models, images, chosen, images.protocol, device)
+    seed = images.protocol.seed
     return Result(
         names=by_label,
         scaling_factors={
@@ -100,20 +87,19 @@ def compare(
             if isinstance(codec, VAECodec)
         },
         evaluations=evaluations,
-        intervals={label: intervals(found, protocol.seed) for label, found in evaluations.items()},
-        differences=paired_differences(competing, protocol.seed),
+        intervals={label: intervals(found, seed) for label, found in evaluations.items()},
+        differences=paired_differences(competing, seed),
         images=images,
-        protocol=protocol,
-        samples=reconstruct_selected(models, images, first, protocol, device),
-        worst=reconstruct_selected(models, images, worst, protocol, device),
+        samples=shown[: len(first)],
+        worst=shown[len(first) :],
         run=run,
     )
 
 
 def worst_positions(evaluation: Evaluation, count: int) -> list[int]:
     """Positions of the lowest PSNRs, worst first; images without a PSNR are not among them."""
-    errors = evaluation.per_image["mse"]
-    order = np.argsort(-np.where(np.isnan(errors), -1.0, errors), kind="stable")
+    errors = np.nan_to_num(evaluation.per_image["mse"])
+    order = np.argsort(-errors, kind="stable")
     return [int(position) for position in order[:count] if errors[position] > 0]
 
 

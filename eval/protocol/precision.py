@@ -47,6 +47,7 @@ def measure_precision(
     *,
     batch_size: int = DEFAULT_BATCH_SIZE,
     device: torch.device | str = "cpu",
+    num_workers: int = 0,
     progress: bool = True,
 ) -> dict[str, PrecisionResult]:
     """Decodes the fp32 encoder's latents with weights and activations of each precision.
@@ -56,7 +57,7 @@ def measure_precision(
     device, codec = torch.device(device), VAECodec(vae)
     decoders = {name: _Decoder(vae, device, dtype) for name, dtype in PRECISIONS.items()}
     with full_precision(), codec.prepared(device):
-        for batch in OwnBatches(images, batch_size, 0, progress):
+        for batch in OwnBatches(images, batch_size, num_workers, progress):
             if batch.count:
                 originals = batch.images.to(device)
                 latents = codec.encode(originals).mode()

@@ -139,6 +139,10 @@ class ProtocolImages(Dataset[Tensor]):
         chosen = f"all {total}" if count == total else f"{count} of {total}, evenly spaced"
         return f"{self.source.name} ({chosen})"
 
+    def stamp(self) -> dict[str, object]:
+        """Protocol and data, for JSON."""
+        return {"protocol": self.protocol.stamp(), "data": self.describe()}
+
 
 def _center_crop(image: Image.Image, width: int, height: int) -> Image.Image:
     left, top = (image.width - width) // 2, (image.height - height) // 2

@@ -23,7 +23,6 @@ NUM_WORST = 8  # images that are named in the JSON
 
 def write_comparison(
     result: Result,
-    *,
     json: str | None = None,
     markdown: str | None = None,
     report: str | None = None,
@@ -71,7 +70,7 @@ def comparison_data(result: Result) -> dict[str, Any]:
              **vars(d.interval)}
             for d in result.differences
         ],
-        "protocol": result.protocol.stamp(),
+        "protocol": images.protocol.stamp(),
         "data": {
             "source": images.source.name,
             "num_images": len(images),

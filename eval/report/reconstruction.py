@@ -30,7 +30,7 @@ def reconstruction_values(result: Result) -> dict[str, Any]:
     others = [key for key in keys if key not in FIDELITY_KEYS]
     latents = {label: found.latents for label, found in evaluations.items() if found.latents}
     header, differences = _differences(result)
-    versions = result.protocol.stamp()["versions"]
+    versions = result.images.protocol.stamp()["versions"]
     return {
         "title": "Reconstruction",
         "lead": f"{', '.join(evaluations)} on {result.images.describe()}",
