@@ -7,11 +7,9 @@ pass over the images.
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.error import URLError
 
 import numpy as np
 import torch
@@ -20,6 +18,7 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric
 
 from modules.distributed.reduce import sum_over_processes
+from modules.errors import LIBRARY_ERRORS
 from modules.image_modes import rgb_views
 
 EXTRACTOR = "inception-v3-compat"
@@ -40,7 +39,7 @@ def build_inception(weights: str | None = None) -> nn.Module:
     if weights is None:
         try:
             return FeatureExtractorInceptionV3(EXTRACTOR, [FEATURES], verbose=False)
-        except (URLError, OSError) as error:
+        except OSError as error:  # such as URLError
             raise InceptionUnavailable(
                 f"Inception weights could not be downloaded ({error}); give them with "
                 "--inception_weights FILE"
@@ -53,7 +52,7 @@ def build_inception(weights: str | None = None) -> nn.Module:
         return FeatureExtractorInceptionV3(
             EXTRACTOR, [FEATURES], feature_extractor_weights_path=weights
         )
-    except (pickle.UnpicklingError, RuntimeError, EOFError, AttributeError, TypeError) as error:
+    except LIBRARY_ERRORS as error:
         raise ValueError(
             f"--inception_weights={weights} is not torch-fidelity's Inception state dict "
             f"({type(error).__name__})"
@@ -80,8 +79,7 @@ class FeatureStatistics:
 
         Not finite for fewer than two images.
         """
-        count = sum_over_processes(self.count)
-        total, products = sum_over_processes(self.total), sum_over_processes(self.products)
+        count, total, products = map(sum_over_processes, (self.count, self.total, self.products))
         mean = total / count
         covariance = (products - count * torch.outer(mean, mean)) / (count - 1)
         return {"mu": mean.numpy(), "sigma": covariance.numpy()}
@@ -104,10 +102,10 @@ class StreamedFID:
     def __init__(
         self, inception: nn.Module, labels: Sequence[str], reference: Reference | None = None
     ) -> None:
-        self.inception = inception
-        self.reference = reference or Reference()
-        probe = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
-        width = extract_features(inception, probe.to(next(inception.parameters()).device)).shape[1]
+        self.inception, self.reference = inception, reference or Reference()
+        device = next(inception.parameters()).device
+        probe = torch.zeros(1, 3, 32, 32, dtype=torch.uint8, device=device)
+        width = extract_features(inception, probe).shape[1]
         self.originals = FeatureStatistics(width)
         self.models = {label: FeatureStatistics(width) for label in labels}
 
@@ -132,22 +130,22 @@ class StreamedFID:
         content: the hash of this pass's originals. Where an image that was there for the reference
         is not any more, the next pass makes a new one.
         """
-        kept, distances = self.reference, {}
+        kept = self.reference
         if kept.statistics is None:
             kept.statistics, kept.content = self.originals.result(), content
         elif kept.content != content:
             kept.statistics = None
             return dict.fromkeys(self.models, float("nan"))
-        reference = kept.statistics
-        for label, statistics in self.models.items():
-            result = statistics.result()
-            finite = np.isfinite(reference["sigma"]).all() and np.isfinite(result["sigma"]).all()
-            distances[label] = frechet_distance(reference, result) if finite else float("nan")
-        return distances
+        return {
+            label: frechet_distance(kept.statistics, statistics.result())
+            for label, statistics in self.models.items()
+        }
 
 
 def frechet_distance(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> float:
-    """Squared Fréchet distance between the Gaussians of two feature statistics."""
+    """Squared Fréchet distance between the Gaussians of two feature statistics; NaN without any."""
+    if not (np.isfinite(a["sigma"]).all() and np.isfinite(b["sigma"]).all()):
+        return float("nan")
     return float(fid_statistics_to_metric(a, b, verbose=False)[KEY_METRIC_FID])
 
 

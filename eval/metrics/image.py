@@ -134,12 +134,6 @@ def _gaussian_windows(maps: Tensor) -> Tensor:
 
 
 def _check(images: Tensor, reconstructions: Tensor) -> None:
-    if images.dtype != torch.uint8 or reconstructions.dtype != torch.uint8:
-        raise ValueError(
-            f"metrics are defined on uint8 images, got {images.dtype} and {reconstructions.dtype}"
-        )
-    if images.shape != reconstructions.shape or images.dim() != 4:
-        raise ValueError(
-            f"metrics compare two batches [B, 3, H, W], got {tuple(images.shape)} "
-            f"and {tuple(reconstructions.shape)}"
-        )
+    given = [(batch.dtype, tuple(batch.shape)) for batch in (images, reconstructions)]
+    if given[0] != given[1] or images.dtype != torch.uint8 or images.dim() != 4:
+        raise ValueError(f"metrics compare two batches [B, 3, H, W] of uint8, got {given}")

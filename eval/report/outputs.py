@@ -9,15 +9,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from eval.metrics.columns import COLUMN
 from eval.protocol.comparison import Result, worst_positions
 from eval.protocol.results import Evaluation
 from eval.report.grid import comparison_grid
 from eval.report.page import write_page
 from eval.report.reconstruction import reconstruction_values
-from eval.report.tables import difference_lines, markdown_table, notes, rows
+from eval.report.tables import compared, markdown_table, notes, rows, signed_interval
 from eval.report.terminal import print_table
 
-COMPARED = ("psnr", "ssim", "lpips_alex", "lpips_vgg")  # the differences that are printed
 NUM_WORST = 8  # images that are named in the JSON
 
 
@@ -33,8 +33,15 @@ def write_comparison(
     messages = notes(evaluations, result.images.label)
     print_table(rows(evaluations))
     print("", *messages, *result.stamp, result.run_line, sep="\n")
-    if compared := difference_lines(result.differences, COMPARED):
-        print("", "Paired differences, 95 % bootstrap interval:", *compared, sep="\n")
+    pairs = compared(result.differences)
+    if pairs:
+        print("\nPaired differences, 95 % bootstrap interval:")
+    for (first, second), differences in pairs.items():
+        texts = []
+        for found in differences:
+            verdict = f"{found.better} better" if found.better else "undecided"
+            texts.append(f"{COLUMN[found.metric].title} {signed_interval(found)} ({verdict})")
+        print(f"{first} - {second}: {', '.join(texts)}")
     write_json(json, comparison_data(result))
     if markdown:
         text = "\n\n".join([markdown_table(evaluations), *messages, *result.stamp]) + "\n"
