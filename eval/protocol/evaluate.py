@@ -13,7 +13,7 @@ from eval.metrics.columns import keys_of
 from eval.metrics.fid import Reference, StreamedFID
 from eval.protocol.choices import DEFAULT_BATCH_SIZE
 from eval.protocol.codecs import Codec, all_prepared
-from eval.protocol.loading import OwnBatches, from_all_processes
+from eval.protocol.loading import from_all_processes, own_batches
 from eval.protocol.protocol import Protocol
 from eval.protocol.results import Evaluation
 from eval.protocol.tally import Tally
@@ -69,7 +69,7 @@ def evaluate_reconstruction(
     unreadable: dict[int, str] = {}
     size = 1 if protocol.crop == "full" else batch_size  # images of that crop differ in size
     with all_prepared(models.values(), device):
-        for batch in OwnBatches(images, size, num_workers, progress, stop):
+        for batch in own_batches(images, size, num_workers, progress, stop):
             digests |= zip(batch.positions, batch.digests, strict=True)
             unreadable |= batch.unreadable
             if not batch.count:

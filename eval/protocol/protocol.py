@@ -48,15 +48,10 @@ class Protocol:
     image_mode: str = "RGB"  # what the models take
 
     def __post_init__(self) -> None:
-        if self.resolution < 1:
-            raise ValueError(f"--resolution={self.resolution} must be at least 1 pixel")
-        for flag, value, offered in (
-            ("crop", self.crop, CROPS),
-            ("posterior", self.posterior, POSTERIORS),
-            ("rounding", self.rounding, ROUNDINGS),
-        ):
-            if value not in offered:
-                raise ValueError(f"--{flag}={value} must be one of {', '.join(offered)}")
+        offered = {"crop": CROPS, "posterior": POSTERIORS, "rounding": ROUNDINGS}
+        for flag, values in offered.items():
+            if (value := getattr(self, flag)) not in values:
+                raise ValueError(f"--{flag}={value} must be one of {', '.join(values)}")
 
     @classmethod
     def of(cls, vae: AutoencoderKL, resolution: int) -> Protocol:
@@ -71,9 +66,8 @@ class Protocol:
         if self.crop == "resize":
             scale = self.resolution / min(image.size)
             size = [max(self.resolution, round(side * scale)) for side in image.size]
-            return _center_crop(
-                image.resize(size, Image.Resampling.BICUBIC), self.resolution, self.resolution
-            )
+            resized = image.resize(size, Image.Resampling.BICUBIC)
+            return _center_crop(resized, self.resolution, self.resolution)
         width, height = (side // FULL_SIZE_MULTIPLE * FULL_SIZE_MULTIPLE for side in image.size)
         if not width or not height:
             raise ValueError(

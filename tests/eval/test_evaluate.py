@@ -32,7 +32,7 @@ from eval.protocol.codecs import VAECodec, distinct_labels, open_codec, quantize
 from eval.protocol.comparison import reconstruct_selected, worst_positions
 from eval.protocol.evaluate import evaluate_reconstruction
 from eval.protocol.intervals import bootstrap, intervals, paired_differences
-from eval.protocol.loading import OwnBatches
+from eval.protocol.loading import own_batches
 from eval.protocol.precision import PrecisionResult, measure_precision, should_force_upcast
 from eval.protocol.protocol import Protocol, ProtocolImages
 from modules.data.images.images import normalize, to_uint8
@@ -100,7 +100,7 @@ def test_the_training_losses_are_of_the_unclamped_output():
 def test_each_image_counts_once_for_any_number_and_batch_size(count, batch_size):
     images = random_images(count, 16)
     seen = []
-    for batch in OwnBatches(TensorImages(images), batch_size, 0, False):
+    for batch in own_batches(TensorImages(images), batch_size, 0, False):
         assert len(batch.images) == min(batch_size, count) == len(batch.filled_positions)
         assert torch.equal(batch.images[: batch.count], images[batch.positions])
         seen += batch.positions
