@@ -9,7 +9,7 @@ from diffusers import AutoencoderKL
 
 from eval.metrics.networks import Networks
 from eval.protocol.codecs import VAECodec
-from eval.protocol.protocol import Protocol
+from eval.protocol.protocol import Protocol, ProtocolImages
 from eval.report.grid import GAP
 from eval.report.latent_picture import latent_picture
 from eval.validation import Validation
@@ -18,10 +18,10 @@ from modules.models.autoencoder import build_autoencoder
 
 
 def validation(count: int, batch_size: int) -> Validation:
+    images = ProtocolImages(SyntheticImages(count, 16, seed=1), Protocol(16))
     return Validation(
-        SyntheticImages(count, 16, seed=1), Protocol(16), num_images=count, metrics=["psnr"],
-        best_metric="psnr", judges=Networks(), batch_size=batch_size, num_grid_images=3,
-        device=torch.device("cpu"),
+        images, ["psnr"], best_metric="psnr", judges=Networks(), batch_size=batch_size,
+        num_grid_images=3, device=torch.device("cpu"),
     )  # fmt: skip
 
 
