@@ -98,7 +98,7 @@ class Validation:
     batch_size: int
     num_grid_images: int
     device: torch.device
-    reference: Reference = field(default_factory=Reference)  # a resumed run gathers it anew
+    reference: Reference = field(default_factory=dict)  # a resumed run gathers it anew
     baselines: dict[str, Evaluation] = field(default_factory=dict)  # of what needs no training
     latest: ValidationResult | None = None
 
@@ -131,8 +131,7 @@ class Validation:
                 protocol=self.protocol,
                 batch_size=self.batch_size,
                 device=self.device,
-                lpips=self.judges.lpips,
-                inception=self.judges.inception,
+                networks=self.judges,
                 reference=self.reference,
                 latents=True,
                 num_samples=self.num_grid_images,

@@ -63,7 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Measures, prints the table, writes the files; 1 if a metric named in --metrics is missing."""
     from eval.metrics.networks import open_networks
-    from eval.protocol.comparison import compare, run_data
+    from eval.protocol.comparison import Comparison, run_data
     from eval.protocol.evaluate import evaluate_reconstruction
     from eval.report.outputs import write_comparison
     from modules.distributed.reduce import process_index_and_count
@@ -81,18 +81,17 @@ def run(args: argparse.Namespace) -> int:
             metrics,
             protocol=images.protocol,
             device=device,
-            lpips=networks.lpips,
-            inception=networks.inception,
-            unavailable=networks.unavailable,
+            networks=networks,
             latents=True,
             num_samples=args.num_samples,
             **loading(args),
         )
-        took = run_data(device, time.perf_counter() - start, len(images), args.batch_size)
+        run = run_data(device, time.perf_counter() - start, len(images), args.batch_size)
         if process_index_and_count()[0] != 0:
             return 0
-        result = compare(models, args.model, evaluations, images, device, args.num_worst, took)
-    write_comparison(result, args.json, args.markdown, args.report, args.grid)
+        names = dict(zip(models, args.model, strict=True))
+        found = Comparison(models, names, evaluations, images, device, args.num_worst, run)
+        write_comparison(found, args.json, args.markdown, args.report, args.grid)
     missing = any(found.missing for found in evaluations.values())
     return 1 if args.metrics and missing else 0
 

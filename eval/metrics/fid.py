@@ -8,7 +8,6 @@ pass over the images.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +22,8 @@ from modules.image_modes import rgb_views
 
 EXTRACTOR = "inception-v3-compat"
 FEATURES = "2048"
+
+Reference = dict[str, dict[str, np.ndarray]]
 
 
 class InceptionUnavailable(RuntimeError):
@@ -85,24 +86,17 @@ class FeatureStatistics:
         return {"mu": mean.numpy(), "sigma": covariance.numpy()}
 
 
-@dataclass
-class Reference:
-    """The originals' statistics, kept from the first complete pass for later ones over the same.
-
-    content: the hash of all of those images.
-    """
-
-    statistics: dict[str, np.ndarray] | None = None
-    content: str = ""
-
-
 class StreamedFID:
-    """Collects features of originals and reconstructions; `finish` gives each model's rFID."""
+    """Collects features of originals and reconstructions; `finish` gives each model's rFID.
+
+    reference: statistics of originals by the hash of all their pixels. Where there are any, a pass
+    computes none; where there are none, it adds its own.
+    """
 
     def __init__(
         self, inception: nn.Module, labels: Sequence[str], reference: Reference | None = None
     ) -> None:
-        self.inception, self.reference = inception, reference or Reference()
+        self.inception, self.reference = inception, {} if reference is None else reference
         device = next(inception.parameters()).device
         probe = torch.zeros(1, 3, 32, 32, dtype=torch.uint8, device=device)
         width = extract_features(inception, probe).shape[1]
@@ -111,7 +105,7 @@ class StreamedFID:
 
     def add_originals(self, images: Tensor, count: int) -> None:
         """images: [B, K, H, W] uint8, of which the first `count` are real; all their RGB views."""
-        if self.reference.statistics is None:
+        if not self.reference:
             for view in rgb_views(images):
                 self.originals.update(extract_features(self.inception, view)[:count])
 
@@ -130,14 +124,14 @@ class StreamedFID:
         content: the hash of this pass's originals. Where an image that was there for the reference
         is not any more, the next pass makes a new one.
         """
-        kept = self.reference
-        if kept.statistics is None:
-            kept.statistics, kept.content = self.originals.result(), content
-        elif kept.content != content:
-            kept.statistics = None
+        if not self.reference:
+            self.reference[content] = self.originals.result()
+        elif content not in self.reference:
+            self.reference.clear()
             return dict.fromkeys(self.models, float("nan"))
+        originals = self.reference[content]
         return {
-            label: frechet_distance(kept.statistics, statistics.result())
+            label: frechet_distance(originals, statistics.result())
             for label, statistics in self.models.items()
         }
 

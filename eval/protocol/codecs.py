@@ -215,12 +215,11 @@ def distinct_labels(names: Sequence[str]) -> list[str]:
     """
     paths = [name.rstrip("/").split("/") for name in names]
     labels = []
-    for path in paths:  # only labels that collide grow
-        alike = {tuple(other) for other in paths if other[-1] == path[-1]}
-        depth = 1
-        while depth < len(path) and len({other[-depth:] for other in alike}) < len(alike):
-            depth += 1
-        labels.append("/".join(path[-depth:]))
+    for path in paths:
+        others = [other for other in paths if other != path]
+        depths = range(1, len(path))
+        alone = (n for n in depths if all(other[-n:] != path[-n:] for other in others))
+        labels.append("/".join(path[-next(alone, len(path)) :]))
     return [
         label if labels.count(label) == 1 else f"{label} ({labels[: position + 1].count(label)})"
         for position, label in enumerate(labels)

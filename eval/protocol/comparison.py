@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from eval.protocol.codecs import Codec, VAECodec, all_prepared
+from eval.protocol.codecs import Codec, all_prepared
 from eval.protocol.intervals import Difference, Interval, intervals, paired_differences
 from eval.protocol.protocol import Protocol, ProtocolImages
 from eval.protocol.results import Evaluation
@@ -29,19 +30,52 @@ class Sample:
     reconstructions: dict[str, Tensor]
 
 
-@dataclass(frozen=True)
-class Result:
-    """Everything that is printed and written; the mappings are by label."""
+@dataclass
+class Comparison:
+    """Everything that is printed and written of models on the same images; mappings by label."""
 
+    models: dict[str, Codec]
     names: dict[str, str]  # what --model said
-    scaling_factors: dict[str, float]  # of the configurations of those that have latents
     evaluations: dict[str, Evaluation]
-    intervals: dict[str, dict[str, Interval]]
-    differences: list[Difference]
     images: ProtocolImages
-    samples: list[Sample]
-    worst: list[Sample]
-    run: dict[str, Any]
+    device: torch.device
+    num_worst: int  # images of each model
+    run: dict[str, Any]  # as of `run_data`
+
+    @cached_property
+    def intervals(self) -> dict[str, dict[str, Interval]]:
+        """Those of every metric of each model."""
+        seed = self.images.protocol.seed
+        return {label: intervals(found, seed) for label, found in self.evaluations.items()}
+
+    @cached_property
+    def differences(self) -> list[Difference]:
+        """Between every two models, but for the identity, which is perfect."""
+        competing = {
+            label: found
+            for label, found in self.evaluations.items()
+            if self.names[label] != "identity"
+        }
+        return paired_differences(competing, self.images.protocol.seed)
+
+    @property
+    def samples(self) -> list[Sample]:
+        """The first images."""
+        first = next(iter(self.evaluations.values()))
+        return self._reconstructed([kept.position for kept in first.samples])
+
+    @property
+    def worst(self) -> list[Sample]:
+        """The images at which any model is worst, those with the largest error first."""
+        found = self.evaluations.values()
+        chosen = {p for evaluation in found for p in worst_positions(evaluation, self.num_worst)}
+        errors = np.stack([evaluation.per_image["mse"] for evaluation in found])
+        return self._reconstructed(sorted(chosen, key=lambda p: -np.nanmax(errors[:, p])))
+
+    def _reconstructed(self, positions: Sequence[int]) -> list[Sample]:
+        return reconstruct_selected(
+            self.models, self.images, positions, self.images.protocol, self.device
+        )
 
     @property
     def stamp(self) -> list[str]:
@@ -59,41 +93,6 @@ class Result:
             "Run: {seconds:.1f} s, {images_per_second:.2f} images/s, peak memory "
             "{peak_memory_mib:.0f} MiB, {device}, {processes} process(es), batch size {batch_size}"
         ).format_map(self.run)
-
-
-def compare(
-    models: Mapping[str, Codec],
-    names: Sequence[str],
-    evaluations: dict[str, Evaluation],
-    images: ProtocolImages,
-    device: torch.device,
-    num_worst: int,
-    run: dict[str, Any],
-) -> Result:
-    """Intervals, paired differences and the worst images. names: of the models, in their order."""
-    worst = {p for found in evaluations.values() for p in worst_positions(found, num_worst)}
-    errors = np.stack([found.per_image["mse"] for found in evaluations.values()])
-    first = [kept.position for kept in next(iter(evaluations.values())).samples]
-    by_label = dict(zip(models, names, strict=True))
-    competing = {label: e for label, e in evaluations.items() if by_label[label] != "identity"}
-    chosen = [*first, *sorted(worst, key=lambda position: -np.nanmax(errors[:, position]))]
-    shown = reconstruct_selected(models, images, chosen, images.protocol, device)
-    seed = images.protocol.seed
-    return Result(
-        names=by_label,
-        scaling_factors={
-            label: codec.vae.config.scaling_factor
-            for label, codec in models.items()
-            if isinstance(codec, VAECodec)
-        },
-        evaluations=evaluations,
-        intervals={label: intervals(found, seed) for label, found in evaluations.items()},
-        differences=paired_differences(competing, seed),
-        images=images,
-        samples=shown[: len(first)],
-        worst=shown[len(first) :],
-        run=run,
-    )
 
 
 def worst_positions(evaluation: Evaluation, count: int) -> list[int]:

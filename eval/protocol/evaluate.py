@@ -6,11 +6,12 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from eval.metrics.columns import keys_of
 from eval.metrics.fid import Reference, StreamedFID
+from eval.metrics.networks import Networks
 from eval.protocol.choices import DEFAULT_BATCH_SIZE
 from eval.protocol.codecs import Codec, all_prepared
 from eval.protocol.loading import from_all_processes, own_batches
@@ -28,10 +29,8 @@ def evaluate_reconstruction(
     protocol: Protocol | None = None,
     batch_size: int = DEFAULT_BATCH_SIZE,
     device: torch.device | str = "cpu",
-    lpips: Mapping[str, nn.Module] | None = None,
-    inception: nn.Module | None = None,
+    networks: Networks | None = None,
     reference: Reference | None = None,
-    unavailable: Mapping[str, str] | None = None,
     latents: bool = False,
     num_samples: int = 0,
     num_workers: int = 0,
@@ -42,10 +41,9 @@ def evaluate_reconstruction(
 
     images: uint8 [K, H, W] by position; under torch.distributed every rank of P takes each P-th and
     all ranks return the same numbers.
-    metrics: names of `eval.metrics.columns.METRICS`. lpips: networks by backbone, ([B, K, H, W] in
-    [-1, 1], same) to [B]; inception: `build_inception()`; a metric whose network is not given is
-    reported as missing, with the reason in `unavailable` if it has one. reference: what rFID knows
-    of the same images from an earlier call, or learns in this one.
+    metrics: names of `eval.metrics.columns.METRICS`; one whose network is not among `networks` is
+    reported as missing, with the reason if they have one. reference: what rFID knows of the same
+    images from an earlier call, or learns in this one.
     `latents`: also LatentStatistics of the models that have a posterior. `num_samples`: so many of
     the first images are kept with their reconstructions.
     `stop`: asked between batches, by all processes together; where it says so, Interrupted is
@@ -54,16 +52,22 @@ def evaluate_reconstruction(
     Batches are filled up to `batch_size` (by repeating an image), because the size chooses the
     kernels and with them the last digits. Modes, precision and memory format are put back.
     """
-    device, protocol = torch.device(device), protocol or Protocol()
-    networks = {name: network.to(device) for name, network in (lpips or {}).items()}
-    given = {f"lpips_{name}" for name in networks} | ({"rfid"} if inception is not None else set())
+    device, protocol, networks = (
+        torch.device(device),
+        protocol or Protocol(),
+        networks or Networks(),
+    )
+    lpips, inception = networks.lpips, networks.inception
+    for network in filter(None, (*lpips.values(), inception)):
+        network.to(device)
+    given = {f"lpips_{name}" for name in lpips} | ({"rfid"} if inception is not None else set())
     missing = {
-        key: (unavailable or {}).get(key, "its network was not given")
+        key: networks.unavailable.get(key, "its network was not given")
         for key in keys_of(metrics)
         if key.startswith(("lpips_", "rfid")) and key not in given
     }
     keys = [key for key in keys_of(metrics) if key not in missing]
-    fid = StreamedFID(inception.to(device), list(models), reference) if "rfid" in keys else None
+    fid = StreamedFID(inception, list(models), reference) if "rfid" in keys else None
     tallies = {label: Tally(codec, keys, latents, num_samples) for label, codec in models.items()}
     digests: dict[int, int] = {}
     unreadable: dict[int, str] = {}
@@ -78,7 +82,7 @@ def evaluate_reconstruction(
             if fid:
                 fid.add_originals(originals, batch.count)
             for label, tally in tallies.items():
-                output = tally.add(batch, originals, networks, protocol)
+                output = tally.add(batch, originals, lpips, protocol)
                 if fid:
                     fid.add_reconstructions(label, output.images, output.finite, batch.count)
         digests, unreadable = from_all_processes(digests), from_all_processes(unreadable)

@@ -26,7 +26,7 @@ from torchvision.models import squeezenet1_1
 
 from eval.metrics.columns import COLUMN
 from eval.metrics.image import mean_squared_error, psnr
-from eval.metrics.networks import backbone_of, open_networks
+from eval.metrics.networks import Networks, backbone_of, open_networks
 from eval.metrics.precise import full_precision
 from eval.protocol.codecs import VAECodec, distinct_labels, open_codec, quantize
 from eval.protocol.comparison import reconstruct_selected, worst_positions
@@ -167,11 +167,10 @@ def test_half_precision_weights_are_refused():
 
 def test_nan_images_are_counted_and_never_averaged_in():
     vae, images = tiny_vae(), photographs(6)
-    options = {"inception": tiny_inception(), "latents": True}
-    metrics = [*METRICS, "rfid", "lpips_vgg"]
-    networks = {"vgg": PixelDistance()}
-    found = evaluate(BrokenAt(vae, [1, 4]), images, metrics, lpips=networks, **options)["model"]
-    good = evaluate(VAECodec(vae), images[[0, 2, 3, 5]], metrics, lpips=networks)["model"]
+    metrics, lpips = [*METRICS, "rfid", "lpips_vgg"], {"vgg": PixelDistance()}
+    both = Networks(lpips, tiny_inception())
+    found = evaluate(BrokenAt(vae, [1, 4]), images, metrics, networks=both, latents=True)["model"]
+    good = evaluate(VAECodec(vae), images[[0, 2, 3, 5]], metrics, networks=Networks(lpips))["model"]
     assert found.nan_images == [1, 4]
     assert found.num_images == 4
     assert found.summary()["nan_images"] == 2
@@ -221,8 +220,7 @@ def test_metrics_without_their_network_are_missing_with_a_reason():
         open_codec("identity"),
         photographs(2),
         ["psnr", "lpips", "rfid"],
-        lpips={"vgg": PixelDistance()},
-        unavailable={"rfid": "no connection"},
+        networks=Networks({"vgg": PixelDistance()}, unavailable={"rfid": "no connection"}),
     )["model"]
     assert found.missing == {"lpips_alex": "its network was not given", "rfid": "no connection"}
     assert set(found.summary()) == {"psnr", "psnr_pooled", "lpips_vgg", "num_images", "nan_images"}
@@ -235,11 +233,11 @@ def test_lpips_is_the_packages_on_rounded_images(tmp_path):
     file = str(tmp_path / "squeeze.pth")
     torch.save(squeezenet1_1(weights=None).state_dict(), file)
     assert backbone_of(file) == "squeeze"
-    network = open_networks(["lpips_squeeze"], [file]).lpips["squeeze"]
+    networks = open_networks(["lpips_squeeze"], [file])
     images = photographs(3, 64)
-    found = evaluate(open_codec("jpeg:10"), images, ["lpips_squeeze"], lpips={"squeeze": network})
+    found = evaluate(open_codec("jpeg:10"), images, ["lpips_squeeze"], networks=networks)
     package = lpips.LPIPS(net="squeeze", pnet_rand=True, verbose=False).eval()
-    package.net.load_state_dict(network.network.net.state_dict())
+    package.net.load_state_dict(networks.lpips["squeeze"].network.net.state_dict())
     pictures = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in images]
     outputs = torch.stack([torch.from_numpy(jpeg(picture, 10)) for picture in pictures])
     with torch.no_grad():

@@ -13,6 +13,7 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 from torch_fidelity.registry import register_feature_extractor
 
 from eval.metrics.fid import FeatureStatistics, build_inception, frechet_distance
+from eval.metrics.networks import Networks
 from eval.protocol.codecs import PixelCodec, open_codec
 from eval.protocol.evaluate import evaluate_reconstruction
 from eval.protocol.loading import image_digest
@@ -25,7 +26,7 @@ def evaluate(images, model="downsample:4"):
         {"model": open_codec(model) if isinstance(model, str) else model},
         TensorImages(images),
         ["rfid"],
-        inception=tiny_inception(),
+        networks=Networks(inception=tiny_inception()),
         batch_size=5,
         progress=False,
     )["model"]
