@@ -22,18 +22,18 @@ NUM_WORST = 8  # images that are named in the JSON
 
 
 def write_comparison(
-    found: Comparison,
+    result: Comparison,
     json: str | None = None,
     markdown: str | None = None,
     report: str | None = None,
     grid: str | None = None,
 ) -> None:
     """Prints the table with its notes, and writes the files that are wanted."""
-    evaluations = found.evaluations
-    messages = notes(evaluations, found.images.label)
+    evaluations = result.evaluations
+    messages = notes(evaluations, result.images.label)
     print_table(rows(evaluations))
-    print("", *messages, *found.stamp, found.run_line, sep="\n")
-    pairs = compared(found.differences)
+    print("", *messages, *result.stamp, result.run_line, sep="\n")
+    pairs = compared(result.differences)
     if pairs:
         print("\nPaired differences, 95 % bootstrap interval:")
     for (first, second), differences in pairs.items():
@@ -42,12 +42,12 @@ def write_comparison(
             verdict = f"{found.better} better" if found.better else "undecided"
             texts.append(f"{COLUMN[found.metric].title} {signed_interval(found)} ({verdict})")
         print(f"{first} - {second}: {', '.join(texts)}")
-    write_json(json, comparison_data(found))
+    write_json(json, comparison_data(result))
     if markdown:
-        text = "\n\n".join([markdown_table(evaluations), *messages, *found.stamp]) + "\n"
+        text = "\n\n".join([markdown_table(evaluations), *messages, *result.stamp]) + "\n"
         Path(markdown).write_text(text, encoding="utf-8", errors="backslashreplace")
     if report:
-        write_page(Path(report), "reconstruction.html", **reconstruction_values(found))
+        write_page(Path(report), "reconstruction.html", **reconstruction_values(result))
     if grid:
         comparison_grid(evaluations).save(grid)
 
@@ -67,15 +67,15 @@ def without_nan(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def comparison_data(found: Comparison) -> dict[str, Any]:
+def comparison_data(result: Comparison) -> dict[str, Any]:
     """The JSON file: models, differences, protocol, data, run."""
-    first, images = next(iter(found.evaluations.values())), found.images
+    first, images = next(iter(result.evaluations.values())), result.images
     return {
-        "models": {label: _model(found, label, e) for label, e in found.evaluations.items()},
+        "models": {label: _model(result, label, e) for label, e in result.evaluations.items()},
         "differences": [
             {"metric": d.metric, "first": d.first, "second": d.second, "better": d.better,
              **vars(d.interval)}
-            for d in found.differences
+            for d in result.differences
         ],
         "protocol": images.protocol.stamp(),
         "data": {
@@ -85,20 +85,20 @@ def comparison_data(found: Comparison) -> dict[str, Any]:
             "unreadable": {images.label(p): why for p, why in first.unreadable.items()},
             "content": first.content,
         },
-        "run": found.run,
+        "run": result.run,
     }  # fmt: skip
 
 
-def _model(found: Comparison, label: str, evaluation: Evaluation) -> dict[str, Any]:
+def _model(result: Comparison, label: str, evaluation: Evaluation) -> dict[str, Any]:
     """One model's part, with the names and exact squared errors of its worst images."""
     return {
-        "model": found.names[label],
+        "model": result.names[label],
         "summary": evaluation.summary(),
-        "intervals": {key: asdict(found) for key, found in found.intervals[label].items()},
+        "intervals": {key: asdict(found) for key, found in result.intervals[label].items()},
         "nan_images": evaluation.nan_images,
         "missing": evaluation.missing,
         "worst": [
-            {"position": position, "image": found.images.label(position),
+            {"position": position, "image": result.images.label(position),
              "mse": float(evaluation.per_image["mse"][position])}
             for position in worst_positions(evaluation, NUM_WORST)
         ],
