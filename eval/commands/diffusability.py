@@ -12,17 +12,8 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from eval.commands import common
 from eval.commands.checks import integer
-from eval.commands.common import (
-    add_data_arguments,
-    add_model_arguments,
-    add_run_arguments,
-    device_and_processes,
-    loading,
-    open_images,
-    open_inputs,
-    require_one_process,
-)
 
 if TYPE_CHECKING:
     from torch import nn
@@ -34,8 +25,8 @@ HELP = "equivariance, iFID, and a small diffusion model: how learnable are the l
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's flags."""
-    add_model_arguments(parser)
-    add_data_arguments(parser, num_images=1000)
+    common.add_model_arguments(parser)
+    common.add_data_arguments(parser, num_images=1000)
     add = parser.add_argument_group("Reference").add_argument
     add(
         "--reference",
@@ -57,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "needs no weights and compares with nothing published",
     )
     add("--inception_weights", metavar="FILE", help="torch-fidelity's, instead of a download")
-    add_run_arguments(parser)
+    common.add_run_arguments(parser)
     add = parser.add_argument_group("Output").add_argument
     add("--json", metavar="FILE", help="everything measured")
     add("--report", metavar="FILE", help="one self-contained HTML page")
@@ -70,17 +61,17 @@ def run(args: argparse.Namespace) -> int:
     from eval.report.outputs import write_json
     from eval.report.terminal import print_table
 
-    require_one_process("diffusability")
-    codecs, images = open_inputs(args)
+    common.require_one_process("diffusability")
+    codecs, images = common.open_inputs(args)
     reference = _open_reference(args, images.protocol.image_mode)
     _check(args, images, reference)
     features, missing = _open_features(args)
     steps, seeds, found = args.denoiser_steps, args.seeds, {}
-    with device_and_processes(args) as device:
+    with common.device_and_processes(args) as device:
         for label, codec in codecs.items():
             found[label] = measure_diffusability(
                 codec, images, reference, features, steps=steps, seeds=seeds, device=device,
-                **loading(args),
+                **common.loading(args),
             )  # fmt: skip
     lines = notes(found, missing)
     stamp = [
@@ -104,7 +95,7 @@ def _open_reference(args: argparse.Namespace, image_mode: str) -> ProtocolImages
     chosen = vars(args) | {"data": args.reference, "data_split": args.reference_split,
                            "num_images": args.num_reference_images}  # fmt: skip
     try:
-        return open_images(argparse.Namespace(**chosen), image_mode)
+        return common.open_images(argparse.Namespace(**chosen), image_mode)
     except ValueError as error:
         raise ValueError(re.sub(r"--data(?=[:=]|_split)", "--reference", str(error))) from error
 

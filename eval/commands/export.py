@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from eval.commands.common import add_model_arguments
+from eval.commands import common
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
@@ -26,7 +26,7 @@ FORMATS = ("diffusers", "fp16", "ldm", "onnx")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's flags."""
-    add_model_arguments(parser, nargs=None)
+    common.add_model_arguments(parser, nargs=None)
     add = parser.add_argument
     add("--output", required=True, metavar="DIR", help="folder to write into; may be the model's")
     add("--format", nargs="+", required=True, choices=FORMATS, help="what to write, one or several")

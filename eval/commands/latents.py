@@ -9,14 +9,7 @@ from __future__ import annotations
 
 import argparse
 
-from eval.commands.common import (
-    add_data_arguments,
-    add_model_arguments,
-    add_run_arguments,
-    device_and_processes,
-    loading,
-    open_inputs,
-)
+from eval.commands import common
 
 HELP = "moments, KL, dead channels, spectrum; the right scaling_factor"
 KINDS = ("scale", "scale_shift", "per_channel")
@@ -24,7 +17,7 @@ KINDS = ("scale", "scale_shift", "per_channel")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's flags."""
-    add_model_arguments(parser)
+    common.add_model_arguments(parser)
     add = parser.add_argument
     add(
         "--normalization",
@@ -34,8 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "per_channel: latents_mean and latents_std",
     )
     add("--write", action="store_true", help="write the normalization into config.json")
-    add_data_arguments(parser, num_images=1000)
-    add_run_arguments(parser)
+    common.add_data_arguments(parser, num_images=1000)
+    common.add_run_arguments(parser)
     add = parser.add_argument_group("Output").add_argument
     add("--json", metavar="FILE", help="everything measured")
 
@@ -48,12 +41,12 @@ def run(args: argparse.Namespace) -> int:
     from modules.distributed.reduce import process_index_and_count
     from modules.weights.config_file import config_path, update_config
 
-    codecs, images = open_inputs(args)
+    codecs, images = common.open_inputs(args)
     # Before the work, so that nothing is measured in vain.
     files = [config_path(name) for name in args.model] if args.write else []
-    with device_and_processes(args) as device:
+    with common.device_and_processes(args) as device:
         found = {
-            label: measure_latents(codec.vae, images, device=device, **loading(args))
+            label: measure_latents(codec.vae, images, device=device, **common.loading(args))
             for label, codec in codecs.items()
         }
         if process_index_and_count()[0] != 0:

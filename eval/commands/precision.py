@@ -9,26 +9,18 @@ from __future__ import annotations
 import argparse
 from dataclasses import asdict
 
-from eval.commands.common import (
-    add_data_arguments,
-    add_model_arguments,
-    add_run_arguments,
-    device_and_processes,
-    loading,
-    open_inputs,
-    require_one_process,
-)
+from eval.commands import common
 
 HELP = "fp32 against bf16 and fp16 decoding; what force_upcast should be"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's flags."""
-    add_model_arguments(parser)
+    common.add_model_arguments(parser)
     add = parser.add_argument
     add("--write", action="store_true", help="write force_upcast into config.json")
-    add_data_arguments(parser, num_images=16)
-    add_run_arguments(parser)
+    common.add_data_arguments(parser, num_images=16)
+    common.add_run_arguments(parser)
     add("--json", metavar="FILE", help="everything measured")
 
 
@@ -39,13 +31,13 @@ def run(args: argparse.Namespace) -> int:
     from eval.report.terminal import print_table
     from modules.weights.config_file import config_path, update_config
 
-    require_one_process("precision")
-    codecs, images = open_inputs(args)
+    common.require_one_process("precision")
+    codecs, images = common.open_inputs(args)
     files = [config_path(name) for name in args.model] if args.write else []
     data = {}
-    with device_and_processes(args) as device:
+    with common.device_and_processes(args) as device:
         for number, (label, codec) in enumerate(codecs.items()):
-            results = measure_precision(codec.vae, images, device=device, **loading(args))
+            results = measure_precision(codec.vae, images, device=device, **common.loading(args))
             upcast, reason = should_force_upcast(results)
             print(f"{label}: {len(images)} images on {device}")
             print_table([

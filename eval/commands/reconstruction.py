@@ -12,16 +12,8 @@ import argparse
 import time
 from collections.abc import Sequence
 
+from eval.commands import common
 from eval.commands.checks import integer
-from eval.commands.common import (
-    add_data_arguments,
-    add_model_arguments,
-    add_protocol_arguments,
-    add_run_arguments,
-    device_and_processes,
-    loading,
-    open_inputs,
-)
 from eval.metrics.columns import DEFAULT_METRICS, METRICS, keys_of
 from modules.config.smallest_sides import LPIPS, SSIM_WINDOW, require_side
 
@@ -30,14 +22,14 @@ HELP = "PSNR, SSIM, LPIPS, rFID and more of any models, side by side"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's flags."""
-    add_model_arguments(parser, others="; or identity, jpeg:QUALITY, downsample:FACTOR")
+    common.add_model_arguments(parser, others="; or identity, jpeg:QUALITY, downsample:FACTOR")
     add = parser.add_argument
     add("--labels", nargs="+", help="names of the models in tables, in their order")
     add(
         "--metrics", nargs="+", choices=tuple(METRICS), help=f"default: {' '.join(DEFAULT_METRICS)}"
     )
-    add_data_arguments(parser, num_images=None)
-    add_protocol_arguments(parser)
+    common.add_data_arguments(parser, num_images=None)
+    common.add_protocol_arguments(parser)
     add = parser.add_argument_group("Networks").add_argument
     add(
         "--lpips_weights",
@@ -50,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="torch-fidelity's weights-inception-2015-12-05-6726825d.pth",
     )
-    add_run_arguments(parser)
+    common.add_run_arguments(parser)
     add = parser.add_argument_group("Output").add_argument
     add("--json", metavar="FILE", help="everything measured")
     add("--markdown", metavar="FILE", help="the table, with its protocol")
@@ -71,9 +63,9 @@ def run(args: argparse.Namespace) -> int:
     metrics = args.metrics or DEFAULT_METRICS
     if args.crop != "full":
         _require_side(args.resolution, metrics)
-    models, images = open_inputs(args, baselines=True)
+    models, images = common.open_inputs(args, baselines=True)
     networks = open_networks(metrics, args.lpips_weights, args.inception_weights)
-    with device_and_processes(args) as device:
+    with common.device_and_processes(args) as device:
         start = time.perf_counter()
         evaluations = evaluate_reconstruction(
             models,
@@ -84,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
             networks=networks,
             latents=True,
             num_samples=args.num_samples,
-            **loading(args),
+            **common.loading(args),
         )
         run = run_data(device, time.perf_counter() - start, len(images), args.batch_size)
         if process_index_and_count()[0] != 0:
