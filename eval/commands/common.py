@@ -6,17 +6,12 @@ import argparse
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eval.commands.checks import integer
-from eval.protocol.choices import (
-    CROPS,
-    DEFAULT_BATCH_SIZE,
-    DEFAULT_RESOLUTION,
-    POSTERIORS,
-    ROUNDINGS,
-)
+from eval.protocol.choices import CHOICES, DEFAULT_BATCH_SIZE, DEFAULT_RESOLUTION
 from modules.errors import blaming
 
 if TYPE_CHECKING:
@@ -76,7 +71,7 @@ def add_data_arguments(parser: argparse.ArgumentParser, num_images: int | None) 
     )
     add(
         "--crop",
-        choices=CROPS,
+        choices=CHOICES["crop"],
         default="adm",
         help="adm: halve, resize bicubically, crop the centre; resize: once, bicubically; "
         "full: whole images, cropped to multiples of 32",
@@ -86,8 +81,18 @@ def add_data_arguments(parser: argparse.ArgumentParser, num_images: int | None) 
 def add_protocol_arguments(parser: argparse.ArgumentParser) -> None:
     """What else is stamped on the numbers."""
     add = parser.add_argument_group("Protocol").add_argument
-    add("--posterior", choices=POSTERIORS, default="mode", help="which latents are decoded")
-    add("--rounding", choices=ROUNDINGS, default="nearest", help="of reconstructions to 8 bits")
+    add(
+        "--posterior",
+        choices=CHOICES["posterior"],
+        default="mode",
+        help="which latents are decoded",
+    )
+    add(
+        "--rounding",
+        choices=CHOICES["rounding"],
+        default="nearest",
+        help="of reconstructions to 8 bits",
+    )
     add("--seed", type=integer(0, 2**63 - 2), default=0, help="of posterior samples and intervals")
 
 
@@ -169,7 +174,7 @@ def _open_source(args: argparse.Namespace, protocol: Protocol) -> ImageSource:
     if path.is_file():
         return open_files([path], flag="--data")
     packed = (".parquet", ".tar", ".arrow")  # in it, or one level down, make it a dataset
-    inside = (*path.glob("*"), *path.glob("*/*"))
+    inside = chain(path.glob("*"), path.glob("*/*"))
     if path.is_dir() and not any(file.suffix in packed for file in inside):
         return open_folder(path, flag="--data")
     try:

@@ -15,13 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from eval.metrics.image import PSNR_CAP
-from eval.protocol.choices import (
-    CROPS,
-    DEFAULT_RESOLUTION,
-    FULL_SIZE_MULTIPLE,
-    POSTERIORS,
-    ROUNDINGS,
-)
+from eval.protocol.choices import CHOICES, DEFAULT_RESOLUTION, FULL_SIZE_MULTIPLE
 from modules.data.images.images import center_crop_adm, to_uint8_tensor
 from modules.data.sources.parts import ImageSource
 from modules.image_modes import in_mode, mode_of
@@ -48,8 +42,7 @@ class Protocol:
     image_mode: str = "RGB"  # what the models take
 
     def __post_init__(self) -> None:
-        offered = {"crop": CROPS, "posterior": POSTERIORS, "rounding": ROUNDINGS}
-        for flag, values in offered.items():
+        for flag, values in CHOICES.items():
             if (value := getattr(self, flag)) not in values:
                 raise ValueError(f"--{flag}={value} must be one of {', '.join(values)}")
 

@@ -7,19 +7,10 @@ from typing import Any
 
 from eval.metrics.columns import COLUMN
 from eval.protocol.comparison import Comparison, Sample
+from eval.report import tables
 from eval.report.grid import caption
 from eval.report.latents import SCALE, latent_values
 from eval.report.page import Cell, Picture
-from eval.report.tables import (
-    COMPARED,
-    compared,
-    heading,
-    meanings,
-    metric_cells,
-    notes,
-    shown_keys,
-    signed_interval,
-)
 
 FIDELITY_KEYS = (
     "psnr", "psnr_pooled", "ssim", "lpips_alex", "lpips_vgg", "lpips_squeeze", "rfid",
@@ -29,29 +20,30 @@ FIDELITY_KEYS = (
 def reconstruction_values(result: Comparison) -> dict[str, Any]:
     """Table, differences, pictures, worst images, latents, and the stamp."""
     evaluations = result.evaluations
-    keys = shown_keys(evaluations)
+    keys = tables.shown_keys(evaluations)
     fidelity = [key for key in keys if key in FIDELITY_KEYS]
     others = [key for key in keys if key not in FIDELITY_KEYS]
     latents = {label: found.latents for label, found in evaluations.items() if found.latents}
     factors = {label: result.models[label].vae.config.scaling_factor for label in latents}
     shown = {difference.metric for difference in result.differences}
+    titles = [COLUMN[key].title for key in tables.COMPARED if key in shown]
     versions = result.images.protocol.stamp()["versions"]
     return {
         "title": "Reconstruction",
         "lead": f"{', '.join(evaluations)} on {result.images.describe()}",
         "metrics": [
-            (heading(part), metric_cells(evaluations, part, result.intervals))
+            (tables.heading(part), tables.metric_cells(evaluations, part, result.intervals))
             for part in (fidelity, others)
             if part
         ],
-        "notes": notes(evaluations, result.images.label),
-        "explained": meanings(keys),
-        "difference_header": ["models", *(COLUMN[key].title for key in COMPARED if key in shown)],
+        "notes": tables.notes(evaluations, result.images.label),
+        "explained": tables.meanings(keys),
+        "difference_header": ["models", *titles],
         "differences": {
             f"{first} − {second}": [
-                Cell(signed_interval(d), d.better or "undecided") for d in found
+                Cell(tables.signed_interval(d), d.better or "undecided") for d in found
             ]
-            for (first, second), found in compared(result.differences).items()
+            for (first, second), found in tables.compared(result.differences).items()
         },
         "pictures": {
             "Pictures": _pictures(result, result.samples),
