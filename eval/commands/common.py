@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eval.commands.checks import integer
-from eval.protocol.choices import CHOICES, DEFAULT_BATCH_SIZE, DEFAULT_RESOLUTION
+from eval.protocol import choices
 from modules.errors import blaming
 
 if TYPE_CHECKING:
@@ -66,12 +66,12 @@ def add_data_arguments(parser: argparse.ArgumentParser, num_images: int | None) 
     add(
         "--resolution",
         type=integer(1, 16384),
-        default=DEFAULT_RESOLUTION,
+        default=choices.DEFAULT_RESOLUTION,
         help="side of the crop, pixels",
     )
     add(
         "--crop",
-        choices=CHOICES["crop"],
+        choices=choices.CROPS,
         default="adm",
         help="adm: halve, resize bicubically, crop the centre; resize: once, bicubically; "
         "full: whole images, cropped to multiples of 32",
@@ -81,15 +81,10 @@ def add_data_arguments(parser: argparse.ArgumentParser, num_images: int | None) 
 def add_protocol_arguments(parser: argparse.ArgumentParser) -> None:
     """What else is stamped on the numbers."""
     add = parser.add_argument_group("Protocol").add_argument
-    add(
-        "--posterior",
-        choices=CHOICES["posterior"],
-        default="mode",
-        help="which latents are decoded",
-    )
+    add("--posterior", choices=choices.POSTERIORS, default="mode", help="which latents are decoded")
     add(
         "--rounding",
-        choices=CHOICES["rounding"],
+        choices=choices.ROUNDINGS,
         default="nearest",
         help="of reconstructions to 8 bits",
     )
@@ -99,7 +94,7 @@ def add_protocol_arguments(parser: argparse.ArgumentParser) -> None:
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """How the work is done, which does not change the numbers."""
     add = parser.add_argument_group("Run").add_argument
-    add("--batch_size", type=integer(1, 65536), default=DEFAULT_BATCH_SIZE, help="images")
+    add("--batch_size", type=integer(1, 65536), default=choices.DEFAULT_BATCH_SIZE, help="images")
     add(
         "--num_workers",
         type=integer(0, 1024),

@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from eval.metrics.image import PSNR_CAP
-from eval.protocol.choices import CHOICES, DEFAULT_RESOLUTION, FULL_SIZE_MULTIPLE
+from eval.protocol import choices
+from eval.protocol.choices import DEFAULT_RESOLUTION, FULL_SIZE_MULTIPLE
 from modules.data.images.images import center_crop_adm, to_uint8_tensor
 from modules.data.sources.parts import ImageSource
 from modules.image_modes import in_mode, mode_of
@@ -42,7 +43,12 @@ class Protocol:
     image_mode: str = "RGB"  # what the models take
 
     def __post_init__(self) -> None:
-        for flag, values in CHOICES.items():
+        known = {
+            "crop": choices.CROPS,
+            "posterior": choices.POSTERIORS,
+            "rounding": choices.ROUNDINGS,
+        }
+        for flag, values in known.items():
             if (value := getattr(self, flag)) not in values:
                 raise ValueError(f"--{flag}={value} must be one of {', '.join(values)}")
 
