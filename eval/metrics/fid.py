@@ -37,23 +37,21 @@ def build_inception(weights: str | None = None) -> nn.Module:
     it torch.hub downloads it once. Raises ValueError for a file that is not it or holds more than
     tensors, InceptionUnavailable when the download fails.
     """
-    if weights is None:
-        try:
-            return FeatureExtractorInceptionV3(EXTRACTOR, [FEATURES], verbose=False)
-        except OSError as error:  # such as URLError
+    if weights is not None and not Path(weights).is_file():
+        raise ValueError(f"--inception_weights={weights} does not exist")
+    try:
+        if weights is not None:
+            # torch-fidelity reads a pickle that may run code: let only plain tensors pass.
+            torch.load(weights, map_location="cpu", weights_only=True)
+        return FeatureExtractorInceptionV3(
+            EXTRACTOR, [FEATURES], feature_extractor_weights_path=weights, verbose=False
+        )
+    except LIBRARY_ERRORS as error:
+        if weights is None:
             raise InceptionUnavailable(
                 f"Inception weights could not be downloaded ({error}); give them with "
                 "--inception_weights FILE"
             ) from error
-    if not Path(weights).is_file():
-        raise ValueError(f"--inception_weights={weights} does not exist")
-    try:
-        # torch-fidelity reads the file as a pickle that may run code: let only plain tensors pass.
-        torch.load(weights, map_location="cpu", weights_only=True)
-        return FeatureExtractorInceptionV3(
-            EXTRACTOR, [FEATURES], feature_extractor_weights_path=weights
-        )
-    except LIBRARY_ERRORS as error:
         raise ValueError(
             f"--inception_weights={weights} is not torch-fidelity's Inception state dict "
             f"({type(error).__name__})"
