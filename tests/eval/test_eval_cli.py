@@ -8,7 +8,6 @@ import re
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -64,10 +63,8 @@ def test_help_and_mistakes_answer_without_importing_torch(tmp_path):
         (["reconstruction", "--model", "identity", "--data", "x", "--crop", "round"], 2),
     ):
         command = [sys.executable, "-m", "eval", *arguments]
-        start = time.monotonic()
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
         assert done.returncode == code, done.stderr
-        assert time.monotonic() - start < 10
         assert "(default: None)" not in done.stdout
     assert "--crop" in done.stderr
 
