@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import resource
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from eval.protocol.codecs import Codec, all_prepared
 from eval.protocol.intervals import Difference, Interval, intervals, paired_differences
-from eval.protocol.protocol import Protocol, ProtocolImages
+from eval.protocol.protocol import ProtocolImages
 from eval.protocol.results import Evaluation
 from modules.distributed.device import device_name
 from modules.distributed.reduce import process_index_and_count
@@ -72,10 +71,20 @@ class Comparison:
         errors = np.stack([evaluation.per_image["mse"] for evaluation in found])
         return self._reconstructed(sorted(chosen, key=lambda p: -np.nanmax(errors[:, p])))
 
+    @torch.no_grad()
     def _reconstructed(self, positions: Sequence[int]) -> list[Sample]:
-        return reconstruct_selected(
-            self.models, self.images, positions, self.images.protocol, self.device
-        )
+        """Each of the images through every model, one by one."""
+        samples, protocol = [], self.images.protocol
+        with all_prepared(self.models.values(), self.device):
+            for position in positions:
+                original = self.images[position]
+                batch = original[None].to(self.device)
+                outputs = {
+                    label: codec.reconstruct(batch, [position], protocol).images[0].cpu()
+                    for label, codec in self.models.items()
+                }
+                samples.append(Sample(position, original, outputs))
+        return samples
 
     @property
     def stamp(self) -> list[str]:
@@ -100,28 +109,6 @@ def worst_positions(evaluation: Evaluation, count: int) -> list[int]:
     errors = np.nan_to_num(evaluation.per_image["mse"])
     order = np.argsort(-errors, kind="stable")
     return [int(position) for position in order[:count] if errors[position] > 0]
-
-
-@torch.no_grad()
-def reconstruct_selected(
-    models: Mapping[str, Codec],
-    images: Dataset[Tensor],
-    positions: Sequence[int],
-    protocol: Protocol,
-    device: torch.device,
-) -> list[Sample]:
-    """Each of the images at `positions` through every model, one by one."""
-    samples = []
-    with all_prepared(models.values(), device):
-        for position in positions:
-            original = images[position]
-            batch = original[None].to(device)
-            outputs = {
-                label: codec.reconstruct(batch, [position], protocol).images[0].cpu()
-                for label, codec in models.items()
-            }
-            samples.append(Sample(position, original, outputs))
-    return samples
 
 
 def run_data(

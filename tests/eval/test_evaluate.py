@@ -27,7 +27,7 @@ from eval.metrics.image import mean_squared_error, psnr
 from eval.metrics.networks import Networks, backbone_of, open_networks
 from eval.metrics.precise import full_precision
 from eval.protocol.codecs import VAECodec, distinct_labels, open_codec, quantize
-from eval.protocol.comparison import reconstruct_selected, worst_positions
+from eval.protocol.comparison import Comparison, worst_positions
 from eval.protocol.evaluate import evaluate_reconstruction
 from eval.protocol.intervals import bootstrap, intervals, paired_differences
 from eval.protocol.loading import own_batches
@@ -303,8 +303,8 @@ def test_truncation_darkens_and_rounding_does_not():
 
 
 def test_kept_samples_and_worst_images_are_those_that_were_measured():
-    vae, images = tiny_vae(), TensorImages(photographs(7))
-    found = evaluate(VAECodec(vae), images, batch_size=3, num_samples=2)["model"]
+    codec, images = VAECodec(tiny_vae()), ProtocolImages(SyntheticImages(7, RESOLUTION, 0), SMALL)
+    found = evaluate(codec, images, batch_size=3, num_samples=2)["model"]
     assert [position for position, *_ in found.samples] == [0, 1]
     for position, original, output, _ in found.samples:
         assert torch.equal(original, images[position])
@@ -312,10 +312,12 @@ def test_kept_samples_and_worst_images_are_those_that_were_measured():
         assert mse == found.per_image["mse"][position]
     worst = worst_positions(found, 3)
     assert found.per_image["mse"][worst].tolist() == sorted(found.per_image["mse"])[:-4:-1]
-    selected = reconstruct_selected(
-        {"model": VAECodec(vae)}, images, worst, SMALL, torch.device("cpu")
+    comparison = Comparison(
+        {"model": codec}, {"model": "mine"}, {"model": found}, images, torch.device("cpu"), 3, {}
     )
-    for sample in selected:
+    assert [sample.position for sample in comparison.samples] == [0, 1]
+    assert [sample.position for sample in comparison.worst] == worst
+    for sample in comparison.worst:
         output = sample.reconstructions["model"]
         mse = mean_squared_error(sample.original[None], output[None]).item()
         assert mse == pytest.approx(found.per_image["mse"][sample.position], rel=1e-3)
