@@ -107,6 +107,9 @@ class Validation:
         """How the images are cut and reconstructions are rounded."""
         return self.images.protocol
 
+    def __len__(self) -> int:
+        return len(self.images)
+
     def improves(self, metrics: dict[str, float], best: dict[str, float]) -> bool:
         """Whether `metrics` are finite and better than `best` in the metric that decides."""
         value = metrics.get(self.best_metric, math.nan)
