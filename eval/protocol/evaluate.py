@@ -52,14 +52,12 @@ def evaluate_reconstruction(
     Batches are filled up to `batch_size` (by repeating an image), because the size chooses the
     kernels and with them the last digits. Modes, precision and memory format are put back.
     """
-    device, protocol, networks = (
-        torch.device(device),
-        protocol or Protocol(),
-        networks or Networks(),
-    )
+    device, protocol = torch.device(device), protocol or Protocol()
+    networks = networks or Networks()
     lpips, inception = networks.lpips, networks.inception
-    for network in filter(None, (*lpips.values(), inception)):
-        network.to(device)
+    for network in (*lpips.values(), inception):
+        if network is not None:
+            network.to(device)
     given = {f"lpips_{name}" for name in lpips} | ({"rfid"} if inception is not None else set())
     missing = {
         key: networks.unavailable.get(key, "its network was not given")
