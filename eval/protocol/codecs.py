@@ -88,15 +88,12 @@ class VAECodec(Codec):
         if self.vae.dtype != torch.float32:
             raise ValueError(f"models are evaluated in float32, this one is {self.vae.dtype}")
         self.vae.to(device)
-        strides = {parameter: parameter.stride() for parameter in self.vae.parameters()}
-        for parameter in strides:
-            _lay_out(parameter, torch.empty(parameter.shape, device="meta").stride())
-        try:
-            with frozen(self.vae):
-                yield
-        finally:
-            for parameter, stride in strides.items():
-                _lay_out(parameter, stride)
+        with ExitStack() as stack:
+            for parameter in self.vae.parameters():
+                stack.callback(_lay_out, parameter, parameter.stride())
+                _lay_out(parameter, torch.empty(parameter.shape, device="meta").stride())
+            stack.enter_context(frozen(self.vae))
+            yield
 
     def encode(self, images: Tensor) -> DiagonalGaussianDistribution:
         """The posterior of images [B, K, H, W] uint8. ValueError for sides it cannot take."""
