@@ -92,4 +92,4 @@ def draw_rows(
 def _fit(text: str, width: int, font: ImageFont.FreeTypeFont) -> str:
     """The end of a text that is too long: paths differ there."""
     ends = ("…" + text[start:] for start in range(1, len(text)))
-    return next((shown for shown in chain([text], ends) if font.getlength(shown) <= width), "…")
+    return next((part for part in chain([text], ends) if font.getlength(part) <= width), "…")
