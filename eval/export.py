@@ -131,9 +131,8 @@ def make_publisher(args: Arguments) -> Publisher:
         logger.warning(MISSING_LICENSE)
     header = card_data(describe_training(args))
     repository = make_repository(name, header, private=flags.hub_private, token=flags.hub_token)
-    return Publisher(
-        repository, Path(args.checkpoints.output_dir), _steps_between_pushes(args), flags.hub_token
-    )
+    folder = Path(args.checkpoints.output_dir)
+    return Publisher(repository, folder, _steps_between_pushes(args), flags.hub_token)
 
 
 def planned_push(args: Arguments) -> str:
@@ -144,15 +143,14 @@ def planned_push(args: Arguments) -> str:
     owner = "" if "/" in name else " under the name of whoever is logged in"
     kind = "private " if args.logging.hub_private else ""
     midway = ", ".join(("README.md", *top_names(COMPLETE_MIDWAY)))
-    lines = [
+    return "\n  ".join([
         f"Would push to the Hub (a dry run does not ask it): {name}{owner}",
-        f"  created before training as a {kind}repository, if it does not exist",
-        *([f"  every {steps} steps, in the background: {midway}"] if steps else []),
-        f"  at the end: {', '.join(top_names(UPLOADED))}",
-        f"  never: {', '.join(KEPT_AT_HOME)}",
-        *([f"  {MISSING_LICENSE}"] if args.logging.hub_license is None else []),
-    ]
-    return "\n".join(lines)
+        f"created before training as a {kind}repository, if it does not exist",
+        *([f"every {steps} steps, in the background: {midway}"] if steps else []),
+        f"at the end: {', '.join(top_names(UPLOADED))}",
+        f"never: {', '.join(KEPT_AT_HOME)}",
+        *([MISSING_LICENSE] if args.logging.hub_license is None else []),
+    ])  # fmt: skip
 
 
 def _repository_name(args: Arguments) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -64,20 +64,22 @@ def open_judges(
 
 @dataclass(frozen=True)
 class ValidationResult:
-    """Numbers by name, what they come from, and a picture to look at (if wanted).
-
-    grid_latents: [n, C, h, w], posterior means of the pictures in the grid; None without a grid.
-    """
+    """Numbers by name, what they come from, and a picture to look at (if wanted)."""
 
     metrics: dict[str, float]
     evaluation: Evaluation
     grid: Image.Image | None
-    grid_latents: Tensor | None
+
+    @property
+    def grid_latents(self) -> Tensor | None:
+        """[n, C, h, w], posterior means of the pictures in the grid; None without a grid."""
+        kept = self.evaluation.samples
+        return torch.stack([sample.latent for sample in kept]) if kept else None
 
     @cached_property
     def latent_grid(self) -> Image.Image | None:
         """The grid's latents as a picture."""
-        return None if self.grid_latents is None else latent_picture(self.grid_latents)
+        return None if self.grid is None else latent_picture(self.grid_latents)
 
     @property
     def latents(self) -> LatentStatistics | None:
@@ -85,54 +87,28 @@ class ValidationResult:
         return self.evaluation.latents
 
 
+@dataclass
 class Validation:
-    """A fixed set of images under the evaluation protocol; the same numbers as `python -m eval`.
+    """A fixed set of images under the evaluation protocol; the same numbers as `python -m eval`."""
 
-    Raises ArgumentError when none of them can be read.
-    """
+    images: ProtocolImages
+    metrics: Sequence[str]  # names of METRICS
+    best_metric: str
+    judges: Networks
+    batch_size: int
+    num_grid_images: int
+    device: torch.device
+    reference: Reference = field(default_factory=dict)  # a resumed run gathers it anew
+    baselines: dict[str, Evaluation] = field(default_factory=dict)  # of what needs no training
+    latest: ValidationResult | None = None
 
-    def __init__(
-        self,
-        source: ImageSource,
-        protocol: Protocol,
-        *,
-        num_images: int | None,
-        metrics: Sequence[str],
-        best_metric: str,
-        judges: Networks,
-        batch_size: int,
-        num_grid_images: int,
-        device: torch.device,
-    ) -> None:
-        self.protocol = protocol
-        self.images = ProtocolImages(source, self.protocol, num_images)
-        if not any(self._is_readable(position) for position in range(len(self.images))):
-            raise ArgumentError(
-                f"none of the {len(self.images)} validation images of {source.name} can be read; "
-                "check --validation_image, --validation_data_dir or --validation_split"
-            )
-        if "rfid" in metrics and len(self.images) < 2:
-            raise ArgumentError(
-                "--validation_metrics=rfid compares distributions and needs at least 2 validation "
-                "images, there is 1; give thousands, or leave rfid out"
-            )
-        self.metrics, self.best_metric, self.judges = metrics, best_metric, judges
-        self.reference = Reference()  # of this run; a resumed one gathers it anew
-        self.batch_size = batch_size
-        self.num_grid_images = num_grid_images
-        self.device = device
-        self.baselines: dict[str, Evaluation] = {}  # what needs no training, measured once
-        self.latest: ValidationResult | None = None
+    @property
+    def protocol(self) -> Protocol:
+        """How the images are cut and reconstructions are rounded."""
+        return self.images.protocol
 
     def __len__(self) -> int:
         return len(self.images)
-
-    def _is_readable(self, position: int) -> bool:
-        try:
-            self.images[position]
-        except UnreadableImage:
-            return False
-        return True
 
     def improves(self, metrics: dict[str, float], best: dict[str, float]) -> bool:
         """Whether `metrics` are finite and better than `best` in the metric that decides."""
@@ -158,8 +134,7 @@ class Validation:
                 protocol=self.protocol,
                 batch_size=self.batch_size,
                 device=self.device,
-                lpips=self.judges.lpips,
-                inception=self.judges.inception,
+                networks=self.judges,
                 reference=self.reference,
                 latents=True,
                 num_samples=self.num_grid_images,
@@ -168,16 +143,13 @@ class Validation:
             )["vae"]
         except Interrupted:
             return None
-        kept, numbers = evaluation.samples, evaluation.summary()
+        numbers = evaluation.summary()
         if latents := evaluation.latents:
             numbers |= {"latent_std": latents.global_std, "posterior_std": latents.posterior_std}
-        self.latest = ValidationResult(
-            # The main process's in all of them: they decide by it, to the last digit.
-            metrics=gather_from_processes([numbers])[0],
-            evaluation=evaluation,
-            grid=comparison_grid({"reconstruction": evaluation}) if kept else None,
-            grid_latents=torch.stack([sample.latent for sample in kept]) if kept else None,
-        )
+        # The main process's in all of them: they decide by it, to the last digit.
+        metrics = gather_from_processes([numbers])[0]
+        grid = comparison_grid({"reconstruction": evaluation}) if evaluation.samples else None
+        self.latest = ValidationResult(metrics, evaluation, grid)
         return self.latest
 
     def measure_baselines(self, factor: int, stop: Callable[[], bool] = lambda: False) -> None:
@@ -198,18 +170,39 @@ class Validation:
 
 
 def make_validation(run: Run, images: ImageSource | None) -> Validation | None:
-    """The validation that the flags ask for, or None without validation images."""
-    args, metrics = run.args, measured(run.args)
+    """The validation that the flags ask for, or None without validation images.
+
+    Raises ArgumentError where none of them can be read, or too few are given.
+    """
     if images is None:
         return None
+    args, metrics = run.args, measured(run.args)
+    protocol = Protocol.of(run.raw_vae.vae, args.data.resolution)
+    chosen = ProtocolImages(images, protocol, args.validation.num_validation_images)
+    if not any(_is_readable(chosen, position) for position in range(len(chosen))):
+        raise ArgumentError(
+            f"none of the {len(chosen)} validation images of {images.name} can be read; "
+            "check --validation_image, --validation_data_dir or --validation_split"
+        )
+    if "rfid" in metrics and len(chosen) < 2:
+        raise ArgumentError(
+            "--validation_metrics=rfid compares distributions and needs at least 2 validation "
+            "images, there is 1; give thousands, or leave rfid out"
+        )
     return Validation(
-        images,
-        Protocol.of(run.raw_vae.vae, args.data.resolution),
-        num_images=args.validation.num_validation_images,
-        metrics=metrics,
+        chosen,
+        metrics,
         best_metric=metrics[args.validation_metrics.index(args.validation.best_metric)],
         judges=open_judges(args, run.perceptual, run.accelerator.device),
         batch_size=args.validation_batch_size,
         num_grid_images=args.validation.num_grid_images,
         device=run.accelerator.device,
     )
+
+
+def _is_readable(images: ProtocolImages, position: int) -> bool:
+    try:
+        images[position]
+    except UnreadableImage:
+        return False
+    return True

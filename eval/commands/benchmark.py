@@ -87,12 +87,9 @@ def _others(args: argparse.Namespace, training: Arguments, flags: str) -> Argume
     from modules.errors import ArgumentError
 
     others = measured_arguments([*args.training_flags, *flags.split()])
-    for group, name in (
-        ("precision", "mixed_precision"),
-        ("optimization", "train_batch_size"),
-        ("optimization", "gradient_accumulation_steps"),
-    ):
-        if getattr(getattr(others, group), name) != getattr(getattr(training, group), name):
+    ours, theirs = training.as_dict(), others.as_dict()
+    for name in ("mixed_precision", "train_batch_size", "gradient_accumulation_steps"):
+        if theirs[name] != ours[name]:
             raise ArgumentError(
                 f"--compare_flags={flags!r} must not change --{name}: a step would be of other "
                 "images; measure it in a run of its own"

@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from PIL import Image
+
 from modules.builders.first_checks import require_place
 from modules.builders.output_dir import require_permission
 from modules.config.arguments import Arguments
@@ -90,7 +92,12 @@ def prepare_outputs(args: argparse.Namespace) -> None:
         flags = ", ".join(map(_flag, files))
         raise ArgumentError(f"{flags} name one file twice; give each a file of its own")
     for name in files.keys() & set(PICTURES):
-        _require_picture_suffix(name, files[name])
+        kind = Image.registered_extensions().get(files[name].suffix.lower())
+        if kind not in Image.SAVE:
+            raise ArgumentError(
+                f"{_flag(name)}={files[name]} must end in what names a picture, such as .png or "
+                ".jpg"
+            )
 
 
 def _flag(name: str) -> str:
@@ -107,14 +114,3 @@ def _prepare_file(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=path.parent):
         pass
-
-
-def _require_picture_suffix(name: str, path: Path) -> None:
-    from PIL import Image
-
-    known = Image.registered_extensions()
-    writable = sorted(suffix for suffix, kind in known.items() if kind in Image.SAVE)
-    if path.suffix.lower() not in writable:
-        raise ArgumentError(
-            f"{_flag(name)}={path} must end in what names a picture, such as .png or .jpg"
-        )

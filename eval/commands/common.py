@@ -6,22 +6,18 @@ import argparse
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from eval.commands.checks import integer
-from eval.protocol.choices import (
-    CROPS,
-    DEFAULT_BATCH_SIZE,
-    DEFAULT_RESOLUTION,
-    POSTERIORS,
-    ROUNDINGS,
-)
+from eval.protocol import choices
 from modules.errors import blaming
 
 if TYPE_CHECKING:
     import torch
 
+    from eval.protocol.codecs import Codec
     from eval.protocol.protocol import Protocol, ProtocolImages
     from modules.data.sources.parts import ImageSource
 
@@ -70,12 +66,12 @@ def add_data_arguments(parser: argparse.ArgumentParser, num_images: int | None) 
     add(
         "--resolution",
         type=integer(1, 16384),
-        default=DEFAULT_RESOLUTION,
+        default=choices.DEFAULT_RESOLUTION,
         help="side of the crop, pixels",
     )
     add(
         "--crop",
-        choices=CROPS,
+        choices=choices.CROPS,
         default="adm",
         help="adm: halve, resize bicubically, crop the centre; resize: once, bicubically; "
         "full: whole images, cropped to multiples of 32",
@@ -85,15 +81,20 @@ def add_data_arguments(parser: argparse.ArgumentParser, num_images: int | None) 
 def add_protocol_arguments(parser: argparse.ArgumentParser) -> None:
     """What else is stamped on the numbers."""
     add = parser.add_argument_group("Protocol").add_argument
-    add("--posterior", choices=POSTERIORS, default="mode", help="which latents are decoded")
-    add("--rounding", choices=ROUNDINGS, default="nearest", help="of reconstructions to 8 bits")
+    add("--posterior", choices=choices.POSTERIORS, default="mode", help="which latents are decoded")
+    add(
+        "--rounding",
+        choices=choices.ROUNDINGS,
+        default="nearest",
+        help="of reconstructions to 8 bits",
+    )
     add("--seed", type=integer(0, 2**63 - 2), default=0, help="of posterior samples and intervals")
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """How the work is done, which does not change the numbers."""
     add = parser.add_argument_group("Run").add_argument
-    add("--batch_size", type=integer(1, 65536), default=DEFAULT_BATCH_SIZE, help="images")
+    add("--batch_size", type=integer(1, 65536), default=choices.DEFAULT_BATCH_SIZE, help="images")
     add(
         "--num_workers",
         type=integer(0, 1024),
@@ -109,29 +110,51 @@ def add_device_argument(add: Callable[..., object]) -> None:
     add("--device", help="such as cpu or cuda:1 [default: cuda if there is one]")
 
 
-def open_protocol(args: argparse.Namespace, image_mode: str = "RGB") -> Protocol:
-    """The protocol that the flags ask for; flags a command does not have keep their default.
+def open_inputs(
+    args: argparse.Namespace, baselines: bool = False
+) -> tuple[dict[str, Codec], ProtocolImages]:
+    """The models of --model by label, and the images of --data as they take them.
 
-    image_mode: what the models take.
+    baselines: whether models may be such as jpeg:10 too. Raises ValueError naming the flag.
     """
-    from eval.protocol.protocol import Protocol
+    from eval.protocol.codecs import VAECodec, common_mode, open_codec, open_models
 
-    chosen = vars(args)
-    names = ("resolution", "crop", "posterior", "rounding", "seed")
-    options = {name: chosen[name] for name in names if name in chosen}
-    return Protocol(image_mode=image_mode, **options)
+    labels, opener = vars(args).get("labels"), open_codec if baselines else VAECodec.open
+    models = open_models(args.model, args.pretrained_weights, labels, opener)
+    return models, open_images(args, common_mode(models))
 
 
-def open_images(args: argparse.Namespace, protocol: Protocol) -> ProtocolImages:
-    """The images of --data under the protocol. Raises ValueError naming the flag."""
-    from eval.protocol.protocol import ProtocolImages
+def open_images(args: argparse.Namespace, image_mode: str) -> ProtocolImages:
+    """The images of --data under the protocol that the flags ask for, in the mode that models take.
+
+    Flags that a command does not have keep their default. Raises ValueError naming the flag.
+    """
+    from eval.protocol.protocol import Protocol, ProtocolImages
     from modules.data.shared_memory import require_shared_memory
     from modules.image_modes import CHANNELS
 
-    if "num_workers" in args and args.crop != "full":
-        pixels = CHANNELS[protocol.image_mode] * args.resolution**2
+    names = ("resolution", "crop", "posterior", "rounding", "seed")
+    options = {name: value for name, value in vars(args).items() if name in names}
+    protocol = Protocol(image_mode=image_mode, **options)
+    if args.crop != "full":
+        pixels = CHANNELS[image_mode] * args.resolution**2
         require_shared_memory("--num_workers", args.num_workers, 2, args.batch_size * pixels)
     return ProtocolImages(_open_source(args, protocol), protocol, args.num_images)
+
+
+def loading(args: argparse.Namespace) -> dict[str, Any]:
+    """How a measurement is to load the images: its options of these names."""
+    return {
+        "batch_size": 1 if args.crop == "full" else args.batch_size,
+        "num_workers": args.num_workers,
+        "progress": not args.no_progress,
+    }
+
+
+def require_one_process(command: str) -> None:
+    """Raises ValueError where several were started."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise ValueError(f"{command} runs on one process; start it without torchrun")
 
 
 def _open_source(args: argparse.Namespace, protocol: Protocol) -> ImageSource:
@@ -145,7 +168,9 @@ def _open_source(args: argparse.Namespace, protocol: Protocol) -> ImageSource:
     path = Path(args.data)
     if path.is_file():
         return open_files([path], flag="--data")
-    if path.is_dir() and _holds_only_images(path):
+    packed = (".parquet", ".tar", ".arrow")  # in it, or one level down, make it a dataset
+    inside = chain(path.glob("*"), path.glob("*/*"))
+    if path.is_dir() and not any(file.suffix in packed for file in inside):
         return open_folder(path, flag="--data")
     try:
         dataset = NamedDataset(
@@ -159,14 +184,6 @@ def _open_source(args: argparse.Namespace, protocol: Protocol) -> ImageSource:
         return open_rows(dataset)
     except ValueError as error:
         raise ValueError(str(error).replace("--dataset_name", "--data")) from error
-
-
-def _holds_only_images(folder: Path) -> bool:
-    """Whether a folder is for `open_folder`: no packed data in it or one level down."""
-    packed = (".parquet", ".tar", ".arrow")
-    return not any(
-        path.suffix in packed for pattern in ("*", "*/*") for path in folder.glob(pattern)
-    )
 
 
 @contextmanager

@@ -8,31 +8,25 @@ on the latents of --reference, gets with those of --data.
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from eval.commands import common
 from eval.commands.checks import integer
-from eval.commands.common import (
-    add_data_arguments,
-    add_model_arguments,
-    add_run_arguments,
-    device_and_processes,
-    open_images,
-    open_protocol,
-)
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from eval.protocol.protocol import Protocol, ProtocolImages
+    from eval.protocol.protocol import ProtocolImages
 
 HELP = "equivariance, iFID, and a small diffusion model: how learnable are the latents"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's flags."""
-    add_model_arguments(parser)
-    add_data_arguments(parser, num_images=1000)
+    common.add_model_arguments(parser)
+    common.add_data_arguments(parser, num_images=1000)
     add = parser.add_argument_group("Reference").add_argument
     add(
         "--reference",
@@ -54,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "needs no weights and compares with nothing published",
     )
     add("--inception_weights", metavar="FILE", help="torch-fidelity's, instead of a download")
-    add_run_arguments(parser)
+    common.add_run_arguments(parser)
     add = parser.add_argument_group("Output").add_argument
     add("--json", metavar="FILE", help="everything measured")
     add("--report", metavar="FILE", help="one self-contained HTML page")
@@ -64,70 +58,54 @@ def run(args: argparse.Namespace) -> int:
     """Measures each model, prints and writes what was found."""
     from eval.diffusability.measure import measure_diffusability
     from eval.diffusability.report import as_data, notes, rows, write_diffusability_page
-    from eval.protocol.codecs import VAECodec, common_mode, open_vaes
     from eval.report.outputs import write_json
     from eval.report.terminal import print_table
 
-    vaes = open_vaes(args.model, args.pretrained_weights)
-    protocol = open_protocol(args, common_mode(vaes))
-    images, reference = open_images(args, protocol), _open_reference(args, protocol)
+    common.require_one_process("diffusability")
+    codecs, images = common.open_inputs(args)
+    reference = _open_reference(args, images.protocol.image_mode)
     _check(args, images, reference)
     features, missing = _open_features(args)
-    found = {}
-    with device_and_processes(args) as device:
-        for label, vae in vaes.items():
+    steps, seeds, found = args.denoiser_steps, args.seeds, {}
+    with common.device_and_processes(args) as device:
+        for label, codec in codecs.items():
             found[label] = measure_diffusability(
-                VAECodec(vae),
-                images,
-                reference,
-                features,
-                steps=args.denoiser_steps,
-                seeds=args.seeds,
-                batch_size=args.batch_size,
-                device=device,
-                num_workers=args.num_workers,
-                progress=not args.no_progress,
-            )
+                codec, images, reference, features, steps=steps, seeds=seeds, device=device,
+                **common.loading(args),
+            )  # fmt: skip
     lines = notes(found, missing)
     stamp = [
         f"Data: {images.describe()}; reference: {reference.describe()}",
-        f"Protocol: {protocol.describe()}; features: {args.features}; denoiser: "
+        f"Protocol: {images.protocol.describe()}; features: {args.features}; denoiser: "
         f"{args.denoiser_steps} steps; seeds 0 to {args.seeds - 1}",
     ]
     print_table(rows(found))
     print("", *lines, *stamp, sep="\n")
     write_json(
         args.json,
-        {"models": as_data(found), "protocol": protocol.stamp(), "features": args.features,
-         "denoiser_steps": args.denoiser_steps, "data": images.describe(),
-         "reference": reference.describe()},
+        {"models": as_data(found), **images.stamp(), "reference": reference.describe(),
+         "features": args.features, "denoiser_steps": args.denoiser_steps},
     )  # fmt: skip
     if args.report:
         write_diffusability_page(Path(args.report), found, lines, stamp)
     return 0
 
 
-def _open_reference(args: argparse.Namespace, protocol: Protocol) -> ProtocolImages:
+def _open_reference(args: argparse.Namespace, image_mode: str) -> ProtocolImages:
     chosen = vars(args) | {"data": args.reference, "data_split": args.reference_split,
                            "num_images": args.num_reference_images}  # fmt: skip
     try:
-        return open_images(argparse.Namespace(**chosen), protocol)
+        return common.open_images(argparse.Namespace(**chosen), image_mode)
     except ValueError as error:
-        message = str(error).replace("--data_split", "--reference_split")
-        raise ValueError(message.replace("--data:", "--reference:").replace(
-            "--data=", "--reference=")) from error  # fmt: skip
+        raise ValueError(re.sub(r"--data(?=[:=]|_split)", "--reference", str(error))) from error
 
 
 def _check(args: argparse.Namespace, images: ProtocolImages, reference: ProtocolImages) -> None:
     """What would go wrong after the first model, or mean something else than it seems to."""
-    import os
-
     from eval.diffusability.interpolation import NEIGHBOURS
 
     if args.crop == "full":
         raise ValueError("--crop=full gives images of several sizes; use --crop=adm")
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        raise ValueError("diffusability is measured by one process; start it without torchrun")
     if len(images) < 2:
         raise ValueError(f"--data={args.data} has one image, and FID needs 2; give more")
     if len(reference) < NEIGHBOURS:

@@ -11,11 +11,10 @@ installed.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from eval.commands.common import add_model_arguments
+from eval.commands import common
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
@@ -26,7 +25,7 @@ FORMATS = ("diffusers", "fp16", "ldm", "onnx")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's flags."""
-    add_model_arguments(parser, nargs=None)
+    common.add_model_arguments(parser, nargs=None)
     add = parser.add_argument
     add("--output", required=True, metavar="DIR", help="folder to write into; may be the model's")
     add("--format", nargs="+", required=True, choices=FORMATS, help="what to write, one or several")
@@ -34,35 +33,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Writes each format; 1 if an ONNX file does not compute what torch computes."""
-    from eval.protocol.codecs import open_vae
+    from eval.protocol.codecs import VAECodec
     from modules.export.onnx import require_onnx
     from modules.output.folder_lock import FolderLock
-
-    folder = Path(args.output)
-    if "onnx" in args.format:
-        require_onnx()
-    vae = open_vae(args.model, args.pretrained_weights)
-    with FolderLock(folder, flag="output"):  # a run may be at work in there
-        return _write(vae, folder, args.format)
-
-
-def _write(vae: AutoencoderKL, folder: Path, formats: Sequence[str]) -> int:
     from modules.output.owned_files import OwnedFiles
     from modules.output.run_files import RECORD
     from modules.weights.vae_files import FP16_WEIGHTS, LDM_FILE, save_fp16_variant, save_ldm
 
-    if (folder / RECORD).exists():  # a run's folder: one that continues there makes its own anew
-        forms = (("fp16", FP16_WEIGHTS), ("ldm", LDM_FILE))
-        OwnedFiles(folder).claim(name for kind, name in forms if kind in formats)
-    if "diffusers" in formats or "fp16" in formats:
-        _write_diffusers(vae, folder)
-    if "fp16" in formats:
-        save_fp16_variant(vae, folder)
-        print(f"Wrote {folder / FP16_WEIGHTS}")
-    if "ldm" in formats:
-        save_ldm(vae, folder / LDM_FILE)
-        print(f"Wrote {folder / LDM_FILE}")
-    return _write_onnx(vae, folder) if "onnx" in formats else 0
+    folder, formats = Path(args.output), args.format
+    if "onnx" in formats:
+        require_onnx()
+    vae = VAECodec.open(args.model, args.pretrained_weights).vae
+    with FolderLock(folder, flag="output"):  # a run may be at work in there
+        if (folder / RECORD).exists():  # one that continues there makes its own anew
+            files = {"fp16": FP16_WEIGHTS, "ldm": LDM_FILE}
+            OwnedFiles(folder).claim(files[kind] for kind in formats if kind in files)
+        if "diffusers" in formats or "fp16" in formats:
+            _write_diffusers(vae, folder)
+        if "fp16" in formats:
+            save_fp16_variant(vae, folder)
+            print(f"Wrote {folder / FP16_WEIGHTS}")
+        if "ldm" in formats:
+            save_ldm(vae, folder / LDM_FILE)
+            print(f"Wrote {folder / LDM_FILE}")
+        return _write_onnx(vae, folder) if "onnx" in formats else 0
 
 
 def _write_diffusers(vae: AutoencoderKL, folder: Path) -> None:

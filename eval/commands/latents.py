@@ -9,14 +9,7 @@ from __future__ import annotations
 
 import argparse
 
-from eval.commands.common import (
-    add_data_arguments,
-    add_model_arguments,
-    add_run_arguments,
-    device_and_processes,
-    open_images,
-    open_protocol,
-)
+from eval.commands import common
 
 HELP = "moments, KL, dead channels, spectrum; the right scaling_factor"
 KINDS = ("scale", "scale_shift", "per_channel")
@@ -24,7 +17,7 @@ KINDS = ("scale", "scale_shift", "per_channel")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's flags."""
-    add_model_arguments(parser)
+    common.add_model_arguments(parser)
     add = parser.add_argument
     add(
         "--normalization",
@@ -34,52 +27,40 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "per_channel: latents_mean and latents_std",
     )
     add("--write", action="store_true", help="write the normalization into config.json")
-    add_data_arguments(parser, num_images=1000)
-    add_run_arguments(parser)
+    common.add_data_arguments(parser, num_images=1000)
+    common.add_run_arguments(parser)
     add = parser.add_argument_group("Output").add_argument
     add("--json", metavar="FILE", help="everything measured")
 
 
 def run(args: argparse.Namespace) -> int:
     """Measures each model, prints and writes what was found."""
-    from eval.protocol.codecs import common_mode, open_vaes
     from eval.protocol.latents import measure_latents
     from eval.report.latents import print_latents
     from eval.report.outputs import write_json
     from modules.distributed.reduce import process_index_and_count
     from modules.weights.config_file import config_path, update_config
 
-    vaes = open_vaes(args.model, args.pretrained_weights)
-    protocol = open_protocol(args, common_mode(vaes))
-    images = open_images(args, protocol)
+    codecs, images = common.open_inputs(args)
     # Before the work, so that nothing is measured in vain.
     files = [config_path(name) for name in args.model] if args.write else []
-    found, factors = {}, {label: vae.config.scaling_factor for label, vae in vaes.items()}
-    with device_and_processes(args) as device:
-        for label, vae in vaes.items():
-            found[label] = measure_latents(
-                vae,
-                images,
-                batch_size=1 if args.crop == "full" else args.batch_size,
-                device=device,
-                num_workers=args.num_workers,
-                progress=not args.no_progress,
-            )
+    with common.device_and_processes(args) as device:
+        found = {
+            label: measure_latents(codec.vae, images, device=device, **common.loading(args))
+            for label, codec in codecs.items()
+        }
         if process_index_and_count()[0] != 0:
             return 0
     entries = {label: measured.normalization(args.normalization)
                for label, measured in found.items()}  # fmt: skip
+    factors = {label: codec.vae.config.scaling_factor for label, codec in codecs.items()}
     print_latents(found, factors, entries)
     print(f"\nData: {images.describe()}")
     for file, entry in zip(files, entries.values(), strict=bool(files)):
-        print(f"Wrote {file}: " + (_changes(update_config(file, entry)) or "nothing had to change"))
+        changes = [f"{name} {before} -> {after}"
+                   for name, (before, after) in update_config(file, entry).items()]  # fmt: skip
+        print(f"Wrote {file}: {', '.join(changes) or 'nothing had to change'}")
     models = {label: {**measured.to_dict(), "normalization": entries[label]}
               for label, measured in found.items()}  # fmt: skip
-    write_json(
-        args.json, {"models": models, "protocol": protocol.stamp(), "data": images.describe()}
-    )
+    write_json(args.json, {"models": models, **images.stamp()})
     return 0
-
-
-def _changes(changed: dict[str, tuple[object, object]]) -> str:
-    return ", ".join(f"{name} {before} -> {after}" for name, (before, after) in changed.items())

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import asdict
+from itertools import product
 from pathlib import Path
 
 from eval.commands.checks import integer
@@ -88,12 +89,11 @@ def _measure_streams(args: argparse.Namespace, photos: list[Path]) -> int:
             cost = StreamCost(folder, images, args.shuffle_buffer_size, args.batch_size)
             print(f"{args.shards} {kind} shards, {size / 1e6:.1f} MB, {images} images")
             read = [["processes", "workers", "bytes of an epoch / of the shards"]]
-            for processes in args.processes:
-                for workers in args.workers:
-                    epoch = cost.epoch(processes, workers)
-                    read.append([str(processes), str(workers), f"{epoch.bytes / size:.3f}"])
-                    found.append({"kind": kind, "processes": processes, "workers": workers,
-                                  "ratio": epoch.bytes / size})  # fmt: skip
+            for processes, workers in product(args.processes, args.workers):
+                ratio = cost.epoch(processes, workers).bytes / size
+                read.append([str(processes), str(workers), f"{ratio:.3f}"])
+                found.append({"kind": kind, "processes": processes, "workers": workers,
+                              "ratio": ratio})  # fmt: skip
             print_table(read)
             again = [["resumed at epoch", "to the first batch", "until every lane is entered"]]
             places = (0, 0.1, 0.5, 0.9, 2.5)

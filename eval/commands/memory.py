@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
         peaks.append(found)
     if args.compare:
         peaks += map(plan_textbook, variants)
-    print(memory_text(variants[-1], states, peaks))
+    _print_plan(variants[-1], states, peaks)
     predicted = [asdict(peak) | {"on_card": peak.on_card} for peak in peaks]
     write_json(args.json, {"states": states, "peaks": predicted})
     return 0
@@ -84,33 +84,27 @@ def _variants(args: argparse.Namespace) -> Iterator[list[str]]:
         yield list(chain(*combination))
 
 
-def memory_text(args: Arguments, states: Mapping[str, int], peaks: Sequence[Peaks]) -> str:
+def _print_plan(args: Arguments, states: Mapping[str, int], peaks: Sequence[Peaks]) -> None:
     """The states, one line for each configuration with the cards it fits, and what was assumed."""
     from eval.memory.plan import CONTEXT, OVERHEAD
     from eval.rehearsal import levers
+    from eval.report.terminal import print_table
 
-    width = max(map(len, states)) + 2
-    lines = ["States, exact:"]
-    lines += [f"  {name:{width}s}{size:15,d} bytes" for name, size in states.items()]
-    lines += [f"  {'together':{width}s}{sum(states.values()):15,d} bytes", ""]
-    lines += ["Peaks, predicted, in GB; allocated in each part of the run, and on the card:"]
-    names = list(dict.fromkeys(name for peak in peaks for name in peak.parts))
-    fits = [f"{card:2d} GB" for card in CARDS]
-    heads = ["resolution", "batch", "recompute", "LPIPS slice", *names, "on the card", *fits]
-    lines.append("  ".join(heads))
+    sizes = states | {"together": sum(states.values())}
+    print_table([["states, exact", ""], *([name, f"{n:,d} bytes"] for name, n in sizes.items())])
+    parts = list(dict.fromkeys(name for peak in peaks for name in peak.parts))
+    table = [["resolution", "batch", "recompute", "LPIPS slice", *parts, "on the card",
+              *(f"{card} GB" for card in CARDS)]]  # fmt: skip
     for peak in sorted(peaks, key=lambda p: (p.resolution, p.batch_size)):
-        cells = "  ".join(f"{'fits' if peak.on_card <= 1e9 * card else '-':>5s}" for card in CARDS)
-        sizes = "  ".join(
-            f"{peak.parts[name] / 1e9:{len(name)}.2f}" if name in peak.parts else " " * len(name)
-            for name in names
-        )
-        lines.append(
-            f"{peak.resolution:10d}  {peak.batch_size:5d}  {peak.recompute:>9s}  "
-            f"{peak.lpips_slice or 'all':>11}  {sizes}  {peak.on_card / 1e9:11.2f}  {cells}"
-        )
+        first = peak.resolution, peak.batch_size, peak.recompute, peak.lpips_slice or "all"
+        allocated = [f"{peak.parts[n] / 1e9:.2f}" if n in peak.parts else "" for n in parts]
+        fits = ["fits" if peak.on_card <= 1e9 * card else "-" for card in CARDS]
+        table.append([*map(str, first), *allocated, f"{peak.on_card / 1e9:.2f}", *fits])
+    print("\nPeaks, predicted, in GB; allocated in each part of the run, and on the card:")
+    print_table(table)
     largest = max(peaks, key=lambda peak: peak.allocated).largest
     accumulation = args.optimization.gradient_accumulation_steps > 1
-    lines.append(f"""
+    print(f"""
 What needs most is {largest}; flags that lower it, in the order to try them: \
 {", ".join(levers(args, largest))}.
 
@@ -123,4 +117,3 @@ on the card: {100 * OVERHEAD:.0f} % more for those workspaces and for fragmentat
 context and libraries: assumptions. A desktop on the same card takes 0.3 to 1 GB more.
 Not in it: torch.compile, which fuses and keeps less; several GPUs, which add DDP's
 buckets, as large as the gradients.""")
-    return "\n".join(lines)

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import argparse
 
+from eval.commands import common
 from eval.commands.checks import integer
-from eval.commands.common import add_device_argument, add_model_arguments, device_and_processes
 
 HELP = "one picture of any size, encoded and decoded; its latents as a file"
 
@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("picture", nargs="?", metavar="IN", help="picture to encode; none with --from_latents")
     add("out", metavar="OUT", help="picture to write, such as out.png")
-    add_model_arguments(parser, nargs=None)
+    common.add_model_arguments(parser, nargs=None)
     add("--latents", metavar="FILE", help="write the latents too, as safetensors")
     add("--from_latents", metavar="FILE", help="decode these latents")
     add(
@@ -28,16 +28,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=integer(1, 16384),
         help="work in tiles of so many pixels: large pictures in less memory, nearly the same",
     )
-    add_device_argument(add)
+    common.add_device_argument(add)
 
 
 def run(args: argparse.Namespace) -> int:
     """Writes what the model makes of the picture or of the latents; says its PSNR."""
-    import torch
-
     from eval.metrics.image import mean_squared_error, psnr
     from eval.protocol import one_picture
-    from eval.protocol.codecs import VAECodec, all_prepared, open_vae, quantize
+    from eval.protocol.codecs import VAECodec, all_prepared, quantize
     from modules.data.images.images import decode, to_uint8_tensor
     from modules.errors import blaming
     from modules.image_modes import in_mode, mode_of, over_views, to_picture
@@ -48,12 +46,12 @@ def run(args: argparse.Namespace) -> int:
     if args.picture:
         with blaming(f"IN={args.picture}", "give another picture"):
             original = decode(args.picture)
-    codec = VAECodec(open_vae(args.model, args.pretrained_weights))
+    codec = VAECodec.open(args.model, args.pretrained_weights)
     vae, mode = codec.vae, mode_of(codec.vae)
     one_picture.require_kind(args.out, mode)
     if args.tile:
         one_picture.use_tiles(vae, args.tile, codec.factor)
-    with device_and_processes(args) as device, all_prepared([codec], device), torch.no_grad():
+    with common.device_and_processes(args) as device, all_prepared([codec], device):
         if original is None:
             latents, (height, width) = one_picture.read_latents(args.from_latents, codec)
         else:

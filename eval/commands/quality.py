@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import shlex
 from pathlib import Path
-from typing import Any
 
 from eval.commands.checks import integer
 from eval.metrics.columns import METRICS
@@ -23,20 +22,14 @@ from eval.quality.arms import PRESETS, check_arms, read_arm
 HELP = "trains arms of flags and other programs side by side; quality with its spread over seeds"
 
 
-class _InOrder(argparse.Action):
-    """--arm and --peer go to one list, so that the first of either is the reference."""
-
-    def __call__(
-        self, parser: object, namespace: Any, value: Any, option: str | None = None
-    ) -> None:
-        namespace.arms = [*namespace.arms, (value, option == "--peer")]
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's flags; all others are the training script's."""
     add = parser.add_argument
-    add("--arm", action=_InOrder, metavar='"NAME: FLAGS"', help="the trainer with FLAGS; repeat it")
-    add("--peer", action=_InOrder, metavar='"NAME: COMMAND"', help="another program; in COMMAND "
+    # They go to one list, so that the first of either is the reference.
+    add("--arm", dest="arms", action="append", type=lambda text: (text, False), default=[],
+        metavar='"NAME: FLAGS"', help="the trainer with FLAGS; repeat it")  # fmt: skip
+    add("--peer", dest="arms", action="append", type=lambda text: (text, True), default=[],
+        metavar='"NAME: COMMAND"', help="another program; in COMMAND "
         "stand {data} {validation} {steps} {seed} {output} {batch_size} {resolution}")  # fmt: skip
     add("--preset", choices=tuple(PRESETS), default="cpu", help="flags that all arms share")
     add("--seeds", type=integer(0, 2**63 - 2), nargs="+", default=[0, 1, 2], help="each trains")
@@ -45,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of the models; lpips_squeeze and its like take --lpips_weights")  # fmt: skip
     add("--output_dir", required=True, metavar="FOLDER", help="a folder for each arm and seed, "
         "quality.json, quality.html, and a picture for each arm")  # fmt: skip
-    parser.set_defaults(training_flags=[], arms=[])
+    parser.set_defaults(training_flags=[])
 
 
 def run(args: argparse.Namespace) -> int:

@@ -12,16 +12,8 @@ import argparse
 import time
 from collections.abc import Sequence
 
+from eval.commands import common
 from eval.commands.checks import integer
-from eval.commands.common import (
-    add_data_arguments,
-    add_model_arguments,
-    add_protocol_arguments,
-    add_run_arguments,
-    device_and_processes,
-    open_images,
-    open_protocol,
-)
 from eval.metrics.columns import DEFAULT_METRICS, METRICS, keys_of
 from modules.config.smallest_sides import LPIPS, SSIM_WINDOW, require_side
 
@@ -30,14 +22,14 @@ HELP = "PSNR, SSIM, LPIPS, rFID and more of any models, side by side"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's flags."""
-    add_model_arguments(parser, others="; or identity, jpeg:QUALITY, downsample:FACTOR")
+    common.add_model_arguments(parser, others="; or identity, jpeg:QUALITY, downsample:FACTOR")
     add = parser.add_argument
     add("--labels", nargs="+", help="names of the models in tables, in their order")
     add(
         "--metrics", nargs="+", choices=tuple(METRICS), help=f"default: {' '.join(DEFAULT_METRICS)}"
     )
-    add_data_arguments(parser, num_images=None)
-    add_protocol_arguments(parser)
+    common.add_data_arguments(parser, num_images=None)
+    common.add_protocol_arguments(parser)
     add = parser.add_argument_group("Networks").add_argument
     add(
         "--lpips_weights",
@@ -50,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="torch-fidelity's weights-inception-2015-12-05-6726825d.pth",
     )
-    add_run_arguments(parser)
+    common.add_run_arguments(parser)
     add = parser.add_argument_group("Output").add_argument
     add("--json", metavar="FILE", help="everything measured")
     add("--markdown", metavar="FILE", help="the table, with its protocol")
@@ -63,8 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Measures, prints the table, writes the files; 1 if a metric named in --metrics is missing."""
     from eval.metrics.networks import open_networks
-    from eval.protocol.codecs import common_mode
-    from eval.protocol.comparison import compare, open_models, run_data
+    from eval.protocol.comparison import Comparison, run_data
     from eval.protocol.evaluate import evaluate_reconstruction
     from eval.report.outputs import write_comparison
     from modules.distributed.reduce import process_index_and_count
@@ -72,35 +63,27 @@ def run(args: argparse.Namespace) -> int:
     metrics = args.metrics or DEFAULT_METRICS
     if args.crop != "full":
         _require_side(args.resolution, metrics)
-    models = open_models(args.model, args.labels, args.pretrained_weights)
-    protocol = open_protocol(args, common_mode(models))
-    images = open_images(args, protocol)
+    models, images = common.open_inputs(args, baselines=True)
     networks = open_networks(metrics, args.lpips_weights, args.inception_weights)
-    with device_and_processes(args) as device:
+    with common.device_and_processes(args) as device:
         start = time.perf_counter()
         evaluations = evaluate_reconstruction(
             models,
             images,
             metrics,
-            protocol=protocol,
-            batch_size=args.batch_size,
+            protocol=images.protocol,
             device=device,
-            lpips=networks.lpips,
-            inception=networks.inception,
-            unavailable=networks.unavailable,
+            networks=networks,
             latents=True,
             num_samples=args.num_samples,
-            num_workers=args.num_workers,
-            progress=not args.no_progress,
+            **common.loading(args),
         )
-        took = run_data(device, time.perf_counter() - start, len(images), args.batch_size)
+        run = run_data(device, time.perf_counter() - start, len(images), args.batch_size)
         if process_index_and_count()[0] != 0:
             return 0
-        result = compare(
-            models, args.model, evaluations, images, protocol, device, args.num_worst, took
-        )
-    files = {name: vars(args)[name] for name in ("json", "markdown", "report", "grid")}
-    write_comparison(result, **files)
+        names = dict(zip(models, args.model, strict=True))
+        found = Comparison(models, names, evaluations, images, device, args.num_worst, run)
+        write_comparison(found, args.json, args.markdown, args.report, args.grid)
     missing = any(found.missing for found in evaluations.values())
     return 1 if args.metrics and missing else 0
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from eval.protocol.codecs import VAECodec, quantize
-from eval.protocol.loading import OwnBatches
+from eval.protocol.loading import own_batches
 from modules.errors import ArgumentError
 from modules.models.latents import LatentAccumulator, LatentStatistics
 
@@ -71,7 +71,7 @@ def store_latents(
     uint8 and their latents. Raises ArgumentError where the encoder gives NaN or no image is read.
     """
     accumulator, digests, values = LatentAccumulator(codec.latent_channels), [], None
-    for batch in OwnBatches(images, batch_size, num_workers, progress):
+    for batch in own_batches(images, batch_size, num_workers, progress):
         if not batch.count:
             continue
         pictures = batch.images[: batch.count].to(device)

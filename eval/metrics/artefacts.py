@@ -1,7 +1,7 @@
 """What an autoencoder adds that no photograph has: worse borders, halos, and regular grids.
 
-Pure functions. Images are 8-bit, flat colours are the unrounded output; results are float64 on the
-CPU, in 8-bit levels where nothing else is said.
+Pure functions. Images are 8-bit, [B, 3, H, W] uint8, flat colours are the unrounded output; results
+are [B] float64 on the CPU, in 8-bit levels where nothing else is said.
 """
 
 from __future__ import annotations
@@ -22,9 +22,7 @@ def border_error(images: Tensor, reconstructions: Tensor) -> Tensor:
 
     0 is as good at the border as inside, 3 twice the error; photographs, which have more detail in
     the middle, give any codec less than 0. Of images narrower than 4 BORDER the outer quarter
-    counts as border.
-
-    images, reconstructions: [B, 3, H, W] uint8 with sides of at least 4. Returns [B].
+    counts as border. Sides of at least 4.
     """
     squared = (images.int() - reconstructions.int()).square()
     height, width = squared.shape[-2:]
@@ -42,8 +40,6 @@ def halo(images: Tensor, reconstructions: Tensor) -> Tensor:
     For each pixel and channel within a WINDOW whose original spans at least EDGE levels, what the
     reconstruction has above the window's largest or below its smallest value; the mean of that. A
     blurred edge stays within the range and has none. 0 without strong edges.
-
-    images, reconstructions: [B, 3, H, W] uint8. Returns [B].
     """
     x, y = images.float(), reconstructions.float()
     largest, smallest = (s * F.max_pool2d(s * x, WINDOW, 1, WINDOW // 2) for s in (1, -1))
@@ -73,7 +69,6 @@ def grid_energy(values: Tensor, factor: int, period: int) -> Tensor:
     of half the period is part of it, one of another is not.
 
     values: [B, C, H, W] float, what became of `flat_images(factor)`; period: a divisor of factor.
-    Returns [B].
     """
     slopes = F.avg_pool2d(values, factor, stride=1)
     first, size = MARGIN * factor, (CELLS - 2 * MARGIN) * factor

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+ARROWS = {"higher": "↑", "lower": "↓", "zero": "→0", "one": "→1", "": ""}
+
 
 @dataclass(frozen=True)
 class Column:
@@ -16,14 +18,9 @@ class Column:
     meaning: str
 
     @property
-    def arrow(self) -> str:
-        """The direction of better, as a mark beside the title."""
-        return {"higher": "↑", "lower": "↓", "zero": "→0", "one": "→1", "": ""}[self.better]
-
-    @property
     def heading(self) -> str:
-        """The title with its arrow."""
-        return f"{self.title} {self.arrow}".strip()
+        """The title, and an arrow to where it is better."""
+        return f"{self.title} {ARROWS[self.better]}".strip()
 
     def format(self, value: float | None) -> str:
         """The value with the column's digits; signed where zero is best; a dash where missing."""
@@ -34,13 +31,8 @@ class Column:
 
     def distance(self, value: float) -> float:
         """How far from perfect: smaller is better, whatever the direction."""
-        return {
-            "higher": -value,
-            "lower": value,
-            "zero": abs(value),
-            "one": abs(value - 1.0),
-            "": 0.0,
-        }[self.better]
+        found = {"higher": -value, "lower": value, "zero": abs(value), "one": abs(value - 1.0)}
+        return found.get(self.better, 0.0)
 
 
 COLOR = ("color_bias_r", "color_bias_g", "color_bias_b")

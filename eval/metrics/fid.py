@@ -7,11 +7,8 @@ pass over the images.
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from urllib.error import URLError
 
 import numpy as np
 import torch
@@ -20,10 +17,13 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric
 
 from modules.distributed.reduce import sum_over_processes
+from modules.errors import LIBRARY_ERRORS
 from modules.image_modes import rgb_views
 
 EXTRACTOR = "inception-v3-compat"
 FEATURES = "2048"
+
+Reference = dict[str, dict[str, np.ndarray]]
 
 
 class InceptionUnavailable(RuntimeError):
@@ -37,23 +37,21 @@ def build_inception(weights: str | None = None) -> nn.Module:
     it torch.hub downloads it once. Raises ValueError for a file that is not it or holds more than
     tensors, InceptionUnavailable when the download fails.
     """
-    if weights is None:
-        try:
-            return FeatureExtractorInceptionV3(EXTRACTOR, [FEATURES], verbose=False)
-        except (URLError, OSError) as error:
+    if weights is not None and not Path(weights).is_file():
+        raise ValueError(f"--inception_weights={weights} does not exist")
+    try:
+        if weights is not None:
+            # torch-fidelity reads a pickle that may run code: let only plain tensors pass.
+            torch.load(weights, map_location="cpu", weights_only=True)
+        return FeatureExtractorInceptionV3(
+            EXTRACTOR, [FEATURES], feature_extractor_weights_path=weights, verbose=False
+        )
+    except LIBRARY_ERRORS as error:
+        if weights is None:
             raise InceptionUnavailable(
                 f"Inception weights could not be downloaded ({error}); give them with "
                 "--inception_weights FILE"
             ) from error
-    if not Path(weights).is_file():
-        raise ValueError(f"--inception_weights={weights} does not exist")
-    try:
-        # torch-fidelity reads the file as a pickle that may run code: let only plain tensors pass.
-        torch.load(weights, map_location="cpu", weights_only=True)
-        return FeatureExtractorInceptionV3(
-            EXTRACTOR, [FEATURES], feature_extractor_weights_path=weights
-        )
-    except (pickle.UnpicklingError, RuntimeError, EOFError, AttributeError, TypeError) as error:
         raise ValueError(
             f"--inception_weights={weights} is not torch-fidelity's Inception state dict "
             f"({type(error).__name__})"
@@ -80,40 +78,32 @@ class FeatureStatistics:
 
         Not finite for fewer than two images.
         """
-        count = sum_over_processes(self.count)
-        total, products = sum_over_processes(self.total), sum_over_processes(self.products)
+        count, total, products = map(sum_over_processes, (self.count, self.total, self.products))
         mean = total / count
         covariance = (products - count * torch.outer(mean, mean)) / (count - 1)
         return {"mu": mean.numpy(), "sigma": covariance.numpy()}
 
 
-@dataclass
-class Reference:
-    """The originals' statistics, kept from the first complete pass for later ones over the same.
-
-    content: the hash of all of those images.
-    """
-
-    statistics: dict[str, np.ndarray] | None = None
-    content: str = ""
-
-
 class StreamedFID:
-    """Collects features of originals and reconstructions; `finish` gives each model's rFID."""
+    """Collects features of originals and reconstructions; `finish` gives each model's rFID.
+
+    reference: statistics of originals by the hash of all their pixels. Where there are any, a pass
+    computes none; where there are none, it adds its own.
+    """
 
     def __init__(
         self, inception: nn.Module, labels: Sequence[str], reference: Reference | None = None
     ) -> None:
-        self.inception = inception
-        self.reference = reference or Reference()
-        probe = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
-        width = extract_features(inception, probe.to(next(inception.parameters()).device)).shape[1]
+        self.inception, self.reference = inception, {} if reference is None else reference
+        device = next(inception.parameters()).device
+        probe = torch.zeros(1, 3, 32, 32, dtype=torch.uint8, device=device)
+        width = extract_features(inception, probe).shape[1]
         self.originals = FeatureStatistics(width)
         self.models = {label: FeatureStatistics(width) for label in labels}
 
     def add_originals(self, images: Tensor, count: int) -> None:
         """images: [B, K, H, W] uint8, of which the first `count` are real; all their RGB views."""
-        if self.reference.statistics is None:
+        if not self.reference:
             for view in rgb_views(images):
                 self.originals.update(extract_features(self.inception, view)[:count])
 
@@ -132,22 +122,22 @@ class StreamedFID:
         content: the hash of this pass's originals. Where an image that was there for the reference
         is not any more, the next pass makes a new one.
         """
-        kept, distances = self.reference, {}
-        if kept.statistics is None:
-            kept.statistics, kept.content = self.originals.result(), content
-        elif kept.content != content:
-            kept.statistics = None
+        if not self.reference:
+            self.reference[content] = self.originals.result()
+        elif content not in self.reference:
+            self.reference.clear()
             return dict.fromkeys(self.models, float("nan"))
-        reference = kept.statistics
-        for label, statistics in self.models.items():
-            result = statistics.result()
-            finite = np.isfinite(reference["sigma"]).all() and np.isfinite(result["sigma"]).all()
-            distances[label] = frechet_distance(reference, result) if finite else float("nan")
-        return distances
+        originals = self.reference[content]
+        return {
+            label: frechet_distance(originals, statistics.result())
+            for label, statistics in self.models.items()
+        }
 
 
 def frechet_distance(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> float:
-    """Squared Fréchet distance between the Gaussians of two feature statistics."""
+    """Squared Fréchet distance between the Gaussians of two feature statistics; NaN without any."""
+    if not (np.isfinite(a["sigma"]).all() and np.isfinite(b["sigma"]).all()):
+        return float("nan")
     return float(fid_statistics_to_metric(a, b, verbose=False)[KEY_METRIC_FID])
 
 

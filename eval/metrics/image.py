@@ -1,8 +1,9 @@
 """Image metrics as pure functions of two batches of 8-bit images; one number per image.
 
-Everything is read from `uint8` images, because that is what a viewer sees. Results are float64 on
-the CPU; sums of squares are exact integers, so PSNR does not depend on the device. Filters are sums
-of shifted images, which no reduced-precision convolution mode (TF32) can touch.
+images, reconstructions: [B, 3, H, W] uint8, because that is what a viewer sees. Each returns [B]
+float64 on the CPU, if nothing else is said. Sums of squares are exact integers, so PSNR does not
+depend on the device. Filters are sums of shifted images, which no reduced-precision convolution
+mode (TF32) can touch.
 """
 
 from __future__ import annotations
@@ -25,10 +26,7 @@ LAPLACIAN_ROUNDING_ENERGY = 20.0 / 12.0
 
 
 def mean_squared_error(images: Tensor, reconstructions: Tensor) -> Tensor:
-    """Mean squared error of each image in squared 8-bit levels, exact.
-
-    images, reconstructions: [B, 3, H, W] uint8. Returns [B] float64.
-    """
+    """Mean squared error of each image in squared 8-bit levels, exact."""
     _check(images, reconstructions)
     squared = (images.int() - reconstructions.int()).square()
     return squared.sum(dim=(1, 2, 3)).cpu().double() / images[0].numel()
@@ -51,8 +49,7 @@ def ssim(images: Tensor, reconstructions: Tensor) -> Tensor:
     `gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=255`, which computes
     the same windows by cropping 5 pixels from each border.
 
-    images, reconstructions: [B, 3, H, W] uint8. Returns [B] float64 in [-1, 1].
-    Raises ValueError when a side is shorter than the window.
+    In [-1, 1]. Raises ValueError when a side is shorter than the window.
     """
     _check(images, reconstructions)
     if min(images.shape[-2:]) < SSIM_WINDOW:
@@ -76,10 +73,7 @@ def ssim(images: Tensor, reconstructions: Tensor) -> Tensor:
 
 
 def color_bias(images: Tensor, reconstructions: Tensor) -> Tensor:
-    """Mean of reconstruction minus image in each channel, in 8-bit levels: a colour cast's sign.
-
-    images, reconstructions: [B, 3, H, W] uint8. Returns [B, 3] float64 (red, green, blue).
-    """
+    """Mean of reconstruction minus image, in 8-bit levels: a colour cast's sign. Returns [B, 3]."""
     _check(images, reconstructions)
     difference = reconstructions.int() - images.int()
     return difference.sum(dim=(2, 3)).cpu().double() / images[0, 0].numel()
@@ -89,8 +83,6 @@ def low_frequency_error(images: Tensor, reconstructions: Tensor) -> Tensor:
     """Root mean square difference of 16x16 box averages, in 8-bit levels: blotches and drifts.
 
     Pixels beyond the last whole box are left out; a smaller image is one box.
-
-    images, reconstructions: [B, 3, H, W] uint8. Returns [B] float64.
     """
     _check(images, reconstructions)
     difference = reconstructions.float() - images.float()
@@ -103,9 +95,8 @@ def high_frequency_ratio(images: Tensor, reconstructions: Tensor) -> Tensor:
     """Laplacian energy of the reconstruction over that of the image: below 1 is blur.
 
     1 is as sharp as the original, above 1 means invented or amplified detail. Both energies carry
-    the energy of rounding to integers, so that a flat image reconstructed flat scores 1.
-
-    images, reconstructions: [B, 3, H, W] uint8 with sides of at least 3. Returns [B] float64.
+    the energy of rounding to integers, so that a flat image reconstructed flat scores 1. Sides of
+    at least 3.
     """
     _check(images, reconstructions)
     return _laplacian_energy(reconstructions) / _laplacian_energy(images)
@@ -134,12 +125,6 @@ def _gaussian_windows(maps: Tensor) -> Tensor:
 
 
 def _check(images: Tensor, reconstructions: Tensor) -> None:
-    if images.dtype != torch.uint8 or reconstructions.dtype != torch.uint8:
-        raise ValueError(
-            f"metrics are defined on uint8 images, got {images.dtype} and {reconstructions.dtype}"
-        )
-    if images.shape != reconstructions.shape or images.dim() != 4:
-        raise ValueError(
-            f"metrics compare two batches [B, 3, H, W], got {tuple(images.shape)} "
-            f"and {tuple(reconstructions.shape)}"
-        )
+    given = [(batch.dtype, tuple(batch.shape)) for batch in (images, reconstructions)]
+    if given[0] != given[1] or images.dtype != torch.uint8 or images.dim() != 4:
+        raise ValueError(f"metrics compare two batches [B, 3, H, W] of uint8, got {given}")

@@ -14,10 +14,11 @@ from modules.errors import blaming
 from modules.models.lpips import build_lpips
 from modules.weights.tensor_files import read_tensors
 
-# The first convolution of torchvision's state dict tells the backbones apart.
+# The first convolution of torchvision's state dict tells AlexNet and VGG16 apart; SqueezeNet has
+# one of VGG's shape, and a layer of its own.
 FIRST_LAYER = "features.0.weight"
 BACKBONE_OF = {(64, 3, 11, 11): "alex", (64, 3, 3, 3): "vgg"}
-SQUEEZE_LAYER = "features.3.squeeze.weight"  # SqueezeNet's first convolution has VGG's shape
+SQUEEZE_LAYER = "features.3.squeeze.weight"
 
 
 @dataclass
@@ -49,7 +50,9 @@ def open_networks(
             except ValueError as error:
                 if backbone in files:
                     raise
-                networks.unavailable[key] = _download_failure(error)
+                reason = "its backbone could not be downloaded"
+                reason += f" ({error.__cause__})" if error.__cause__ is not None else ""
+                networks.unavailable[key] = f"{reason}; give it with --lpips_weights FILE"
         elif key == "rfid":
             try:
                 networks.inception = build_inception(inception_weights)
@@ -63,26 +66,16 @@ def backbone_of(file: str) -> str:
 
     Raises ValueError for a file that is none of them.
     """
-    shapes = _shapes(file)
-    if SQUEEZE_LAYER in shapes:
-        return "squeeze"
-    if shapes.get(FIRST_LAYER) not in BACKBONE_OF:
-        raise ValueError(
-            f"--lpips_weights={file} is not torchvision's state dict of alexnet, vgg16 or "
-            f"squeezenet1_1: {FIRST_LAYER} is {shapes.get(FIRST_LAYER, 'missing')}"
-        )
-    return BACKBONE_OF[shapes[FIRST_LAYER]]
-
-
-def _shapes(file: str) -> dict[str, tuple[int, ...]]:
     if not Path(file).is_file():
         raise ValueError(f"--lpips_weights={file} does not exist")
     with blaming(f"--lpips_weights={file}", "give torchvision's file"):
         tensors, _ = read_tensors(Path(file))
-    return {name: tuple(value.shape) for name, value in tensors.items()}
-
-
-def _download_failure(error: ValueError) -> str:
-    cause = error.__cause__
-    reason = f" ({cause})" if cause is not None else ""
-    return f"its backbone could not be downloaded{reason}; give it with --lpips_weights FILE"
+    if SQUEEZE_LAYER in tensors:
+        return "squeeze"
+    shape = tuple(tensors[FIRST_LAYER].shape) if FIRST_LAYER in tensors else "missing"
+    if shape not in BACKBONE_OF:
+        raise ValueError(
+            f"--lpips_weights={file} is not torchvision's state dict of alexnet, vgg16 or "
+            f"squeezenet1_1: {FIRST_LAYER} is {shape}"
+        )
+    return BACKBONE_OF[shape]

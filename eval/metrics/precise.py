@@ -23,15 +23,11 @@ def full_precision() -> Iterator[None]:
         (backends.mkldnn.matmul, "fp32_precision", "ieee"),
         (backends.mkldnn.conv, "fp32_precision", "ieee"),
     )
-    before = [getattr(owner, name) for owner, name, _ in settings]
     with ExitStack() as stack:
         stack.enter_context(torch.compiler.set_stance("force_eager"))
         for device_type in ("cpu", "cuda"):
             stack.enter_context(torch.autocast(device_type, enabled=False))
         for owner, name, value in settings:
+            stack.callback(setattr, owner, name, getattr(owner, name))
             setattr(owner, name, value)
-        try:
-            yield
-        finally:
-            for (owner, name, _), value in zip(settings, before, strict=True):
-                setattr(owner, name, value)
+        yield

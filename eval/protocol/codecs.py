@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import torch
 from diffusers import AutoencoderKL
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from eval.metrics.precise import full_precision
 from eval.protocol.protocol import Protocol
@@ -22,6 +22,8 @@ from modules.models.autoencoder import downsample_factor
 from modules.models.modes import frozen
 from modules.seeding import seed_for
 from modules.weights.vae_files import load_vae
+
+BICUBIC = Image.Resampling.BICUBIC
 
 
 @dataclass(frozen=True)
@@ -47,11 +49,10 @@ class Codec:
     factor: int | None = None  # image side over latent side
     image_mode: str | None = None  # None for any
 
-    @contextmanager
-    def prepared(self, device: torch.device) -> Iterator[None]:
+    def prepared(self, device: torch.device) -> AbstractContextManager[None]:
         """A context in which `reconstruct` may be called; it puts everything back afterwards."""
         del device
-        yield
+        return nullcontext()
 
     def reconstruct(
         self, images: Tensor, indices: Sequence[int], protocol: Protocol
@@ -68,6 +69,15 @@ class VAECodec(Codec):
         self.latent_channels, self.image_mode = vae.config.latent_channels, mode_of(vae)
         self.factor = downsample_factor(vae)
 
+    @classmethod
+    def open(cls, name: str, weights: str = "auto") -> VAECodec:
+        """What `load_vae` reads for `--model NAME`. Raises ValueError naming that flag."""
+        try:
+            return cls(load_vae(name, weights=weights))
+        except ValueError as error:
+            message = str(error).replace("--pretrained_model_name_or_path", "--model")
+            raise ValueError(message) from error
+
     @contextmanager
     def prepared(self, device: torch.device) -> Iterator[None]:
         """Eval mode, no gradients, the plain memory format, all put back; weights must be float32.
@@ -78,33 +88,22 @@ class VAECodec(Codec):
         if self.vae.dtype != torch.float32:
             raise ValueError(f"models are evaluated in float32, this one is {self.vae.dtype}")
         self.vae.to(device)
-        # `is_contiguous` is no test: to it a 1x1 kernel is contiguous in both formats, but its
-        # strides choose the kernel all the same.
-        others = [
-            (parameter, parameter.stride())
-            for parameter in self.vae.parameters()
-            if parameter.stride() != torch.empty(parameter.shape, device="meta").stride()
-        ]
-        for parameter, _ in others:
-            parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
-        try:
-            with frozen(self.vae):
-                yield
-        finally:
-            for parameter, stride in others:
-                data = parameter.data
-                parameter.data = data.new_empty_strided(data.shape, stride).copy_(data)
+        with ExitStack() as stack:
+            for parameter in self.vae.parameters():
+                stack.callback(_lay_out, parameter, parameter.stride())
+                _lay_out(parameter, torch.empty(parameter.shape, device="meta").stride())
+            stack.enter_context(frozen(self.vae))
+            yield
 
     def encode(self, images: Tensor) -> DiagonalGaussianDistribution:
         """The posterior of images [B, K, H, W] uint8. ValueError for sides it cannot take."""
-        if images.shape[1] != self.vae.config.in_channels:
+        channels, height, width = images.shape[1:]
+        if channels != self.vae.config.in_channels:
+            raise ValueError(f"images have {channels} channels, the model takes {self.image_mode}")
+        if height % self.factor or width % self.factor:
             raise ValueError(
-                f"images have {images.shape[1]} channels, and the model takes {self.image_mode}"
-            )
-        if images.shape[-1] % self.factor or images.shape[-2] % self.factor:
-            raise ValueError(
-                f"images of {images.shape[-1]}x{images.shape[-2]} do not fit a model that "
-                f"downsamples by {self.factor}; choose a --resolution divisible by {self.factor}"
+                f"images of {width}x{height} do not fit a model that downsamples by {self.factor}; "
+                f"choose a --resolution divisible by {self.factor}"
             )
         return self.vae.encode(normalize(images)).latent_dist
 
@@ -123,16 +122,6 @@ class VAECodec(Codec):
         return Reconstruction(pictures, values, finite.cpu(), posterior.mean, posterior.logvar)
 
 
-@contextmanager
-def all_prepared(codecs: Iterable[Codec], device: torch.device) -> Iterator[None]:
-    """A context in which every one of them may be called, in full float32."""
-    with ExitStack() as stack:
-        stack.enter_context(full_precision())
-        for codec in codecs:
-            stack.enter_context(codec.prepared(device))
-        yield
-
-
 class PixelCodec(Codec):
     """A baseline without latents: a function from PIL image to PIL image of the same size."""
 
@@ -144,10 +133,20 @@ class PixelCodec(Codec):
     ) -> Reconstruction:
         """Transforms each image on the CPU; the result is 8-bit already."""
         del indices, protocol
-        pictures = [to_picture(image) for image in images]
-        outputs = torch.stack([to_uint8_tensor(self.transform(picture)) for picture in pictures])
-        outputs, finite = outputs.to(images.device), torch.ones(len(outputs), dtype=torch.bool)
+        pictures = [to_uint8_tensor(self.transform(to_picture(image))) for image in images]
+        outputs = torch.stack(pictures).to(images.device)
+        finite = torch.ones(len(outputs), dtype=torch.bool)
         return Reconstruction(outputs, normalize(outputs), finite)
+
+
+@contextmanager
+def all_prepared(codecs: Iterable[Codec], device: torch.device) -> Iterator[None]:
+    """A context in which every one of them may be called, in full float32."""
+    with ExitStack() as stack:
+        stack.enter_context(full_precision())
+        for codec in codecs:
+            stack.enter_context(codec.prepared(device))
+        yield
 
 
 def quantize(values: Tensor, rounding: str) -> Tensor:
@@ -161,7 +160,7 @@ def quantize(values: Tensor, rounding: str) -> Tensor:
     return to_uint8(values)
 
 
-def open_codec(name: str, weights: str = "auto") -> VAECodec | PixelCodec:
+def open_codec(name: str, weights: str = "auto") -> Codec:
     """The codec that `--model NAME` means.
 
     "identity", "jpeg:QUALITY" (1 to 100; alpha as it is), "downsample:FACTOR" (bicubic down and up
@@ -171,41 +170,39 @@ def open_codec(name: str, weights: str = "auto") -> VAECodec | PixelCodec:
     kind, _, value = name.partition(":")
     if name == "identity":
         return PixelCodec(lambda image: image)
-    if kind == "jpeg" and not Path(name).exists():
-        quality = _parameter(name, value, 1, 100, "jpeg:QUALITY")
-        return PixelCodec(lambda image: _jpeg(image, quality))
-    if kind == "downsample" and not Path(name).exists():
-        factor = _parameter(name, value, 1, 1024, "downsample:FACTOR")
-        return PixelCodec(lambda image: _down_and_up(image, factor))
-    return VAECodec(open_vae(name, weights))
+    if kind not in BASELINES or Path(name).exists():
+        return VAECodec.open(name, weights)
+    transform, parameter, largest = BASELINES[kind]
+    if not value.isdigit() or not 1 <= int(value) <= largest:
+        raise ValueError(
+            f"--model={name} must be {kind}:{parameter} with a number from 1 to {largest}"
+        )
+    return PixelCodec(lambda image: transform(image, int(value)))
 
 
-def open_vae(name: str, weights: str = "auto") -> AutoencoderKL:
-    """`load_vae` for `--model NAME`. Raises ValueError naming that flag."""
-    try:
-        return load_vae(name, weights=weights)
-    except ValueError as error:
-        message = str(error).replace("--pretrained_model_name_or_path", "--model")
-        raise ValueError(message) from error
+def open_models(
+    names: Sequence[str],
+    weights: str,
+    labels: Sequence[str] | None = None,
+    opener: Callable[[str, str], Codec] = open_codec,
+) -> dict[str, Codec]:
+    """The codecs by distinct label. Raises ValueError when labels and models do not match."""
+    labels = distinct_labels(names) if labels is None else labels
+    if len(labels) != len(names) or len(set(labels)) != len(labels):
+        raise ValueError(f"--labels {' '.join(labels)} must give {len(names)} different names")
+    return {label: opener(name, weights) for label, name in zip(labels, names, strict=True)}
 
 
-def common_mode(models: Mapping[str, Codec | AutoencoderKL]) -> str:
+def common_mode(models: Mapping[str, Codec]) -> str:
     """The mode of the images that all models take. Raises ValueError where two differ."""
-    takers = {}
-    for label, model in models.items():
-        mode = model.image_mode if isinstance(model, Codec) else mode_of(model)
-        if mode:
-            takers.setdefault(mode, label)
+    takers: dict[str, str] = {}
+    for label, codec in models.items():
+        if codec.image_mode:
+            takers.setdefault(codec.image_mode, label)
     if len(takers) > 1:
         different = " and ".join(f"{label} takes {mode}" for mode, label in takers.items())
         raise ValueError(f"--model: {different} images; measure them one after the other")
     return next(iter(takers), "RGB")
-
-
-def open_vaes(names: Sequence[str], weights: str) -> dict[str, AutoencoderKL]:
-    """`open_vae` of each name, by distinct label."""
-    labels = distinct_labels(names)
-    return {label: open_vae(name, weights) for label, name in zip(labels, names, strict=True)}
 
 
 def distinct_labels(names: Sequence[str]) -> list[str]:
@@ -213,34 +210,35 @@ def distinct_labels(names: Sequence[str]) -> list[str]:
 
     A model that is named twice gets a number.
     """
-    parts = [name.rstrip("/").split("/") for name in names]
+    paths = [name.rstrip("/").split("/") for name in names]
     labels = []
-    for path in parts:  # only labels that collide grow
-        alike = {tuple(other) for other in parts if other[-1] == path[-1]}
-        depth = 1
-        while depth < len(path) and len({other[-depth:] for other in alike}) < len(alike):
-            depth += 1
-        labels.append("/".join(path[-depth:]))
+    for path in paths:
+        others = [other for other in paths if other != path]
+        depths = range(1, len(path))
+        alone = (n for n in depths if all(other[-n:] != path[-n:] for other in others))
+        labels.append("/".join(path[-next(alone, len(path)) :]))
     return [
         label if labels.count(label) == 1 else f"{label} ({labels[: position + 1].count(label)})"
         for position, label in enumerate(labels)
     ]
 
 
-def _parameter(name: str, value: str, low: int, high: int, form: str) -> int:
-    if not value.isdigit() or not low <= int(value) <= high:
-        raise ValueError(f"--model={name} must be {form} with a number from {low} to {high}")
-    return int(value)
+def _lay_out(parameter: nn.Parameter, stride: tuple[int, ...]) -> None:
+    """Gives the values other strides.
+
+    `is_contiguous` is no test for them: to it a 1x1 kernel is contiguous in both formats, but its
+    strides choose the kernel all the same.
+    """
+    if parameter.stride() != stride:
+        data = parameter.data
+        parameter.data = data.new_empty_strided(data.shape, stride).copy_(data)
 
 
 def _noise(latents: Tensor, indices: Sequence[int], seed: int) -> Tensor:
     """Standard normal noise [B, C, h, w] drawn on the CPU, a function of seed and index alone."""
+    seeds = [seed_for(seed, "posterior", index) for index in indices]
     draws = [
-        torch.randn(
-            latents.shape[1:],
-            generator=torch.Generator().manual_seed(seed_for(seed, "posterior", index)),
-        )
-        for index in indices
+        torch.randn(latents.shape[1:], generator=torch.Generator().manual_seed(s)) for s in seeds
     ]
     return torch.stack(draws).to(latents.device)
 
@@ -255,7 +253,9 @@ def _jpeg(image: Image.Image, quality: int) -> Image.Image:
 
 
 def _down_and_up(image: Image.Image, factor: int) -> Image.Image:
-    small = [max(1, round(side / factor)) for side in image.size]
-    return image.resize(small, Image.Resampling.BICUBIC).resize(
-        image.size, Image.Resampling.BICUBIC
-    )
+    small = image.resize([max(1, round(side / factor)) for side in image.size], BICUBIC)
+    return small.resize(image.size, BICUBIC)
+
+
+# By what stands before the colon: the function, its parameter and that one's largest value.
+BASELINES = {"jpeg": (_jpeg, "QUALITY", 100), "downsample": (_down_and_up, "FACTOR", 1024)}

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import resource
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
-from eval.protocol.codecs import Codec, VAECodec, all_prepared, distinct_labels, open_codec
+from eval.protocol.codecs import Codec, all_prepared
 from eval.protocol.intervals import Difference, Interval, intervals, paired_differences
-from eval.protocol.protocol import Protocol, ProtocolImages
+from eval.protocol.protocol import ProtocolImages
 from eval.protocol.results import Evaluation
 from modules.distributed.device import device_name
 from modules.distributed.reduce import process_index_and_count
@@ -29,114 +29,86 @@ class Sample:
     reconstructions: dict[str, Tensor]
 
 
-@dataclass(frozen=True)
-class Result:
-    """Everything that is printed and written; the mappings are by label."""
+@dataclass
+class Comparison:
+    """Everything that is printed and written of models on the same images; mappings by label."""
 
+    models: dict[str, Codec]
     names: dict[str, str]  # what --model said
-    scaling_factors: dict[str, float]  # of the configurations of those that have latents
     evaluations: dict[str, Evaluation]
-    intervals: dict[str, dict[str, Interval]]
-    differences: list[Difference]
     images: ProtocolImages
-    protocol: Protocol
-    samples: list[Sample]
-    worst: list[Sample]
-    run: dict[str, Any]
+    device: torch.device
+    num_worst: int  # images of each model
+    run: dict[str, Any]  # as of `run_data`
+
+    @cached_property
+    def intervals(self) -> dict[str, dict[str, Interval]]:
+        """Those of every metric of each model."""
+        seed = self.images.protocol.seed
+        return {label: intervals(found, seed) for label, found in self.evaluations.items()}
+
+    @cached_property
+    def differences(self) -> list[Difference]:
+        """Between every two models, but for the identity, which is perfect."""
+        competing = {
+            label: found
+            for label, found in self.evaluations.items()
+            if self.names[label] != "identity"
+        }
+        return paired_differences(competing, self.images.protocol.seed)
+
+    @property
+    def samples(self) -> list[Sample]:
+        """The first images."""
+        first = next(iter(self.evaluations.values()))
+        return self._reconstructed([kept.position for kept in first.samples])
+
+    @property
+    def worst(self) -> list[Sample]:
+        """The images at which any model is worst, those with the largest error first."""
+        found = self.evaluations.values()
+        chosen = {p for evaluation in found for p in worst_positions(evaluation, self.num_worst)}
+        errors = np.stack([evaluation.per_image["mse"] for evaluation in found])
+        return self._reconstructed(sorted(chosen, key=lambda p: -np.nanmax(errors[:, p])))
+
+    @torch.no_grad()
+    def _reconstructed(self, positions: Sequence[int]) -> list[Sample]:
+        """Each of the images through every model, one by one."""
+        samples, protocol = [], self.images.protocol
+        with all_prepared(self.models.values(), self.device):
+            for position in positions:
+                original = self.images[position]
+                batch = original[None].to(self.device)
+                outputs = {
+                    label: codec.reconstruct(batch, [position], protocol).images[0].cpu()
+                    for label, codec in self.models.items()
+                }
+                samples.append(Sample(position, original, outputs))
+        return samples
 
     @property
     def stamp(self) -> list[str]:
         """The lines that stand under every table: protocol and data."""
         first = next(iter(self.evaluations.values()))
         return [
-            f"Protocol: {self.protocol.describe()}",
+            f"Protocol: {self.images.protocol.describe()}",
             f"Data: {self.images.describe()}, content {first.content[:12]}",
         ]
 
     @property
     def run_line(self) -> str:
         """What the work took, and where."""
-        run = self.run
         return (
-            f"Run: {run['seconds']:.1f} s, {run['images_per_second']:.2f} images/s, peak memory "
-            f"{run['peak_memory_mib']:.0f} MiB, {run['device']}, {run['processes']} process(es), "
-            f"batch size {run['batch_size']}"
-        )
-
-
-def open_models(
-    names: Sequence[str], labels: Sequence[str] | None, weights: str
-) -> dict[str, Codec]:
-    """The codecs by distinct label. Raises ValueError when labels and models do not match."""
-    if labels is None:
-        labels = distinct_labels(names)
-    if len(labels) != len(names) or len(set(labels)) != len(labels):
-        raise ValueError(f"--labels {' '.join(labels)} must give {len(names)} different names")
-    return {label: open_codec(name, weights) for label, name in zip(labels, names, strict=True)}
-
-
-def compare(
-    models: Mapping[str, Codec],
-    names: Sequence[str],
-    evaluations: dict[str, Evaluation],
-    images: ProtocolImages,
-    protocol: Protocol,
-    device: torch.device,
-    num_worst: int,
-    run: dict[str, Any],
-) -> Result:
-    """Intervals, paired differences and the worst images. names: of the models, in their order."""
-    chosen = {p for found in evaluations.values() for p in worst_positions(found, num_worst)}
-    errors = np.stack([found.per_image["mse"] for found in evaluations.values()])
-    worst = sorted(chosen, key=lambda position: -np.nanmax(errors[:, position]))
-    first = [kept.position for kept in next(iter(evaluations.values())).samples]
-    by_label = dict(zip(models, names, strict=True))
-    competing = {label: e for label, e in evaluations.items() if by_label[label] != "identity"}
-    return Result(
-        names=by_label,
-        scaling_factors={
-            label: codec.vae.config.scaling_factor
-            for label, codec in models.items()
-            if isinstance(codec, VAECodec)
-        },
-        evaluations=evaluations,
-        intervals={label: intervals(found, protocol.seed) for label, found in evaluations.items()},
-        differences=paired_differences(competing, protocol.seed),
-        images=images,
-        protocol=protocol,
-        samples=reconstruct_selected(models, images, first, protocol, device),
-        worst=reconstruct_selected(models, images, worst, protocol, device),
-        run=run,
-    )
+            "Run: {seconds:.1f} s, {images_per_second:.2f} images/s, peak memory "
+            "{peak_memory_mib:.0f} MiB, {device}, {processes} process(es), batch size {batch_size}"
+        ).format_map(self.run)
 
 
 def worst_positions(evaluation: Evaluation, count: int) -> list[int]:
     """Positions of the lowest PSNRs, worst first; images without a PSNR are not among them."""
-    errors = evaluation.per_image["mse"]
-    order = np.argsort(-np.where(np.isnan(errors), -1.0, errors), kind="stable")
+    errors = np.nan_to_num(evaluation.per_image["mse"])
+    order = np.argsort(-errors, kind="stable")
     return [int(position) for position in order[:count] if errors[position] > 0]
-
-
-@torch.no_grad()
-def reconstruct_selected(
-    models: Mapping[str, Codec],
-    images: Dataset[Tensor],
-    positions: Sequence[int],
-    protocol: Protocol,
-    device: torch.device,
-) -> list[Sample]:
-    """Each of the images at `positions` through every model, one by one."""
-    samples = []
-    with all_prepared(models.values(), device):
-        for position in positions:
-            original = images[position]
-            batch = original[None].to(device)
-            outputs = {
-                label: codec.reconstruct(batch, [position], protocol).images[0].cpu()
-                for label, codec in models.items()
-            }
-            samples.append(Sample(position, original, outputs))
-    return samples
 
 
 def run_data(

@@ -37,16 +37,16 @@ class Difference:
 
     @property
     def better(self) -> str | None:
-        """The model that is better, or None where the interval contains zero or no way is better.
+        """The model that is better; None where the interval contains zero or no way is better.
 
         For metrics that are best at a value ("zero", "one") no winner is named: their sign is not
         an order.
         """
         direction = COLUMN[self.metric].better
-        if direction not in ("higher", "lower") or self.interval.low <= 0 <= self.interval.high:
+        larger, smaller = self.interval.low > 0, self.interval.high < 0
+        if direction not in ("higher", "lower") or not (larger or smaller):
             return None
-        first_is_larger = self.interval.low > 0
-        return self.first if first_is_larger == (direction == "higher") else self.second
+        return self.first if larger == (direction == "higher") else self.second
 
 
 def bootstrap(values: np.ndarray, seed: int = 0) -> list[Interval]:
@@ -67,21 +67,14 @@ def bootstrap(values: np.ndarray, seed: int = 0) -> list[Interval]:
         times_drawn = generator.multinomial(count, np.full(count, 1 / count), size).astype(float)
         with np.errstate(invalid="ignore", divide="ignore"):
             means.append(times_drawn @ filled / (times_drawn @ valid))
-    tail = (1 - LEVEL) / 2
-    resampled = np.concatenate(means)
-    return [
-        _interval(values[valid[:, column], column], resampled[:, column], tail)
-        for column in range(values.shape[1])
-    ]
+    columns = zip(values.T, valid.T, np.concatenate(means).T, strict=True)
+    return [_interval(column[present], resampled) for column, present, resampled in columns]
 
 
 def intervals(evaluation: Evaluation, seed: int = 0) -> dict[str, Interval]:
     """The interval of every per-image metric of a model."""
-    keys = [key for key in evaluation.per_image if key in COLUMN]
-    if not keys:
-        return {}
-    values = np.stack([evaluation.per_image[key] for key in keys], axis=1)
-    return dict(zip(keys, bootstrap(values, seed), strict=True))
+    found = {key: values for key, values in evaluation.per_image.items() if key in COLUMN}
+    return _by_key(found, seed)
 
 
 def paired_differences(evaluations: Mapping[str, Evaluation], seed: int = 0) -> list[Difference]:
@@ -89,19 +82,26 @@ def paired_differences(evaluations: Mapping[str, Evaluation], seed: int = 0) -> 
     differences = []
     for first, second in combinations(evaluations, 2):
         a, b = evaluations[first].per_image, evaluations[second].per_image
-        keys = [key for key in a if key in b and key in COLUMN and COLUMN[key].better]
-        if keys:
-            gaps = np.stack([a[key] - b[key] for key in keys], axis=1)
-            differences += [
-                Difference(key, first, second, interval)
-                for key, interval in zip(keys, bootstrap(gaps, seed), strict=True)
-            ]
+        gaps = {
+            key: a[key] - b[key] for key in a if key in b and key in COLUMN and COLUMN[key].better
+        }
+        differences += [
+            Difference(key, first, second, interval)
+            for key, interval in _by_key(gaps, seed).items()
+        ]
     return differences
 
 
-def _interval(values: np.ndarray, resampled: np.ndarray, tail: float) -> Interval:
+def _by_key(columns: Mapping[str, np.ndarray], seed: int) -> dict[str, Interval]:
+    if not columns:
+        return {}
+    found = bootstrap(np.stack(list(columns.values()), axis=1), seed)
+    return dict(zip(columns, found, strict=True))
+
+
+def _interval(values: np.ndarray, resampled: np.ndarray) -> Interval:
     if not len(values):
         return Interval(*[float("nan")] * 4)
-    low, high = np.nanquantile(resampled, [tail, 1 - tail])
+    low, high = np.nanquantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     std = float(values.std(ddof=1)) if len(values) > 1 else float("nan")
     return Interval(float(values.mean()), std, float(low), float(high))

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from eval.metrics.precise import full_precision
 from eval.protocol.choices import DEFAULT_BATCH_SIZE
 from eval.protocol.codecs import VAECodec
-from eval.protocol.loading import Interrupted, OwnBatches
+from eval.protocol.loading import Interrupted, own_batches
 from modules.errors import ArgumentError
 from modules.models.latents import LatentAccumulator, LatentStatistics
 
@@ -32,13 +32,13 @@ def measure_latents(
     """Encodes every image once and returns the statistics of its posteriors.
 
     images: uint8 [K, H, W] by position, all of one size; the processes of torch.distributed share
-    them and all get the same result. Unreadable images are left out. stop: as of OwnBatches; where
+    them and all get the same result. Unreadable images are left out. stop: as of own_batches; where
     it says so, None is returned. Raises ArgumentError when the encoder gives NaN or no image can be
     read.
     """
     codec, accumulator = VAECodec(vae), LatentAccumulator(vae.config.latent_channels)
     device = torch.device(device)
-    batches = OwnBatches(images, batch_size, num_workers, progress, stop)
+    batches = own_batches(images, batch_size, num_workers, progress, stop)
     try:
         with full_precision(), codec.prepared(device):
             for batch in (batch for batch in batches if batch.count):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
 import torch
 from rich.console import Console
@@ -11,10 +14,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemaining
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from eval.metrics.digests import image_digest
 from modules.data.images.images import UnreadableImage
 from modules.data.shared_memory import end_rather_than_drop
-from modules.distributed.reduce import process_index_and_count
+from modules.distributed.reduce import gather_from_processes, process_index_and_count
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -41,79 +45,79 @@ class Interrupted(Exception):
     """A pass over the images was asked to stop before it had seen all of them."""
 
 
-class OwnBatches:
-    """Iterates over every P-th image of the data, starting at this process's rank.
+def own_batches(
+    images: Dataset[Tensor],
+    batch_size: int,
+    num_workers: int,
+    progress: bool,
+    stop: Callable[[], bool] = lambda: False,
+) -> Iterator[Batch]:
+    """Every P-th image of the data, starting at this process's rank.
 
-    No image is seen twice, whatever the number of processes; each iteration is a new pass. stop:
-    asked between batches, by all processes together; where it says so, all raise Interrupted.
+    No image is seen twice, whatever the number of processes. stop: asked between batches, by all
+    processes together; where it says so, all raise Interrupted.
     """
-
-    def __init__(
-        self,
-        images: Dataset[Tensor],
-        batch_size: int,
-        num_workers: int,
-        progress: bool,
-        stop: Callable[[], bool] = lambda: False,
-    ) -> None:
-        rank, world_size = process_index_and_count()
-        total = len(images)
-        self.reader = _Reader(images, range(rank, total, world_size))
-        self.batch_size = max(1, min(batch_size, total))
-        self.common = -(-(total // world_size) // self.batch_size)  # batches every process has
-        self.num_workers = num_workers
-        self.stop = stop
-        self.progress = progress and rank == 0
-
-    def __iter__(self) -> Iterator[Batch]:
-        loader = DataLoader(
-            self.reader,
-            batch_size=self.batch_size,
-            num_workers=self.num_workers,
-            collate_fn=self._collate,
-            worker_init_fn=end_rather_than_drop,
-            generator=torch.Generator(),  # otherwise a seed is drawn from the global state
-        )
-        batches = iter(loader)  # before the bar, whose thread must not be forked with its locks
-        console = Console(stderr=True)
-        columns = ("images", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        hidden = not (self.progress and console.is_terminal)
-        with Progress(*columns, console=console, disable=hidden, transient=True) as bar:
-            task = bar.add_task("", total=len(self.reader))
-            for number, batch in enumerate(batches):
-                if number < self.common and self.stop():
-                    raise Interrupted
-                yield batch
-                bar.advance(task, batch.count + len(batch.unreadable))
-
-    def _collate(self, items: list[tuple[int, Tensor | None, str]]) -> Batch:
-        readable = [(position, image) for position, image, _ in items if image is not None]
-        positions = [position for position, _ in readable]
-        images = [image for _, image in readable]
-        digests = [image_digest(image) for image in images]
-        fill = self.batch_size - len(readable) if readable else 0
-        return Batch(
-            images=torch.stack(images + images[-1:] * fill) if images else torch.empty(0),
-            positions=positions,
-            digests=digests,
-            filled_positions=positions + positions[-1:] * fill,
-            unreadable=[(position, reason) for position, image, reason in items if image is None],
-        )
+    rank, world_size = process_index_and_count()
+    total = len(images)
+    size = max(1, min(batch_size, total))
+    common = -(-(total // world_size) // size)  # batches every process has
+    own = range(rank, total, world_size)
+    loader = DataLoader(
+        _Readable(images),
+        sampler=own,
+        batch_size=size,
+        num_workers=num_workers,
+        collate_fn=partial(_collate, size),
+        worker_init_fn=end_rather_than_drop,
+        generator=torch.Generator(),  # otherwise a seed is drawn from the global state
+    )
+    batches = iter(loader)  # before the bar, whose thread must not be forked with its locks
+    console = Console(stderr=True)
+    columns = ("images", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    hidden = not (progress and rank == 0 and console.is_terminal)
+    with Progress(*columns, console=console, disable=hidden, transient=True) as bar:
+        task = bar.add_task("", total=len(own))
+        for number, batch in enumerate(batches):
+            if number < common and stop():
+                raise Interrupted
+            yield batch
+            bar.advance(task, batch.count + len(batch.unreadable))
 
 
-class _Reader(Dataset):
+class _Readable(Dataset):
     """(position, image, "") or (position, None, reason): a damaged image must not end the pass."""
 
-    def __init__(self, images: Dataset[Tensor], positions: range) -> None:
+    def __init__(self, images: Dataset[Tensor]) -> None:
         self.images = images
-        self.positions = positions
 
-    def __len__(self) -> int:
-        return len(self.positions)
-
-    def __getitem__(self, index: int) -> tuple[int, Tensor | None, str]:
-        position = self.positions[index]
+    def __getitem__(self, position: int) -> tuple[int, Tensor | None, str]:
         try:
             return position, self.images[position], ""
         except UnreadableImage as error:
             return position, None, str(error)
+
+
+def _collate(size: int, items: list[tuple[int, Tensor | None, str]]) -> Batch:
+    readable = [(position, image) for position, image, _ in items if image is not None]
+    positions = [position for position, _ in readable]
+    images = [image for _, image in readable]
+    fill = size - len(readable)
+    return Batch(
+        images=torch.stack(images + images[-1:] * fill) if images else torch.empty(0),
+        positions=positions,
+        digests=[image_digest(image) for image in images],
+        filled_positions=positions + positions[-1:] * fill,
+        unreadable=[(position, reason) for position, image, reason in items if image is None],
+    )
+
+
+def from_all_processes(own: dict[int, T]) -> dict[int, T]:
+    """What is known by position, of the images of all processes, in their order."""
+    return dict(sorted(gather_from_processes(list(own.items()))))
+
+
+def image_digest(image: Tensor) -> int:
+    """A 63-bit hash of one image's pixels and shape. image: [K, H, W] uint8."""
+    digest = hashlib.blake2b(repr(tuple(image.shape)).encode(), digest_size=8)
+    digest.update(image.contiguous().numpy())
+    return int.from_bytes(digest.digest(), "little") >> 1

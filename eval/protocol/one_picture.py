@@ -33,7 +33,7 @@ def use_tiles(vae: AutoencoderKL, side: int, factor: int) -> None:
     They overlap by a quarter and are blended. Raises ValueError for a side of which a quarter is no
     whole latent: diffusers rounds it, differently in pixels, and lays the tiles apart.
     """
-    if side <= 0 or side % (QUARTERS * factor):
+    if side % (QUARTERS * factor):
         raise ValueError(
             f"--tile={side} must be a multiple of {QUARTERS * factor}: a quarter of it, by which "
             f"tiles overlap, has to be whole latents of {factor} pixels"
@@ -85,13 +85,9 @@ def read_latents(file: str, codec: VAECodec) -> tuple[Tensor, tuple[int, int]]:
             f"--from_latents={file} has {latents.shape[1]} channels of {latents.dtype}, and the "
             f"model's latents have {codec.latent_channels}: it is of another model"
         )
-    whole = tuple(codec.factor * side for side in latents.shape[2:])
-    size = tuple(
-        int(metadata.get(*entry))
-        for entry in zip(("height", "width"), map(str, whole), strict=True)
-    )
-    fits = (side - codec.factor < n <= side for n, side in zip(size, whole, strict=True))
-    if not all(fits):
+    whole = [codec.factor * side for side in latents.shape[2:]]
+    size = int(metadata.get("height", whole[0])), int(metadata.get("width", whole[1]))
+    if not all(side - codec.factor < n <= side for n, side in zip(size, whole, strict=True)):
         raise ValueError(
             f"--from_latents={file} is of a picture of {size[1]}x{size[0]}, and the model would "
             f"make {whole[1]}x{whole[0]} of it: it is of another model"

@@ -16,7 +16,7 @@ from eval.metrics.image import PSNR_CAP, mean_squared_error, psnr
 from eval.metrics.precise import full_precision
 from eval.protocol.choices import DEFAULT_BATCH_SIZE
 from eval.protocol.codecs import VAECodec, quantize
-from eval.protocol.loading import OwnBatches
+from eval.protocol.loading import own_batches
 from modules.image_modes import over_views
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -47,6 +47,7 @@ def measure_precision(
     *,
     batch_size: int = DEFAULT_BATCH_SIZE,
     device: torch.device | str = "cpu",
+    num_workers: int = 0,
     progress: bool = True,
 ) -> dict[str, PrecisionResult]:
     """Decodes the fp32 encoder's latents with weights and activations of each precision.
@@ -56,14 +57,14 @@ def measure_precision(
     device, codec = torch.device(device), VAECodec(vae)
     decoders = {name: _Decoder(vae, device, dtype) for name, dtype in PRECISIONS.items()}
     with full_precision(), codec.prepared(device):
-        for batch in OwnBatches(images, batch_size, 0, progress):
-            if batch.count:
-                originals = batch.images.to(device)
-                latents = codec.encode(originals).mode()
-                exact = None
-                for decoder in decoders.values():
-                    output = decoder.add(latents, originals, exact, batch.count)
-                    exact = output if exact is None else exact
+        for batch in own_batches(images, batch_size, num_workers, progress):
+            if not batch.count:
+                continue
+            originals = batch.images.to(device)
+            latents = codec.encode(originals).mode()
+            values = {name: decoder.decode(latents) for name, decoder in decoders.items()}
+            for name, decoder in decoders.items():
+                decoder.add(values[name], originals, values["fp32"], batch.count)
     if not decoders["fp32"].dbs:
         raise ValueError("--data: no image could be read")
     reference = torch.cat(decoders["fp32"].dbs)
@@ -105,19 +106,18 @@ class _Decoder:
             if not any(module.children()):
                 module.register_forward_hook(partial(self._look, f"decoder.{name}"))
 
-    def add(self, latents: Tensor, originals: Tensor, exact: Tensor | None, count: int) -> Tensor:
-        """Decodes latents of `count` images; returns uint8 [B, K, H, W].
+    def decode(self, latents: Tensor) -> Tensor:
+        """latents: [B, C, h, w] to float32 values [B, K, H, W]."""
+        return self.vae.decode(latents.to(self.dtype)).sample.float()
 
-        exact: what fp32 made of them; None for fp32 itself.
-        """
-        values = self.vae.decode(latents.to(self.dtype)).sample.float()
+    def add(self, values: Tensor, originals: Tensor, exact: Tensor, count: int) -> None:
+        """Scores the first `count` decoded images. exact: the values of fp32."""
         good = torch.isfinite(values).flatten(1).all(dim=1).cpu()
         output = quantize(values, "nearest")
-        exact = output if exact is None else exact
-        for scores, target in ((self.dbs, originals), (self.dbs_to_fp32, exact)):
+        targets = originals, quantize(exact, "nearest")
+        for scores, target in zip((self.dbs, self.dbs_to_fp32), targets, strict=True):
             db = psnr(over_views(mean_squared_error, target, output)).clamp(max=PSNR_CAP)
             scores.append(torch.where(good, db, math.nan)[:count])
-        return output
 
     def result(self, name: str, reference: Tensor) -> PrecisionResult:
         """reference: fp32's dB, [N]."""
@@ -133,9 +133,7 @@ class _Decoder:
             num_images=len(db),
         )
 
-    def _look(
-        self, name: str, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor
-    ) -> None:
+    def _look(self, name: str, module: nn.Module, inputs: object, output: Tensor) -> None:
         del module, inputs
         largest = output.detach().abs().amax().float().item()
         largest = math.inf if math.isnan(largest) else largest

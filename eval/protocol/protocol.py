@@ -15,13 +15,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from eval.metrics.image import PSNR_CAP
-from eval.protocol.choices import (
-    CROPS,
-    DEFAULT_RESOLUTION,
-    FULL_SIZE_MULTIPLE,
-    POSTERIORS,
-    ROUNDINGS,
-)
+from eval.protocol import choices
+from eval.protocol.choices import DEFAULT_RESOLUTION, FULL_SIZE_MULTIPLE
 from modules.data.images.images import center_crop_adm, to_uint8_tensor
 from modules.data.sources.parts import ImageSource
 from modules.image_modes import in_mode, mode_of
@@ -48,15 +43,14 @@ class Protocol:
     image_mode: str = "RGB"  # what the models take
 
     def __post_init__(self) -> None:
-        if self.resolution < 1:
-            raise ValueError(f"--resolution={self.resolution} must be at least 1 pixel")
-        for flag, value, offered in (
-            ("crop", self.crop, CROPS),
-            ("posterior", self.posterior, POSTERIORS),
-            ("rounding", self.rounding, ROUNDINGS),
-        ):
-            if value not in offered:
-                raise ValueError(f"--{flag}={value} must be one of {', '.join(offered)}")
+        known = {
+            "crop": choices.CROPS,
+            "posterior": choices.POSTERIORS,
+            "rounding": choices.ROUNDINGS,
+        }
+        for flag, values in known.items():
+            if (value := getattr(self, flag)) not in values:
+                raise ValueError(f"--{flag}={value} must be one of {', '.join(values)}")
 
     @classmethod
     def of(cls, vae: AutoencoderKL, resolution: int) -> Protocol:
@@ -71,9 +65,8 @@ class Protocol:
         if self.crop == "resize":
             scale = self.resolution / min(image.size)
             size = [max(self.resolution, round(side * scale)) for side in image.size]
-            return _center_crop(
-                image.resize(size, Image.Resampling.BICUBIC), self.resolution, self.resolution
-            )
+            resized = image.resize(size, Image.Resampling.BICUBIC)
+            return _center_crop(resized, self.resolution, self.resolution)
         width, height = (side // FULL_SIZE_MULTIPLE * FULL_SIZE_MULTIPLE for side in image.size)
         if not width or not height:
             raise ValueError(
@@ -138,6 +131,10 @@ class ProtocolImages(Dataset[Tensor]):
         count, total = len(self.indices), len(self.source)
         chosen = f"all {total}" if count == total else f"{count} of {total}, evenly spaced"
         return f"{self.source.name} ({chosen})"
+
+    def stamp(self) -> dict[str, object]:
+        """Protocol and data, for JSON."""
+        return {"protocol": self.protocol.stamp(), "data": self.describe()}
 
 
 def _center_crop(image: Image.Image, width: int, height: int) -> Image.Image:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
@@ -47,9 +48,8 @@ def comparison_grid(evaluations: Mapping[str, Evaluation]) -> Image.Image:
     first = next(iter(evaluations.values()))
     if not first.samples:
         raise ValueError("no samples to draw: evaluate with num_samples > 0")
-    titles = ["original"]
-    for label in evaluations:
-        titles += [label, f"error x{ERROR_GAIN}"]
+    pairs = ([label, f"error x{ERROR_GAIN}"] for label in evaluations)
+    titles = ["original", *chain.from_iterable(pairs)]
     rows: list[list[tuple[Image.Image, str]]] = []
     for row, (position, original, *_) in enumerate(first.samples):
         cells = [(shown(original), f"image {position}")]
@@ -73,19 +73,15 @@ def draw_rows(
     heights = [max(picture.height for picture, _ in row) * enlarge for row in rows]
     font = ImageFont.load_default(size=max(11, min(16, width // 14)))
     line = round(font.size * 1.6)
-    canvas = Image.new(
-        "RGB",
-        (GAP + len(titles) * (width + GAP), line + sum(height + line for height in heights) + GAP),
-        BACKGROUND,
-    )
+    *lefts, right = (GAP + column * (width + GAP) for column in range(len(titles) + 1))
+    bottom = line + sum(height + line for height in heights) + GAP
+    canvas = Image.new("RGB", (right, bottom), BACKGROUND)
     draw = ImageDraw.Draw(canvas)
-    for column, title in enumerate(titles):
-        left = GAP + column * (width + GAP)
+    for left, title in zip(lefts, titles, strict=True):
         draw.text((left, line // 5), _fit(title, width, font), INK, font)
     top = line
     for cells, height in zip(rows, heights, strict=True):
-        for column, (picture, text) in enumerate(cells):
-            left = GAP + column * (width + GAP)
+        for left, (picture, text) in zip(lefts, cells, strict=True):
             size = (picture.width * enlarge, picture.height * enlarge)
             canvas.paste(picture.resize(size, Image.Resampling.NEAREST), (left, top))
             draw.text((left, top + height + line // 8), _fit(text, width, font), FAINT_INK, font)
@@ -95,8 +91,5 @@ def draw_rows(
 
 def _fit(text: str, width: int, font: ImageFont.FreeTypeFont) -> str:
     """The end of a text that is too long: paths differ there."""
-    if font.getlength(text) <= width:
-        return text
-    while text and font.getlength("…" + text) > width:
-        text = text[1:]
-    return "…" + text
+    ends = ("…" + text[start:] for start in range(1, len(text)))
+    return next((part for part in chain([text], ends) if font.getlength(part) <= width), "…")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from eval.report.charts import Chart, line_chart
 from eval.report.page import Cell
@@ -28,20 +30,26 @@ def latent_values(
     """
     if not models:
         return {}
-    rows = {label: [Cell(text) for text in summary_row(found)] for label, found in models.items()}
-    for label, factor in scaling_factors.items():
-        rows[label].append(Cell(f"{factor:.5f}"))
+    rows = {}
+    for label, found in models.items():
+        dead = ", ".join(map(str, found.dead_channels)) or "none"
+        texts = [f"{found.num_images}", f"{found.global_mean:+.4f}", f"{found.global_std:.4f}",
+                 f"{found.kl:.1f}", dead]  # fmt: skip
+        texts += [f"{scaling_factors[label]:.5f}"] if label in scaling_factors else []
+        rows[label] = [Cell(text) for text in texts]
     return {
         "header": (*HEADER, "scaling_factor in config.json") if scaling_factors else HEADER,
         "rows": rows,
         "explained": explained,
-        "advice": dead_channels(models),
+        "advice": [
+            f"{label}: dead channels {', '.join(map(str, found.dead_channels))}: noise without a "
+            "signal, or constant"
+            for label, found in models.items()
+            if found.dead_channels
+        ],
+        "channel_header": CHANNEL_HEADER,
         "channels": {
-            label: {
-                "header": CHANNEL_HEADER,
-                "rows": _channels(found),
-                "correlation": correlation(found),
-            }
+            label: {"rows": channel_rows(found), "correlation": correlation(found)}
             for label, found in models.items()
         },
         "spectra": _spectra(models),
@@ -62,73 +70,37 @@ def print_latents(
         )
         for name, value in entries[label].items():
             print(f"{name}: {value}")
-        print_table([CHANNEL_HEADER, *channel_rows(found)])
+        rows = [[name, *(c.text for c in cells)] for name, cells in channel_rows(found).items()]
+        print_table([CHANNEL_HEADER, *rows])
         eigenvalues = " ".join(f"{value:.3f}" for value in found.correlation_eigenvalues[:16])
         print(f"eigenvalues of the correlation: {eigenvalues}")
 
 
-def summary_row(found: LatentStatistics) -> list[str]:
-    """The numbers under HEADER."""
-    return [
-        str(found.num_images),
-        f"{found.global_mean:+.4f}",
-        f"{found.global_std:.4f}",
-        f"{found.kl:.1f}",
-        ", ".join(map(str, found.dead_channels)) or "none",
-    ]
+def channel_rows(found: LatentStatistics) -> dict[str, list[Cell]]:
+    """The numbers under CHANNEL_HEADER by channel, with bars behind the deviations and the KL."""
 
+    def with_bar(value: float, digits: int, column: Sequence[float]) -> Cell:
+        return Cell(f"{value:.{digits}f}", share=value / max(column) if max(column) > 0 else 0.0)
 
-def channel_rows(found: LatentStatistics) -> list[list[str]]:
-    """The numbers under CHANNEL_HEADER, channel by channel; a dead one says so."""
-    columns = (
-        found.channel_mean, found.channel_std, found.signal_std, found.noise_std,
-        found.kl_per_channel,
-    )  # fmt: skip
-    return [
-        [
-            f"{channel}{' dead' if channel in found.dead_channels else ''}",
-            f"{mean:+.4f}",
-            *(f"{number:.4f}" for number in (std, signal, noise)),
-            f"{kl:.1f}",
+    columns = (found.channel_mean, found.channel_std, found.signal_std, found.noise_std,
+               found.kl_per_channel)  # fmt: skip
+    return {
+        f"{channel} dead" if channel in found.dead_channels else f"{channel}": [
+            Cell(f"{mean:+.4f}"),
+            with_bar(std, 4, found.channel_std),
+            Cell(f"{signal:.4f}"),
+            Cell(f"{noise:.4f}"),
+            with_bar(kl, 1, found.kl_per_channel),
         ]
         for channel, (mean, std, signal, noise, kl) in enumerate(zip(*columns, strict=True))
-    ]
-
-
-def dead_channels(models: Mapping[str, LatentStatistics]) -> list[str]:
-    """Which channels carry nothing."""
-    return [
-        f"{label}: dead channels {', '.join(map(str, found.dead_channels))}: noise without a "
-        "signal, or constant"
-        for label, found in models.items()
-        if found.dead_channels
-    ]
+    }
 
 
 def correlation(found: LatentStatistics) -> list[list[float]]:
     """Correlation matrix of the channels of z, [C, C]; 0 beside a constant channel."""
-    std = found.channel_std
-    return [
-        [
-            value / (std[row] * std[column]) if std[row] * std[column] > 0 else 0.0
-            for column, value in enumerate(values)
-        ]
-        for row, values in enumerate(found.covariance)
-    ]
-
-
-def _channels(found: LatentStatistics) -> dict[str, list[Cell]]:
-    """`channel_rows` with bars behind the deviations and the KL."""
-    largest_std, largest_kl = max(found.channel_std), max(found.kl_per_channel)
-    rows = {}
-    for channel, (name, *texts) in enumerate(channel_rows(found)):
-        cells = rows[name] = [Cell(text) for text in texts]
-        for number, value, largest in (
-            (1, found.channel_std[channel], largest_std),
-            (4, found.kl_per_channel[channel], largest_kl),
-        ):
-            cells[number] = cells[number]._replace(share=value / largest if largest > 0 else 0.0)
-    return rows
+    scale = np.outer(found.channel_std, found.channel_std)
+    zeros = np.zeros_like(scale)
+    return np.divide(found.covariance, scale, out=zeros, where=scale > 0).tolist()
 
 
 def _spectra(models: Mapping[str, LatentStatistics]) -> Chart:

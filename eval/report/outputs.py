@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from eval.protocol.comparison import Result, worst_positions
+from eval.metrics.columns import COLUMN
+from eval.protocol.comparison import Comparison, Sample, worst_positions
 from eval.protocol.results import Evaluation
-from eval.report.grid import comparison_grid
-from eval.report.page import write_page
-from eval.report.reconstruction import reconstruction_values
-from eval.report.tables import difference_lines, markdown_table, notes, rows
+from eval.report import tables
+from eval.report.grid import caption, comparison_grid
+from eval.report.latents import SCALE, latent_values
+from eval.report.page import Cell, Picture, write_page
 from eval.report.terminal import print_table
 
-COMPARED = ("psnr", "ssim", "lpips_alex", "lpips_vgg")  # the differences that are printed
 NUM_WORST = 8  # images that are named in the JSON
+FIDELITY_KEYS = (
+    "psnr", "psnr_pooled", "ssim", "lpips_alex", "lpips_vgg", "lpips_squeeze", "rfid",
+)  # fmt: skip
 
 
 def write_comparison(
-    result: Result,
-    *,
+    result: Comparison,
     json: str | None = None,
     markdown: str | None = None,
     report: str | None = None,
@@ -31,17 +33,26 @@ def write_comparison(
 ) -> None:
     """Prints the table with its notes, and writes the files that are wanted."""
     evaluations = result.evaluations
-    messages = notes(evaluations, result.images.label)
-    print_table(rows(evaluations))
+    messages = tables.notes(evaluations, result.images.label)
+    print_table(tables.rows(evaluations))
     print("", *messages, *result.stamp, result.run_line, sep="\n")
-    if compared := difference_lines(result.differences, COMPARED):
-        print("", "Paired differences, 95 % bootstrap interval:", *compared, sep="\n")
+    pairs = tables.compared(result.differences)
+    if pairs:
+        print("\nPaired differences, 95 % bootstrap interval:")
+    for (first, second), differences in pairs.items():
+        texts = []
+        for found in differences:
+            verdict = f"{found.better} better" if found.better else "undecided"
+            texts.append(
+                f"{COLUMN[found.metric].title} {tables.signed_interval(found)} ({verdict})"
+            )
+        print(f"{first} - {second}: {', '.join(texts)}")
     write_json(json, comparison_data(result))
     if markdown:
-        text = "\n\n".join([markdown_table(evaluations), *messages, *result.stamp]) + "\n"
+        text = "\n\n".join([tables.markdown_table(evaluations), *messages, *result.stamp]) + "\n"
         Path(markdown).write_text(text, encoding="utf-8", errors="backslashreplace")
     if report:
-        write_page(Path(report), "reconstruction.html", **reconstruction_values(result))
+        write_page(Path(report), "reconstruction.html", **_page(result, messages))
     if grid:
         comparison_grid(evaluations).save(grid)
 
@@ -61,7 +72,7 @@ def without_nan(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def comparison_data(result: Result) -> dict[str, Any]:
+def comparison_data(result: Comparison) -> dict[str, Any]:
     """The JSON file: models, differences, protocol, data, run."""
     first, images = next(iter(result.evaluations.values())), result.images
     return {
@@ -71,7 +82,7 @@ def comparison_data(result: Result) -> dict[str, Any]:
              **vars(d.interval)}
             for d in result.differences
         ],
-        "protocol": result.protocol.stamp(),
+        "protocol": images.protocol.stamp(),
         "data": {
             "source": images.source.name,
             "num_images": len(images),
@@ -83,7 +94,7 @@ def comparison_data(result: Result) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _model(result: Result, label: str, evaluation: Evaluation) -> dict[str, Any]:
+def _model(result: Comparison, label: str, evaluation: Evaluation) -> dict[str, Any]:
     """One model's part, with the names and exact squared errors of its worst images."""
     return {
         "model": result.names[label],
@@ -99,3 +110,59 @@ def _model(result: Result, label: str, evaluation: Evaluation) -> dict[str, Any]
         "latents": evaluation.latents.to_dict() if evaluation.latents else None,
         "seconds": evaluation.seconds,
     }  # fmt: skip
+
+
+def _page(result: Comparison, notes: Sequence[str]) -> dict[str, Any]:
+    """What reconstruction.html shows. notes: what stands under the table."""
+    evaluations = result.evaluations
+    keys = tables.shown_keys(evaluations)
+    fidelity = [key for key in keys if key in FIDELITY_KEYS]
+    others = [key for key in keys if key not in FIDELITY_KEYS]
+    latents = {label: found.latents for label, found in evaluations.items() if found.latents}
+    factors = {label: result.models[label].vae.config.scaling_factor for label in latents}
+    shown = {difference.metric for difference in result.differences}
+    titles = [COLUMN[key].title for key in tables.COMPARED if key in shown]
+    versions = result.images.protocol.stamp()["versions"]
+    return {
+        "title": "Reconstruction",
+        "lead": f"{', '.join(evaluations)} on {result.images.describe()}",
+        "metrics": [
+            (tables.heading(part), tables.metric_cells(evaluations, part, result.intervals))
+            for part in (fidelity, others)
+            if part
+        ],
+        "notes": notes,
+        "explained": tables.meanings(keys),
+        "difference_header": ["models", *titles],
+        "differences": {
+            f"{first} − {second}": [
+                Cell(tables.signed_interval(d), d.better or "undecided") for d in found
+            ]
+            for (first, second), found in tables.compared(result.differences).items()
+        },
+        "pictures": {
+            "Pictures": _pictures(result, result.samples),
+            "Worst images by PSNR": _pictures(result, result.worst),
+        },
+        "latents": latent_values(latents, SCALE, factors),
+        "stamp": [
+            *result.stamp,
+            result.run_line,
+            "Versions: " + ", ".join(f"{name} {version}" for name, version in versions.items()),
+        ],
+    }
+
+
+def _pictures(result: Comparison, samples: Sequence[Sample]) -> list[tuple[str, list[Picture]]]:
+    """Rows under the images' paths below the folder that stands at the top of the page."""
+    rows = []
+    for sample in samples:
+        pictures = [
+            Picture(image, label, caption(result.evaluations[label], sample.position),
+                    sample.original)
+            for label, image in sample.reconstructions.items()
+            if label != "identity"
+        ]  # fmt: skip
+        name = result.images.label(sample.position).removeprefix(result.images.source.name)
+        rows.append((name.lstrip("/"), [Picture(sample.original, "original"), *pictures]))
+    return rows

@@ -1,4 +1,4 @@
-"""HTML pages in one self-contained file, from the templates beside this one.
+"""HTML pages in one self-contained file, from templates/.
 
 jinja2 escapes every text that comes from outside (file names, labels); pictures are embedded.
 """
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from eval.report.grid import ERROR_GAIN, error_image, shown
 
-FOLDER = Path(__file__).parent
+FOLDER = Path(__file__).parent / "templates"
 ERROR_QUALITY = 80  # of the error maps' lossy WebP; pictures to be judged are lossless
 
 

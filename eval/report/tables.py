@@ -1,4 +1,4 @@
-"""Summaries as rows of text, for a terminal, Markdown or HTML, and what to know beside them."""
+"""Summaries as rows of cells, for a terminal, Markdown or HTML, and what to know beside them."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 
 from eval.metrics.columns import COLUMN, COLUMNS
-from eval.protocol.intervals import Difference
+from eval.protocol.intervals import Difference, Interval
 from eval.protocol.results import Evaluation
+from eval.report.page import Cell
 
-BEST = "*"
 BASELINE = "downsample:8"
+COMPARED = ("psnr", "ssim", "lpips_alex", "lpips_vgg")  # of which differences are shown
 
 
 def shown_keys(evaluations: Mapping[str, Evaluation]) -> list[str]:
@@ -37,32 +38,53 @@ def best_models(evaluations: Mapping[str, Evaluation], key: str) -> set[str]:
     return {label for label, score in scores.items() if score == min(scores.values())}
 
 
-def rows(evaluations: Mapping[str, Evaluation]) -> list[list[str]]:
-    """A header and one row a model; BEST stands before the best of each column."""
-    keys = shown_keys(evaluations)
+def heading(keys: Sequence[str]) -> list[str]:
+    """What stands over `metric_cells`."""
+    return ["model", *(COLUMN[key].heading for key in keys)]
+
+
+def metric_cells(
+    evaluations: Mapping[str, Evaluation],
+    keys: Sequence[str],
+    intervals: Mapping[str, Mapping[str, Interval]] | None = None,
+) -> dict[str, list[Cell]]:
+    """The numbers of each model, the best of a column marked. intervals: by label, for details."""
+
+    def bounds(label: str, key: str) -> str:
+        interval = (intervals or {}).get(label, {}).get(key)
+        if interval is None or math.isnan(interval.mean):
+            return ""
+        return " … ".join(COLUMN[key].format(bound) for bound in (interval.low, interval.high))
+
     best = {key: best_models(evaluations, key) for key in keys}
+    summaries = {label: found.summary() for label, found in evaluations.items()}
+    return {
+        label: [
+            Cell(COLUMN[key].format(summary.get(key)), bounds(label, key), label in best[key])
+            for key in keys
+        ]
+        for label, summary in summaries.items()
+    }
+
+
+def rows(evaluations: Mapping[str, Evaluation], best: str = "*{}") -> list[list[str]]:
+    """A header and one row of texts a model. best: how the best number of a column is written."""
+    keys = shown_keys(evaluations)
     return [
-        ["model", *(COLUMN[key].heading for key in keys)],
+        heading(keys),
         *(
-            [label, *(BEST * (label in best[key]) + COLUMN[key].format(found.summary().get(key))
-                      for key in keys)]
-            for label, found in evaluations.items()
+            [label, *(best.format(cell.text) if cell.best else cell.text for cell in cells)]
+            for label, cells in metric_cells(evaluations, keys).items()
         ),
-    ]  # fmt: skip
+    ]
 
 
 def markdown_table(evaluations: Mapping[str, Evaluation]) -> str:
     """The same as a Markdown table, the best of each column in bold."""
-    header, *body = rows(evaluations)
-    cells = [
-        [
-            label.replace("|", "\\|"),
-            *(f"**{cell[1:]}**" if cell.startswith(BEST) else cell for cell in numbers),
-        ]
-        for label, *numbers in body
-    ]
+    header, *body = rows(evaluations, best="**{}**")
     rule = ["---", *["---:"] * (len(header) - 1)]
-    return "\n".join("| " + " | ".join(row) + " |" for row in [header, rule, *cells])
+    body = [[label.replace("|", "\\|"), *numbers] for label, *numbers in body]
+    return "\n".join("| " + " | ".join(row) + " |" for row in [header, rule, *body])
 
 
 def meanings(keys: Sequence[str]) -> str:
@@ -76,51 +98,41 @@ def meanings(keys: Sequence[str]) -> str:
 def notes(evaluations: Mapping[str, Evaluation], name_of: Callable[[int], str]) -> list[str]:
     """What a reader must know beside the numbers: missing metrics, NaN and unreadable images.
 
-    name_of: an image's name by its position.
+    And which autoencoders a resize by 8 and back outdoes. name_of: an image's name by its position.
     """
-    lines = []
     first = next(iter(evaluations.values()))
-    for position, reason in first.unreadable.items():
-        lines.append(f"unreadable, left out: {name_of(position)}: {reason}")
+    lines = [
+        f"unreadable, left out: {name_of(position)}: {reason}"
+        for position, reason in first.unreadable.items()
+    ]
     missing: dict[tuple[str, str], list[str]] = {}
-    for label, evaluation in evaluations.items():
-        total = evaluation.num_images + len(evaluation.nan_images)
-        if evaluation.nan_images:
-            count = len(evaluation.nan_images)
-            lines.append(f"{label}: {count} of {total} images NaN, left out of its means")
-        for key, reason in evaluation.missing.items():
+    for label, found in evaluations.items():
+        if bad := len(found.nan_images):
+            total = found.num_images + bad
+            lines.append(f"{label}: {bad} of {total} images NaN, left out of its means")
+        for key, reason in found.missing.items():
             missing.setdefault((COLUMN[key].title, reason), []).append(label)
     for (title, reason), models in missing.items():
         who = "" if len(models) == len(evaluations) else f" for {', '.join(models)}"
         lines.append(f"{title} is missing{who}: {reason}")
-    lines += _not_working(evaluations)
-    if any("rfid" in evaluation.summary() for evaluation in evaluations.values()):
+    psnrs = {label: found.summary().get("psnr", math.nan) for label, found in evaluations.items()}
+    lines += [
+        f"{label} does not beat {BASELINE}: as an autoencoder it is not working (yet)"
+        for label, found in evaluations.items()
+        if found.latents and psnrs[label] < psnrs.get(BASELINE, math.nan)
+    ]
+    if any(found.rfid is not None for found in evaluations.values()):
         lines.append(f"rFID@{first.num_images}: comparable only with rFID of the same N and images")
     return lines
 
 
-def _not_working(evaluations: Mapping[str, Evaluation]) -> list[str]:
-    """A line for each autoencoder that a resize by 8 and back outdoes."""
-    baseline = evaluations.get(BASELINE)
-    if baseline is None or "psnr" not in baseline.summary():
-        return []
-    limit = baseline.summary()["psnr"]
-    return [
-        f"{label} does not beat {BASELINE}: as an autoencoder it is not working (yet)"
-        for label, evaluation in evaluations.items()
-        if evaluation.latents and evaluation.summary()["psnr"] < limit
-    ]
-
-
-def difference_lines(differences: Sequence[Difference], metrics: Sequence[str]) -> list[str]:
-    """One line for each pair: the differences, their intervals, and who is better at what."""
-    pairs: dict[str, list[str]] = {}
+def compared(differences: Sequence[Difference]) -> dict[tuple[str, str], list[Difference]]:
+    """Those that are shown, by pair of models."""
+    pairs: dict[tuple[str, str], list[Difference]] = {}
     for difference in differences:
-        if difference.metric in metrics:
-            verdict = f"{difference.better} better" if difference.better else "undecided"
-            text = f"{COLUMN[difference.metric].title} {signed_interval(difference)} ({verdict})"
-            pairs.setdefault(f"{difference.first} - {difference.second}", []).append(text)
-    return [f"{pair}: {', '.join(texts)}" for pair, texts in pairs.items()]
+        if difference.metric in COMPARED:
+            pairs.setdefault((difference.first, difference.second), []).append(difference)
+    return pairs
 
 
 def signed_interval(difference: Difference) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 
 from PIL import Image
 
@@ -69,9 +68,9 @@ def write_training_report(
     evaluation: Evaluation,
     protocol: Protocol,
     *,
+    baselines: Mapping[str, Mapping[str, float]],
+    facts: Mapping[str, str],
     latent_grid: Image.Image | None = None,
-    baselines: Mapping[str, Mapping[str, float]] = MappingProxyType({}),
-    facts: Mapping[str, str] = MappingProxyType({}),
     scaling_factor: float | None = None,
 ) -> None:
     """Writes the page in place of an older one.

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import math
+from dataclasses import replace
 
 import lpips
 import numpy as np
@@ -13,7 +13,6 @@ from eval_fixtures import (
     RESOLUTION,
     PixelDistance,
     TensorImages,
-    noisy,
     photographs,
     random_images,
     tiny_inception,
@@ -26,17 +25,18 @@ from torchvision.models import squeezenet1_1
 
 from eval.metrics.columns import COLUMN
 from eval.metrics.image import mean_squared_error, psnr
-from eval.metrics.networks import backbone_of, open_networks
+from eval.metrics.networks import Networks, backbone_of, open_networks
 from eval.metrics.precise import full_precision
 from eval.protocol.codecs import VAECodec, distinct_labels, open_codec, quantize
-from eval.protocol.comparison import reconstruct_selected, worst_positions
+from eval.protocol.comparison import Comparison, worst_positions
 from eval.protocol.evaluate import evaluate_reconstruction
 from eval.protocol.intervals import bootstrap, intervals, paired_differences
-from eval.protocol.loading import OwnBatches
+from eval.protocol.loading import own_batches
 from eval.protocol.precision import PrecisionResult, measure_precision, should_force_upcast
 from eval.protocol.protocol import Protocol, ProtocolImages
-from modules.data.images.images import normalize, to_uint8
+from modules.data.images.images import normalize, to_uint8, to_uint8_tensor
 from modules.data.images.synthetic import SyntheticImages
+from modules.image_modes import to_picture
 
 METRICS = ["psnr", "ssim", "color", "frequency", "rec", "kl"]
 SMALL = Protocol(resolution=RESOLUTION)
@@ -58,15 +58,11 @@ class BrokenAt(VAECodec):
         self.positions = positions
 
     def reconstruct(self, images, indices, protocol):
-        with torch.no_grad():
-            posterior = self.encode(images)
-            values = self.vae.decode(posterior.mode()).sample
-        for row, index in enumerate(indices):
-            if index in self.positions:
-                values[row, 0, 0, 0] = torch.nan
         output = super().reconstruct(images, indices, protocol)
-        finite = torch.isfinite(values).flatten(1).all(dim=1)
-        return type(output)(quantize(values, "nearest"), values, finite, output.mean, output.logvar)
+        broken = torch.tensor([index in self.positions for index in indices])
+        output.values[broken, 0, 0, 0] = torch.nan
+        pictures = quantize(output.values, "nearest")
+        return replace(output, images=pictures, finite=~broken)
 
 
 def test_numbers_are_those_of_the_model_computed_by_hand():
@@ -100,7 +96,7 @@ def test_the_training_losses_are_of_the_unclamped_output():
 def test_each_image_counts_once_for_any_number_and_batch_size(count, batch_size):
     images = random_images(count, 16)
     seen = []
-    for batch in OwnBatches(TensorImages(images), batch_size, 0, False):
+    for batch in own_batches(TensorImages(images), batch_size, 0, False):
         assert len(batch.images) == min(batch_size, count) == len(batch.filled_positions)
         assert torch.equal(batch.images[: batch.count], images[batch.positions])
         seen += batch.positions
@@ -167,11 +163,10 @@ def test_half_precision_weights_are_refused():
 
 def test_nan_images_are_counted_and_never_averaged_in():
     vae, images = tiny_vae(), photographs(6)
-    options = {"inception": tiny_inception(), "latents": True}
-    metrics = [*METRICS, "rfid", "lpips_vgg"]
-    networks = {"vgg": PixelDistance()}
-    found = evaluate(BrokenAt(vae, [1, 4]), images, metrics, lpips=networks, **options)["model"]
-    good = evaluate(VAECodec(vae), images[[0, 2, 3, 5]], metrics, lpips=networks)["model"]
+    metrics, lpips = [*METRICS, "rfid", "lpips_vgg"], {"vgg": PixelDistance()}
+    both = Networks(lpips, tiny_inception())
+    found = evaluate(BrokenAt(vae, [1, 4]), images, metrics, networks=both, latents=True)["model"]
+    good = evaluate(VAECodec(vae), images[[0, 2, 3, 5]], metrics, networks=Networks(lpips))["model"]
     assert found.nan_images == [1, 4]
     assert found.num_images == 4
     assert found.summary()["nan_images"] == 2
@@ -193,6 +188,7 @@ def test_a_model_that_gives_only_nan_has_no_numbers_and_does_not_stop_the_others
     assert found["broken"].latents is None
     assert found["identity"].summary()["psnr"] == 100.0
     assert found["broken"].summary()["num_images"] == 0
+    assert {difference.better for difference in paired_differences(found)} == {None}
 
 
 def test_unreadable_images_are_named_and_left_out():
@@ -221,8 +217,7 @@ def test_metrics_without_their_network_are_missing_with_a_reason():
         open_codec("identity"),
         photographs(2),
         ["psnr", "lpips", "rfid"],
-        lpips={"vgg": PixelDistance()},
-        unavailable={"rfid": "no connection"},
+        networks=Networks({"vgg": PixelDistance()}, unavailable={"rfid": "no connection"}),
     )["model"]
     assert found.missing == {"lpips_alex": "its network was not given", "rfid": "no connection"}
     assert set(found.summary()) == {"psnr", "psnr_pooled", "lpips_vgg", "num_images", "nan_images"}
@@ -235,22 +230,16 @@ def test_lpips_is_the_packages_on_rounded_images(tmp_path):
     file = str(tmp_path / "squeeze.pth")
     torch.save(squeezenet1_1(weights=None).state_dict(), file)
     assert backbone_of(file) == "squeeze"
-    network = open_networks(["lpips_squeeze"], [file]).lpips["squeeze"]
+    networks = open_networks(["lpips_squeeze"], [file])
     images = photographs(3, 64)
-    found = evaluate(open_codec("jpeg:10"), images, ["lpips_squeeze"], lpips={"squeeze": network})
+    found = evaluate(open_codec("jpeg:10"), images, ["lpips_squeeze"], networks=networks)
     package = lpips.LPIPS(net="squeeze", pnet_rand=True, verbose=False).eval()
-    package.net.load_state_dict(network.network.net.state_dict())
-    pictures = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in images]
-    outputs = torch.stack([torch.from_numpy(jpeg(picture, 10)) for picture in pictures])
+    package.net.load_state_dict(networks.lpips["squeeze"].network.net.state_dict())
+    jpeg = open_codec("jpeg:10").transform
+    outputs = torch.stack([to_uint8_tensor(jpeg(to_picture(image))) for image in images])
     with torch.no_grad():
         expected = package(normalize(images), normalize(outputs)).flatten()
     assert found["model"].per_image["lpips_squeeze"] == pytest.approx(expected.numpy(), rel=1e-5)
-
-
-def jpeg(picture, quality):
-    buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=quality)
-    return np.array(Image.open(buffer)).transpose(2, 0, 1)
 
 
 def test_a_file_of_weights_that_is_no_backbone_is_an_error(tmp_path):
@@ -288,11 +277,8 @@ def test_a_folder_that_is_not_a_vae_is_named(tmp_path):
 
 def test_labels_are_short_and_distinct():
     assert distinct_labels(["runs/a", "jpeg:10"]) == ["a", "jpeg:10"]
-    assert distinct_labels(["x/one/vae", "x/two/vae/", "identity"]) == [
-        "one/vae",
-        "two/vae",
-        "identity",
-    ]
+    names = ["x/one/vae", "x/two/vae/", "identity"]
+    assert distinct_labels(names) == ["one/vae", "two/vae", "identity"]
     assert distinct_labels(["a/vae", "a/vae"]) == ["vae (1)", "vae (2)"]
     assert distinct_labels(["vae", "x/vae"]) == ["vae", "x/vae"]
 
@@ -308,17 +294,14 @@ def test_samples_belong_to_the_image_not_to_its_batch():
 
 
 def test_truncation_darkens_and_rounding_does_not():
-    values = torch.full((1, 3, 8, 8), 0.996)
-    assert quantize(values, "nearest").unique().item() == 254
-    assert quantize(values - 0.001, "nearest").unique().item() == 254
-    assert quantize(values - 0.001, "truncate").unique().item() == 254
-    assert quantize(torch.full_like(values, 2 * 254.9 / 255 - 1), "truncate").unique().item() == 254
-    assert quantize(torch.full_like(values, 2 * 254.9 / 255 - 1), "nearest").unique().item() == 255
+    values = 2 * torch.tensor([254.4, 254.9]) / 255 - 1
+    assert quantize(values, "truncate").tolist() == [254, 254]
+    assert quantize(values, "nearest").tolist() == [254, 255]
 
 
 def test_kept_samples_and_worst_images_are_those_that_were_measured():
-    vae, images = tiny_vae(), TensorImages(photographs(7))
-    found = evaluate(VAECodec(vae), images, batch_size=3, num_samples=2)["model"]
+    codec, images = VAECodec(tiny_vae()), ProtocolImages(SyntheticImages(7, RESOLUTION, 0), SMALL)
+    found = evaluate(codec, images, batch_size=3, num_samples=2)["model"]
     assert [position for position, *_ in found.samples] == [0, 1]
     for position, original, output, _ in found.samples:
         assert torch.equal(original, images[position])
@@ -326,10 +309,12 @@ def test_kept_samples_and_worst_images_are_those_that_were_measured():
         assert mse == found.per_image["mse"][position]
     worst = worst_positions(found, 3)
     assert found.per_image["mse"][worst].tolist() == sorted(found.per_image["mse"])[:-4:-1]
-    selected = reconstruct_selected(
-        {"model": VAECodec(vae)}, images, worst, SMALL, torch.device("cpu")
+    comparison = Comparison(
+        {"model": codec}, {"model": "mine"}, {"model": found}, images, torch.device("cpu"), 3, {}
     )
-    for sample in selected:
+    assert [sample.position for sample in comparison.samples] == [0, 1]
+    assert [sample.position for sample in comparison.worst] == worst
+    for sample in comparison.worst:
         output = sample.reconstructions["model"]
         mse = mean_squared_error(sample.original[None], output[None]).item()
         assert mse == pytest.approx(found.per_image["mse"][sample.position], rel=1e-3)
@@ -420,11 +405,8 @@ def test_nan_entries_are_not_part_of_an_interval():
 
 def test_paired_differences_see_what_separate_intervals_cannot():
     images = photographs(12)
-    models = {
-        "good": open_codec("jpeg:40"),
-        "better": open_codec("jpeg:45"),
-        "same": open_codec("jpeg:40"),
-    }
+    qualities = {"good": 40, "better": 45, "same": 40}
+    models = {name: open_codec(f"jpeg:{quality}") for name, quality in qualities.items()}
     found = evaluate(models, images, ["psnr"])
     good, better = (intervals(found[name])["psnr"] for name in ("good", "better"))
     assert better.low < good.high  # the intervals overlap
@@ -474,11 +456,3 @@ def test_force_upcast_also_follows_headroom_and_loss():
     assert should_force_upcast(safe)[0] is False
     assert should_force_upcast({**safe, "fp32": result("fp32", largest=40000.0)})[0] is True
     assert should_force_upcast({**safe, "fp16": result("fp16", lost=0.2)})[0] is True
-
-
-def test_noise_costs_what_its_variance_says():
-    images = torch.full((2, 3, 64, 64), 128, dtype=torch.uint8)
-    expected = 10 * math.log10(255**2 / (10**2 + 1 / 12))
-    assert psnr(mean_squared_error(images, noisy(images, 10.0))).tolist() == pytest.approx(
-        [expected] * 2, abs=0.1
-    )

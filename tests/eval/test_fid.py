@@ -12,10 +12,11 @@ from torch_fidelity import calculate_metrics
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 from torch_fidelity.registry import register_feature_extractor
 
-from eval.metrics.digests import image_digest
 from eval.metrics.fid import FeatureStatistics, build_inception, frechet_distance
+from eval.metrics.networks import Networks
 from eval.protocol.codecs import PixelCodec, open_codec
 from eval.protocol.evaluate import evaluate_reconstruction
+from eval.protocol.loading import image_digest
 
 register_feature_extractor("tiny-features", TinyFeatures)
 
@@ -25,7 +26,7 @@ def evaluate(images, model="downsample:4"):
         {"model": open_codec(model) if isinstance(model, str) else model},
         TensorImages(images),
         ["rfid"],
-        inception=tiny_inception(),
+        networks=Networks(inception=tiny_inception()),
         batch_size=5,
         progress=False,
     )["model"]

@@ -5,50 +5,34 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL
+from eval_fixtures import tiny_vae
 
 from eval.metrics.networks import Networks
 from eval.protocol.codecs import VAECodec
-from eval.protocol.protocol import Protocol
+from eval.protocol.protocol import Protocol, ProtocolImages
 from eval.report.grid import GAP
 from eval.report.latent_picture import latent_picture
 from eval.validation import Validation
 from modules.data.images.synthetic import SyntheticImages
-from modules.models.autoencoder import build_autoencoder
 
 
-def validation(count: int, batch_size: int) -> Validation:
-    return Validation(
-        SyntheticImages(count, 16, seed=1), Protocol(16), num_images=count, metrics=["psnr"],
-        best_metric="psnr", judges=Networks(), batch_size=batch_size, num_grid_images=3,
+def test_the_latents_shown_are_those_of_the_pictures_shown_and_none_is_encoded_twice(monkeypatch):
+    images = ProtocolImages(SyntheticImages(5, 16, seed=1), Protocol(16))
+    validation = Validation(
+        images, ["psnr"], best_metric="psnr", judges=Networks(), batch_size=2, num_grid_images=3,
         device=torch.device("cpu"),
     )  # fmt: skip
-
-
-def tiny_vae() -> AutoencoderKL:
-    torch.manual_seed(0)
-    return build_autoencoder(
-        block_out_channels=(8, 8, 8, 8), layers_per_block=1, norm_num_groups=2, sample_size=16,
-        mid_block_add_attention=False,
-    )  # fmt: skip
-
-
-def test_the_latents_shown_are_those_of_the_pictures_shown():
-    vae, images = tiny_vae(), validation(5, 2)
-    result = images.run(vae)
-    assert result.grid_latents.shape == (3, 4, 2, 2)
+    vae, encoded = tiny_vae(), []
+    encode = vae.encode
+    monkeypatch.setattr(vae, "encode", lambda x: encoded.append(len(x)) or encode(x))
+    result = validation.run(vae)
+    assert result.latent_grid is not None
+    assert encoded == [2, 2, 2]
+    assert result.grid_latents.shape == (3, 4, 4, 4)
     originals = torch.stack([kept.original for kept in result.evaluation.samples])
     with torch.no_grad():
         expected = VAECodec(vae).encode(originals).mean
     assert torch.allclose(result.grid_latents, expected, atol=1e-5)
-
-
-def test_no_image_is_encoded_twice_to_show_its_latents(monkeypatch):
-    vae, images, encoded = tiny_vae(), validation(4, 4), []
-    encode = vae.encode
-    monkeypatch.setattr(vae, "encode", lambda x: encoded.append(len(x)) or encode(x))
-    assert images.run(vae).latent_grid is not None
-    assert encoded == [4]
 
 
 def tiles(latents: torch.Tensor) -> np.ndarray:

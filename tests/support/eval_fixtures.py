@@ -102,7 +102,7 @@ class TinyFeatures(FeatureExtractorBase):
 
 
 def tiny_inception() -> TinyFeatures:
-    """The stand-in, ready for `evaluate_reconstruction(inception=...)`."""
+    """The stand-in, ready for `Networks(inception=...)`."""
     return TinyFeatures("tiny-features", ["tiny"])
 
 
