@@ -31,7 +31,7 @@ from modules.data.sources.parts import (
     random_subset,
 )
 from modules.data.sources.same_files import files_in_both
-from modules.data.streaming.lanes import ReadRows, RowStream, ShardRows
+from modules.data.streaming.lanes import Cells, RowStream, ShardRows
 from modules.data.streaming.rows import MixedRows, SourceRows
 from modules.data.streaming.shards import Shards
 from modules.errors import ArgumentError
@@ -63,7 +63,7 @@ class TrainingData:
         images = self.validation
         if images is None:
             return None
-        held_back = isinstance(images, Subset | ReadRows)
+        held_back = isinstance(images, Subset | Cells)
         files = self.fingerprint if held_back else images.fingerprint()
         which = images.indices if isinstance(images, Subset) else np.arange(len(images))
         return f"{files} {hashlib.sha256(which.tobytes()).hexdigest()}"

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from modules.data.images.samples import Candidate, Sample, SampleMaker, collate
+from modules.data.images.samples import Sample, SampleMaker, collate
 from modules.data.samplers.batches import BucketedBatches, Place, ShuffledBatches
 from modules.data.samplers.buckets import Buckets
 from modules.data.samplers.order import EpochOrder, Permutations
@@ -67,17 +67,15 @@ class TrainingImages(Dataset[Sample]):
         return BucketedBatches(self.order, self.buckets, resolution_at, seed, *division)
 
     def __getitem__(self, place: Place) -> Sample:
-        shape = (place.resolution, place.resolution)
-        if self.buckets is not None:
-            shape = self.buckets.shape(place.index, place.resolution)
-        return self.maker.make(self._candidates(place), place.position, place.draw, shape)
+        position, index, draw, resolution = place
+        shape = self.buckets.shape(index, resolution) if self.buckets else None
+        return self.maker.make(self._candidates(place), position, draw, resolution, shape)
 
-    def _candidates(self, place: Place) -> Iterator[Candidate]:
-        source, index, target = self.source, place.index, self.maker.target(place.resolution)
-        everyone = range(len(source))
-        peers = everyone if self.buckets is None else self.buckets.peers(index)
+    def _candidates(self, place: Place) -> Iterator[tuple[ImageSource, int]]:
+        index, everyone = place.index, range(len(self.source))
+        peers = self.buckets.peers(index) if self.buckets else everyone
         for attempt in count():
-            yield Candidate(partial(source.open, index, target), partial(source.label, index))
+            yield self.source, index
             draw = seed_for(self.maker.seed, "replacement", *place.draw, attempt)
             choice = peers if attempt < PEER_ATTEMPTS else everyone
             index = int(choice[draw % len(choice)])

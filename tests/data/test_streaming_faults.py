@@ -17,7 +17,7 @@ from pathlib import Path
 import datasets
 import pytest
 from launching import finish_together, launch, launch_together, succeed
-from shards import WRITERS, number_of, write_shards
+from shards import WRITERS, number_of, row_number, write_shards
 from survival import RESUME, Variant, command
 
 from modules.data.sources import files as data_files
@@ -51,7 +51,7 @@ def rows_of(shards: Shards, buffer_size: int = 1) -> ShardRows:
 
 
 def numbers(rows: ShardRows, count: int) -> list[int]:
-    return [number_of(row.open(None)) for row in islice(rows.lane(Lane()), count)]
+    return [row_number(row) for row in islice(rows.lane(Lane()), count)]
 
 
 @KINDS
@@ -156,9 +156,9 @@ def test_pictures_missing_from_a_tar_of_other_columns_are_named_one_by_one(tmp_p
     failed = set()
     for row in islice(rows_of(opened(tmp_path / "data")).lane(Lane()), 12):
         try:
-            row.open(None)
+            row_number(row)
         except ValueError:
-            failed.add(row.label())
+            failed.add(row.source.label(row.index))
     assert len(failed) == 4
     assert all("(no png among its pdf, txt)" in label for label in failed)
 

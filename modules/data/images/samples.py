@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from PIL import Image, ImageOps
@@ -23,6 +23,9 @@ from modules.errors import RunStopped
 from modules.image_modes import in_mode
 from modules.seeding import seed_for
 
+if TYPE_CHECKING:
+    from modules.data.sources.parts import ImageSource
+
 MAX_ATTEMPTS = 100  # pictures tried in a row for one sample; so many failures are no accident
 UNREADABLE, TOO_SMALL = "unreadable", "too small"
 
@@ -33,13 +36,6 @@ class Rejection(NamedTuple):
     label: str
     reason: str
     kind: str  # UNREADABLE or TOO_SMALL
-
-
-class Candidate(NamedTuple):
-    """A picture that may become the sample."""
-
-    open: Callable[[], Image.Image]
-    label: Callable[[], str]
 
 
 class Sample(NamedTuple):
@@ -86,32 +82,30 @@ class SampleMaker:
         draw = seed_for(self.seed, "resolution", position)
         return self.resolutions[draw % len(self.resolutions)]
 
-    def target(self, resolution: int) -> int | None:
-        """The shorter side, in pixels, that a decoder must not fall short of; None: decode all."""
-        if not self.fast_jpeg_decoding:
-            return None
-        return max(resolution, self.min_image_size or 0)
-
     def make(
         self,
-        candidates: Iterable[Candidate],
+        candidates: Iterable[tuple[ImageSource, int]],
         position: int,
         draw: tuple[int, int],
-        shape: tuple[int, int],
+        resolution: int,
+        shape: tuple[int, int] | None = None,
     ) -> Sample:
         """The sample at `position`, from the first candidate that can be used.
 
-        draw: what the crop and the mirroring belong to. shape: (H, W). Raises RunStopped when
+        candidates: (source, index) of pictures. draw: what the crop and the mirroring belong to.
+        resolution: of the batch. shape: (H, W), if not a square of it. Raises RunStopped when
         MAX_ATTEMPTS candidates in a row cannot be used.
         """
         rejected: list[Rejection] = []
-        for candidate in islice(candidates, MAX_ATTEMPTS):
+        shape = shape or (resolution, resolution)
+        least = max(resolution, self.min_image_size or 0) if self.fast_jpeg_decoding else None
+        for source, index in islice(candidates, MAX_ATTEMPTS):
             try:
-                picture = candidate.open()
+                picture = source.open(index, least)
                 self._require_size(picture)
             except UnreadableImage as error:
                 kind = TOO_SMALL if isinstance(error, TooSmall) else UNREADABLE
-                rejected.append(Rejection(candidate.label(), str(error), kind))
+                rejected.append(Rejection(source.label(index), str(error), kind))
                 continue
             upscaled = picture.height < shape[0] or picture.width < shape[1]
             image = to_tensor(self._augment(picture, shape, seed_for(self.seed, "crop", *draw)))

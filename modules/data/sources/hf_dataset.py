@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -31,6 +31,7 @@ from modules.data.sources.files import READ_ERRORS, check_files, fingerprint
 from modules.data.sources.folder_walk import RunFolders, files_below
 from modules.data.sources.picture_tars import COLUMN as IMAGE
 from modules.data.sources.picture_tars import PictureTars
+from modules.data.sources.shard_files import Cell, Place, parquet_rows
 from modules.errors import ArgumentError, blaming
 
 logger = logging.getLogger(__name__)
@@ -40,18 +41,19 @@ FIX = (
     "--dataset_name parquet (or webdataset) --data_files FILE"
 )
 NUM_SAVED_SHARDS = 64  # what `save_to_disk` wrote is streamed as this many
+Direct = Callable[[str, Place], Iterator[tuple[Cell, int]]]
 
 
 class LoadedRows(NamedTuple):
     """rows: one column IMAGE of {"bytes", "path"}, not decoded. files: what `load_dataset` reads
-    them from. fingerprint: of all. direct: what reads these files from any place on without
-    `datasets`: the name of parquet's column, or what knows the pictures of tars; or None.
+    them from. fingerprint: of all. direct: the rows of such a file from a place on, and the byte
+    after each, without `datasets`; None where it knows no places.
     """
 
     rows: Dataset | IterableDataset
     files: Sequence[str]
     fingerprint: str
-    direct: str | PictureTars | None = None
+    direct: Direct | None = None
 
 
 @dataclass(frozen=True)
@@ -111,11 +113,9 @@ def load_rows(dataset: NamedDataset, streaming: bool = False) -> LoadedRows:
         if not streaming:
             builder.download_and_prepare()
         rows = (builder.as_streaming_dataset if streaming else builder.as_dataset)(split=split)
-        direct = None
-        if not any(file.endswith((".gz", ".bz2", ".xz", ".zst")) for file in files):
-            direct = builder if isinstance(builder, PictureTars) else direct
-            direct = image_column if isinstance(builder, Parquet) else direct
         rows = _one_column(rows, image_column, where)
+        packed = any(file.endswith((".gz", ".bz2", ".xz", ".zst")) for file in files)
+        direct = None if packed else _direct_reader(builder, image_column)
         return LoadedRows(rows, files, version, direct)
 
 
@@ -131,6 +131,12 @@ def _pictures_of(builder: WebDataset, dataset: NamedDataset) -> PictureTars:
         data_files=builder.config.data_files,
         image_column=dataset.image_column,
     )
+
+
+def _direct_reader(builder: DatasetBuilder, column: str) -> Direct | None:
+    if isinstance(builder, PictureTars):
+        return builder.rows
+    return partial(parquet_rows, column, builder.token) if isinstance(builder, Parquet) else None
 
 
 def _files(

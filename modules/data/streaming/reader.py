@@ -13,7 +13,6 @@ import logging
 import math
 from collections import ChainMap, deque
 from collections.abc import Iterator
-from functools import partial
 from itertools import chain, count, islice
 from typing import Any
 
@@ -21,7 +20,7 @@ import fsspec.asyn
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from modules.data.images.samples import Candidate, Sample, SampleMaker, collate
+from modules.data.images.samples import Sample, SampleMaker, collate
 from modules.data.streaming.lanes import Lane, Row, RowStream
 from modules.distributed.reduce import gather_from_processes
 
@@ -102,13 +101,9 @@ class StreamedImages:
 
     def sample(self, position: int, rows: Iterator[Row], resolution: int) -> tuple[Sample, Row]:
         """The sample at `position`, from the first usable one of `rows`, and the first of them."""
-        target, row = self.maker.target(resolution), next(rows)
-        candidates = (
-            Candidate(partial(candidate.open, target), candidate.label)
-            for candidate in chain([row], rows)
-        )
-        shape = (resolution, resolution)
-        return self.maker.make(candidates, position, row.draw, shape), row
+        row = next(rows)
+        candidates = ((each.source, each.index) for each in chain([row], rows))
+        return self.maker.make(candidates, position, row.draw, resolution), row
 
 
 class LaneReader:

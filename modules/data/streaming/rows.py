@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import partial
 from itertools import count, islice
 from typing import Any
 
@@ -33,9 +32,7 @@ class SourceRows(RowStream):
         order = Permutations(len(self.source), self.seed)
         for place in count(start * lane.count + lane.number, lane.count):
             epoch, offset = divmod(place, order.size)
-            index = int(order.indices(epoch)[offset])
-            opened = partial(self.source.open, index)
-            yield Row((epoch, offset), opened, partial(self.source.label, index))
+            yield Row((epoch, offset), self.source, int(order.indices(epoch)[offset]))
 
     def hold_back(self, num_images: int) -> tuple[ImageSource, RowStream]:
         """Random ones."""
@@ -92,7 +89,7 @@ class MixedRows(RowStream):
 
     def first(self, num_images: int) -> ImageSource:
         """As many, in their shares: of a stream that ends before, the pictures come again."""
-        return ReadRows(self.name, list(islice(self.lane(Lane()), num_images)))
+        return ReadRows(islice(self.lane(Lane()), num_images), self.name)
 
     def fingerprint(self) -> str:
         """Those of the streams."""

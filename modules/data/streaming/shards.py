@@ -10,9 +10,8 @@ from datasets import IterableDataset
 from datasets.utils.file_utils import is_local_path
 
 from modules.data.sources.files import NETWORK_ERRORS, READ_ERRORS, wait_to_retry
-from modules.data.sources.hf_dataset import IMAGE
-from modules.data.sources.picture_tars import PictureTars
-from modules.data.streaming.shard_files import Cell, Place, parquet_rows, tar_samples
+from modules.data.sources.hf_dataset import IMAGE, Direct
+from modules.data.sources.shard_files import Cell, Place
 from modules.errors import ArgumentError, RunStopped
 
 SHARDS_AT_ONCE = 4  # read in turns by all lanes together, or more where there are more lanes
@@ -32,7 +31,7 @@ class Shards:
         stream: IterableDataset,
         name: str,
         files: Sequence[str] = (),
-        direct: str | PictureTars | None = None,
+        direct: Direct | None = None,
         token: str | None = None,
         held_back: Mapping[int, int] | None = None,
     ) -> None:
@@ -100,16 +99,10 @@ class Shards:
             failures += 1
 
     def _open(self, shard: int, place: Place) -> Iterator[tuple[Cell, int]]:
-        direct, file = self.direct, self.files[shard] if self.files else ""
-        if file and isinstance(direct, PictureTars):
-            samples = tar_samples(file, place.byte, direct.may_be_picture, self.token)
-            return ((direct.cell(key, fields), byte) for key, fields, byte in samples)
-        if file and direct:
-            rows = parquet_rows(file, place.row, direct, self.token)
-        else:
-            left = self.stream.shard(len(self), shard).skip(place.row)
-            rows = (batch[IMAGE][0] for batch in left.iter(batch_size=1))
-        return ((cell, 0) for cell in rows)
+        if self.files and self.direct is not None:
+            return self.direct(self.files[shard], place)
+        left = self.stream.shard(len(self), shard).skip(place.row)
+        return ((batch[IMAGE][0], 0) for batch in left.iter(batch_size=1))
 
     def _may_recover(self, shard: int, error: Exception) -> bool:
         if isinstance(error, NETWORK_ERRORS):
