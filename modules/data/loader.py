@@ -59,12 +59,10 @@ class TrainingImages(Dataset[Sample]):
         self, batch_size: int, rank: int, world_size: int, start_position: int
     ) -> Sampler[list[Place]]:
         """The places of one process's batches, for a DataLoader."""
-        division = batch_size, rank, world_size, start_position
-        resolution_at = self.maker.resolution_at
+        division = self.maker.resolution_at, batch_size, rank, world_size, start_position
         if self.buckets is None:
-            return ShuffledBatches(self.order, resolution_at, *division)
-        seed = self.maker.seed
-        return BucketedBatches(self.order, self.buckets, resolution_at, seed, *division)
+            return ShuffledBatches(self.order, *division)
+        return BucketedBatches(self.order, *division, self.buckets, self.maker.seed)
 
     def __getitem__(self, place: Place) -> Sample:
         position, index, draw, resolution = place

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from modules.data.bad_images import BadImages
-from modules.data.images.images import UnreadableImage, center_crop, decode, to_uint8_tensor
+from modules.data.images.images import UnreadableImage, decode, random_crop, to_uint8_tensor
 from modules.data.images.samples import MAX_ATTEMPTS, TOO_SMALL, UNREADABLE, Rejection
 from modules.data.loader import TrainingImages, training_loader
 from modules.data.samplers.batches import ShuffledBatches
@@ -372,7 +372,9 @@ def test_small_pictures_are_enlarged_and_counted_unless_there_is_a_minimum():
 @pytest.mark.parametrize("fast", [False, True])
 def test_jpegs_are_decoded_whole_unless_asked_otherwise(fast, tmp_path):
     Image.fromarray(picture(3, 160, 160)).save(tmp_path / "a.jpg")
-    expected = center_crop(decode(tmp_path / "a.jpg", RESOLUTION if fast else None), RESOLUTION)
+    expected = random_crop(
+        decode(tmp_path / "a.jpg", RESOLUTION if fast else None), RESOLUTION, position=(0.5, 0.5)
+    )
     source = FileSource([tmp_path / "a.jpg"])
     options = {"crop": "center", "random_flip": False, "fast_jpeg_decoding": fast, **OPTIONS}
 
@@ -517,7 +519,7 @@ def test_each_bad_image_is_listed_and_logged_once(tmp_path, caplog):
         "too small\tc.png\t4x4 is below --min_image_size=8",
     ]
     assert len(caplog.messages) == 2
-    assert record.counts() == {UNREADABLE: 1, TOO_SMALL: 1}
+    assert sorted(record.kinds.values()) == [TOO_SMALL, UNREADABLE]
 
 
 def test_small_images_are_logged_once_in_all_but_listed_one_by_one(tmp_path, caplog):
@@ -539,7 +541,7 @@ def test_a_resumed_run_names_nothing_twice_and_keeps_counting(tmp_path, caplog):
         resumed.add(BAD)
 
     assert not caplog.messages
-    assert resumed.counts() == {UNREADABLE: 1, TOO_SMALL: 1}
+    assert sorted(resumed.kinds.values()) == [TOO_SMALL, UNREADABLE]
     with pytest.raises(RunStopped, match="2 of 100 training images cannot be read"):
         resumed.add([Rejection("d.png", "cut", UNREADABLE)])
     assert len(resumed.path.read_text().splitlines()) == 3
@@ -566,7 +568,6 @@ def test_pictures_that_were_repaired_count_no_more(tmp_path):
     repaired = BadImages(tmp_path, max_bad_images=0, dataset_size=100)
     repaired.forget()
     repaired.add([])
-    assert repaired.counts() == {}
     assert not repaired.path.exists()
 
 

@@ -7,6 +7,7 @@ import io
 import os
 import warnings
 import zlib
+from functools import partial
 
 import numpy as np
 import pytest
@@ -20,7 +21,6 @@ from modules.data.images.images import (
     DRAFT_MARGIN,
     UPRIGHT_FROM,
     UnreadableImage,
-    center_crop,
     center_crop_adm,
     decode,
     normalize,
@@ -39,6 +39,9 @@ def encode(image: Image.Image, image_format: str, **options) -> bytes:
     file = io.BytesIO()
     image.save(file, image_format, **options)
     return file.getvalue()
+
+
+center_crop = partial(random_crop, position=(0.5, 0.5))
 
 
 def in_rgb(file: object, target: int | None = None) -> Image.Image:

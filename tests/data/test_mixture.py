@@ -65,7 +65,7 @@ def test_many_small_data_sets_that_are_due_at_once_may_hold_a_large_one_up():
 def test_any_run_of_samples_holds_the_shares(weights, length, first, seed):
     shares = np.array(weights) / sum(weights)
     draws = [Shares(weights, seed).draws(first + run, length) for run in range(4)]
-    parts = np.concatenate([draw.parts for draw in draws])
+    parts = np.concatenate([parts for parts, _ in draws])
     sums = np.cumsum(parts[:, None] == np.arange(len(weights)), axis=0)
 
     for span in (BLOCK, 2 * length):
@@ -79,8 +79,8 @@ def test_any_run_of_samples_holds_the_shares(weights, length, first, seed):
 @given(WEIGHTS, st.integers(1, 200))
 def test_the_draws_of_a_data_set_are_counted_without_a_gap(weights, length):
     draws = [Shares(weights, 3).draws(run, length) for run in range(5)]
-    parts = np.concatenate([draw.parts for draw in draws])
-    numbers = np.concatenate([draw.numbers for draw in draws])
+    parts = np.concatenate([parts for parts, _ in draws])
+    numbers = np.concatenate([numbers for _, numbers in draws])
 
     assert len(parts) == 5 * length
     for part in range(len(weights)):
@@ -88,8 +88,8 @@ def test_the_draws_of_a_data_set_are_counted_without_a_gap(weights, length):
 
 
 def test_the_pattern_within_a_batch_is_not_always_the_same():
-    patterns = {tuple(Shares((1, 1), 0).draws(run, 8).parts) for run in range(40)}
-    others = {tuple(Shares((1, 1), 1).draws(run, 8).parts) for run in range(40)}
+    patterns = {tuple(Shares((1, 1), 0).draws(run, 8)[0]) for run in range(40)}
+    others = {tuple(Shares((1, 1), 1).draws(run, 8)[0]) for run in range(40)}
 
     assert len(patterns) > 20
     assert patterns != others

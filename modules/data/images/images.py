@@ -76,9 +76,9 @@ def decode(file: bytes | str | Path, target: int | None = None) -> Image.Image:
     """
     with _open(file) as image:
         _load(image, target)
-        orientation, picture = _orientation(image), _to_colours(image)
+        method, picture = UPRIGHT_FROM.get(_orientation(image)), _to_colours(image)
     del image  # its memory is needed to turn the picture
-    return _upright(picture, orientation)
+    return picture if method is None else picture.transpose(method)
 
 
 def upright_shape(file: bytes | str | Path) -> tuple[int, int]:
@@ -196,11 +196,6 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _upright(image: Image.Image, orientation: int) -> Image.Image:
-    method = UPRIGHT_FROM.get(orientation)
-    return image if method is None else image.transpose(method)
-
-
 def center_crop_adm(image: Image.Image, resolution: int) -> Image.Image:
     """The centre crop of ADM (Dhariwal & Nichol 2021), which most published rFIDs are measured on.
 
@@ -247,13 +242,6 @@ def random_crop(
         box=(left, top, left + part_width, top + part_height),
         reducing_gap=REDUCING_GAP,
     )
-
-
-def center_crop(
-    image: Image.Image, size: int | tuple[int, int], *, interpolation: str = "lanczos"
-) -> Image.Image:
-    """As `random_crop`, from the middle."""
-    return random_crop(image, size, position=(0.5, 0.5), interpolation=interpolation)
 
 
 def to_uint8_tensor(image: Image.Image) -> Tensor:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -21,14 +21,6 @@ from modules.data.samplers.order import Permutations
 from modules.seeding import seed_for
 
 BLOCK = 64  # samples that are shuffled among themselves
-
-
-class Draws(NamedTuple):
-    """A run of samples: `parts` int64 [n], the data set of each; `numbers` int64 [n], from 0 on,
-    the how-manieth draw of that data set it is."""
-
-    parts: np.ndarray
-    numbers: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -65,8 +57,9 @@ class Shares:
         taken = order[: num_samples - sure.sum()] // following.shape[1]
         return sure + np.bincount(taken, minlength=len(shares))
 
-    def draws(self, run: int, length: int) -> Draws:
-        """Samples run x length and on, `length` of them."""
+    def draws(self, run: int, length: int) -> tuple[np.ndarray, np.ndarray]:
+        """Of samples run x length and on, `length` of them: the data set of each, int64 [length],
+        and the how-manieth draw of that data set it is, from 0 on, int64 [length]."""
         shares = np.asarray(self.weights) / sum(self.weights)
         first, last = self.counts(run * length), self.counts((run + 1) * length)
         spans = zip(first, last, self._phases, shares, strict=True)
@@ -80,7 +73,7 @@ class Shares:
         for part, start in enumerate(first):
             mine = parts == part
             numbers[mine] = start + np.arange(mine.sum())
-        return Draws(parts, numbers)
+        return parts, numbers
 
     @property
     def _phases(self) -> np.ndarray:
@@ -108,7 +101,6 @@ class Mixture:
         return sum(self.sizes)
 
     def indices(self, epoch: int) -> Tensor:
-        """int64 [size], indices into the data sets one after the other."""
         return _indices(self, epoch)
 
 

@@ -32,11 +32,9 @@ class Permutations:
     repeats: ClassVar[bool] = False
 
     def indices(self, epoch: int) -> Tensor:
-        """int64 [size], a permutation of 0 ... size - 1."""
-        return _permutation(self.size, self.seed, epoch)
+        return _permutation(self.size, seed_for(self.seed, "order", epoch))
 
 
 @lru_cache(maxsize=2)  # a batch may lie in two epochs
-def _permutation(size: int, seed: int, epoch: int) -> Tensor:
-    generator = torch.Generator().manual_seed(seed_for(seed, "order", epoch))
-    return torch.randperm(size, generator=generator)
+def _permutation(size: int, seed: int) -> Tensor:
+    return torch.randperm(size, generator=torch.Generator().manual_seed(seed))

@@ -59,7 +59,7 @@ class MixedRows(RowStream):
         """The rows of a lane; its cursor holds one of each stream. Raises ArgumentError where one
         of the streams is empty."""
         shares, (first, skipped) = self.shares.of_lane(*lane), divmod(start, RUN)
-        before = shares.draws(first, RUN).parts[:skipped]
+        before = shares.draws(first, RUN)[0][:skipped]
         starts = shares.counts(first * RUN) + np.bincount(before, minlength=len(self.parts))
         one_for_all = cursor is None or isinstance(cursor[0], int)
         cursors = (cursor,) * len(self.parts) if one_for_all else tuple(cursor)
@@ -68,7 +68,7 @@ class MixedRows(RowStream):
             for part, number, at in zip(self.parts, starts.tolist(), cursors, strict=True)
         ]
         for run in count(first):
-            for part in shares.draws(run, RUN).parts[skipped:].tolist():
+            for part in shares.draws(run, RUN)[0][skipped:].tolist():
                 row = next(readers[part])
                 cursors = (*cursors[:part], row.cursor, *cursors[part + 1 :])
                 # The same place in two streams must not mean the same crop.
