@@ -223,12 +223,11 @@ def _open_streams(args: Arguments, names: Sequence[str], image_mode: str) -> Row
 
 
 def _open_stream(args: Arguments, name: str, buffer_size: int, image_mode: str) -> RowStream:
-    seed, token = args.optimization.seed, args.logging.hub_token
+    seed = args.optimization.seed
     if name == "synthetic":
         return SourceRows(_open_source(args, name, image_mode), seed)
-    loaded = load_rows(_dataset(args, name), streaming=True)
-    shards = Shards(loaded.rows, name, loaded.files, loaded.direct, token)
-    return ShardRows(shards, seed=seed, buffer_size=buffer_size, version=loaded.fingerprint)
+    shards = Shards(load_rows(_dataset(args, name), streaming=True))
+    return ShardRows(shards, seed=seed, buffer_size=buffer_size)
 
 
 def _open_validation_split(args: Arguments) -> ImageSource:

@@ -26,7 +26,7 @@ from modules.data.images.samples import MAX_ATTEMPTS, TOO_SMALL, UNREADABLE, Rej
 from modules.data.loader import TrainingImages, training_loader
 from modules.data.samplers.batches import ShuffledBatches
 from modules.data.samplers.order import Permutations
-from modules.data.sources.hf_dataset import IMAGE, NamedDataset, load_rows
+from modules.data.sources.hf_dataset import IMAGE, LoadedRows, NamedDataset, load_rows
 from modules.data.sources.open import FileSource
 from modules.data.streaming.lanes import ShardRows
 from modules.data.streaming.reader import StreamedImages
@@ -88,7 +88,8 @@ def streamed(size: int, damaged: tuple[int, ...] = (), **options) -> StreamedIma
 
 def streamed_images(stream, name: str = "stream", buffer_size: int = 4, lanes: int = 1, **options):
     options = {**OPTIONS, **options}
-    rows = ShardRows(Shards(stream, name), seed=options["seed"], buffer_size=buffer_size)
+    shards = Shards(LoadedRows(stream, name))
+    rows = ShardRows(shards, seed=options["seed"], buffer_size=buffer_size)
     return StreamedImages(rows, RESOLUTION, lanes, **options)
 
 

@@ -23,7 +23,7 @@ from modules.config.command_line import resolve_arguments
 from modules.data.images import image_kinds
 from modules.data.images.images import UnreadableImage
 from modules.data.sources.files import fingerprint
-from modules.data.sources.hf_dataset import IMAGE, NamedDataset, load_rows
+from modules.data.sources.hf_dataset import IMAGE, LoadedRows, NamedDataset, load_rows
 from modules.data.sources.open import (
     FileSource,
     RowSource,
@@ -448,7 +448,7 @@ def test_an_unreadable_picture_is_refused_only_when_it_is_opened(tmp_path):
         open_folder(str(tmp_path)),
         open_rows(NamedDataset(str(tmp_path))),
         FileSource([tmp_path / "missing.png"]),
-        RowSource(datasets.Dataset.from_dict({IMAGE: [None]}), "rows"),
+        RowSource(LoadedRows(datasets.Dataset.from_dict({IMAGE: [None]}), "rows")),
     ):
         with pytest.raises(UnreadableImage):
             colours(source)
@@ -493,7 +493,7 @@ def test_large_jpegs_are_decoded_smaller_where_a_target_is_given(tmp_path):
         {IMAGE: [{"bytes": (tmp_path / "large.jpg").read_bytes(), "path": None}]}
     )
 
-    for whole in (open_folder(tmp_path), RowSource(rows, "rows")):
+    for whole in (open_folder(tmp_path), RowSource(LoadedRows(rows, "rows"))):
         for source in (whole, Subset(whole, [0])):
             assert source.open(0, 32).size == (100, 75)
             assert source.open(0).size == (400, 300)

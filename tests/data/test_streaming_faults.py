@@ -23,7 +23,7 @@ from survival import RESUME, Variant, command
 from modules.data.sources import files as data_files
 from modules.data.sources import open as sources
 from modules.data.sources.files import NETWORK_ERRORS, fingerprint
-from modules.data.sources.hf_dataset import IMAGE, NamedDataset, load_rows
+from modules.data.sources.hf_dataset import IMAGE, LoadedRows, NamedDataset, load_rows
 from modules.data.streaming.lanes import Lane, ShardRows
 from modules.data.streaming.shards import SHARDS_AT_ONCE, Shards
 from modules.errors import ArgumentError, RunStopped
@@ -42,8 +42,8 @@ def offline(monkeypatch, tmp_path_factory):
 
 
 def opened(name: object, **options) -> Shards:
-    loaded = load_rows(NamedDataset(str(name), image_column="png", **options), streaming=True)
-    return Shards(loaded.rows, str(name), loaded.files, loaded.direct)
+    dataset = NamedDataset(str(name), image_column="png", **options)
+    return Shards(load_rows(dataset, streaming=True))
 
 
 def rows_of(shards: Shards, buffer_size: int = 1) -> ShardRows:
@@ -267,7 +267,7 @@ def test_a_connection_that_breaks_is_taken_up_where_it_broke(error, files, waite
     rows = Unreliable({0: 1, 4: 3, 5: 3}, error)
 
     with caplog.at_level(logging.WARNING):
-        cells = list(Shards(rows, "far", files).read(0))
+        cells = list(Shards(LoadedRows(rows, "far", files=files)).read(0))
 
     assert [cell["path"] for cell, _ in cells] == [str(row) for row in range(10)]
     assert waited == [2, 2, 10, 30, 2, 10, 30]
@@ -279,7 +279,7 @@ def test_a_connection_that_breaks_is_taken_up_where_it_broke(error, files, waite
 def test_a_connection_that_stays_broken_ends_the_run_with_a_message(waited):
     rows = Unreliable({7: 1000}, ConnectionError("gone"))
     with pytest.raises(RunStopped, match="shard 1 of 1 of far cannot be read after row 7: Conn"):
-        list(Shards(rows, "far").read(0))
+        list(Shards(LoadedRows(rows, "far")).read(0))
     assert waited == [2, 10, 30]
 
 
@@ -306,7 +306,7 @@ def test_a_picture_in_a_file_of_its_own_far_away_is_waited_for_too(failures, wai
 def test_what_will_not_mend_itself_is_not_waited_for(error, waited):
     files = (REMOTE,) if isinstance(error, FileNotFoundError) else ("here.tar",)
     with pytest.raises(RunStopped, match=f"{files[0]} cannot be read.*Restore this shard"):
-        list(Shards(Unreliable({2: 1}, error), "far", files).read(0))
+        list(Shards(LoadedRows(Unreliable({2: 1}, error), "far", files=files)).read(0))
     assert waited == []
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from datasets import Dataset, DownloadConfig
+from datasets import DownloadConfig
 from datasets.utils.file_utils import is_local_path, xopen
 
 from modules.data.images.image_kinds import PACKED_SUFFIXES, remedy, suffixes
@@ -18,7 +18,7 @@ from modules.data.images.images import UnreadableImage
 from modules.data.images.left_out import left_out
 from modules.data.sources.files import NETWORK_ERRORS, fingerprint, wait_to_retry
 from modules.data.sources.folder_walk import FoundFile, files_below
-from modules.data.sources.hf_dataset import IMAGE, NamedDataset, load_rows
+from modules.data.sources.hf_dataset import IMAGE, LoadedRows, NamedDataset, load_rows
 from modules.data.sources.parts import EncodedImages
 from modules.data.sources.shard_files import Cell
 from modules.errors import ArgumentError, one_line
@@ -60,21 +60,16 @@ class FileSource(EncodedImages):
 
 
 class RowSource(EncodedImages):
-    """The rows of a dataset whose column IMAGE holds encoded pictures, as `load_rows` returns.
+    """The rows of a dataset that is not streamed."""
 
-    version: the fingerprint of the dataset's files.
-    """
-
-    def __init__(
-        self, rows: Dataset, name: str, token: str | None = None, version: str = ""
-    ) -> None:
-        self.rows, self.name, self.token, self.version = rows, name, token, version
+    def __init__(self, loaded: LoadedRows) -> None:
+        self.loaded, self.name, self.rows = loaded, loaded.name, loaded.rows
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def encoded(self, index: int) -> bytes | str:
-        return encoded_image(self._cell(index), self.token)
+        return encoded_image(self._cell(index), self.loaded.token)
 
     def label(self, index: int) -> str:
         """The path of a picture in a file of its own, otherwise the row's number and path."""
@@ -88,7 +83,7 @@ class RowSource(EncodedImages):
         return f"{self.name}[{index}]" + (f" ({path})" if path else "")
 
     def fingerprint(self) -> str:
-        return self.version
+        return self.loaded.fingerprint
 
     def _cell(self, index: int) -> Cell:
         try:
@@ -181,5 +176,4 @@ def _keep_images(files: Iterator[FoundFile], kept: list[pa.RecordBatch]) -> Iter
 
 def open_rows(dataset: NamedDataset) -> RowSource:
     """The pictures of a dataset that is not streamed. Raises ArgumentError as `load_rows` does."""
-    loaded = load_rows(dataset)
-    return RowSource(loaded.rows, dataset.name, dataset.token, loaded.fingerprint)
+    return RowSource(load_rows(dataset))

@@ -101,9 +101,9 @@ class ShardRows(RowStream):
     than lanes, the lanes that share one take its rows in turns.
     """
 
-    def __init__(self, shards: Shards, *, seed: int, buffer_size: int, version: str = "") -> None:
-        self.shards, self.name, self.num_shards = shards, shards.name, len(shards)
-        self.seed, self.buffer_size, self.version = seed, buffer_size, version
+    def __init__(self, shards: Shards, *, seed: int, buffer_size: int) -> None:
+        self.shards, self.name, self.num_shards = shards, shards.loaded.name, len(shards)
+        self.seed, self.buffer_size = seed, buffer_size
 
     def lane(self, lane: Lane, start: int = 0, cursor: Any = None) -> Iterator[Row]:
         """The rows of a lane. Raises ArgumentError for an empty stream."""
@@ -119,12 +119,11 @@ class ShardRows(RowStream):
     def hold_back(self, num_images: int) -> tuple[ImageSource, RowStream]:
         """The first rows of a few shards."""
         cells, rest = self.shards.hold_back(num_images)
-        options = {"seed": self.seed, "buffer_size": self.buffer_size, "version": self.version}
-        return self._pictures(cells), ShardRows(rest, **options)
+        return self._pictures(cells), ShardRows(rest, seed=self.seed, buffer_size=self.buffer_size)
 
     def fingerprint(self) -> str:
         """That of the files."""
-        return self.version
+        return self.shards.loaded.fingerprint
 
     def _blocks(self, lane: Lane, at: Cursor, most: int) -> Iterator[tuple[Cursor, list[Cell]]]:
         """Where each block of at most `most` rows begins, and its rows as they come."""
@@ -165,7 +164,7 @@ class ShardRows(RowStream):
         return islice(rows, sharers - 1 if at.drawn else turn, None, sharers)
 
     def _pictures(self, cells: Sequence[Cell]) -> Cells:
-        return Cells(cells, self.name, self.shards.token)
+        return Cells(cells, self.name, self.shards.loaded.token)
 
 
 class Cells(EncodedImages):
