@@ -21,7 +21,7 @@ from test_data import assert_equal, merged
 
 from modules.data.images.synthetic import SyntheticImages
 from modules.data.loader import training_loader
-from modules.data.samplers.mixture import Shares
+from modules.data.samplers.order import Shares
 from modules.data.sources.hf_dataset import NamedDataset, load_rows
 from modules.data.sources.shard_files import Place
 from modules.data.streaming.lane_balance import warn_of_lanes

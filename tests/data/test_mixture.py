@@ -22,7 +22,7 @@ from survival import Variant, command, differences, killed_at
 from modules.builders.data import open_data
 from modules.builders.loader import make_loader
 from modules.config.command_line import resolve_arguments, to_yaml
-from modules.data.samplers.mixture import BLOCK, Mixture, Shares
+from modules.data.samplers.order import BLOCK, Mixture, Shares
 from modules.data.sources.parts import Concatenation, Subset, hold_back, part_sizes
 from modules.data.streaming.lanes import Lane
 from modules.data.streaming.reader import StreamPosition

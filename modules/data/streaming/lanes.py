@@ -106,7 +106,6 @@ class ShardRows(RowStream):
         self.seed, self.buffer_size = seed, buffer_size
 
     def lane(self, lane: Lane, start: int = 0, cursor: Any = None) -> Iterator[Row]:
-        """The rows of a lane. Raises ArgumentError for an empty stream."""
         entry, most = Cursor(*(cursor or ())), max(1, self.buffer_size // lane.count)
         if cursor and not 0 <= entry.index <= start <= entry.index + most:  # other flags than then
             entry = entry._replace(index=start)
@@ -117,12 +116,10 @@ class ShardRows(RowStream):
                     yield Row(draw, self._pictures([cell]), 0, tuple(at))
 
     def hold_back(self, num_images: int) -> tuple[ImageSource, RowStream]:
-        """The first rows of a few shards."""
         cells, rest = self.shards.hold_back(num_images)
         return self._pictures(cells), ShardRows(rest, seed=self.seed, buffer_size=self.buffer_size)
 
     def fingerprint(self) -> str:
-        """That of the files."""
         return self.shards.loaded.fingerprint
 
     def _blocks(self, lane: Lane, at: Cursor, most: int) -> Iterator[tuple[Cursor, list[Cell]]]:
@@ -189,8 +186,7 @@ class Cells(EncodedImages):
         return f"{self.name}: {path or 'a row'} (blake2b-64 {digest})"
 
     def fingerprint(self) -> str:
-        """None: cells do not say where they are from."""
-        return ""
+        return ""  # they do not say where they are from
 
 
 class ReadRows(View):
@@ -206,5 +202,4 @@ class ReadRows(View):
         return self.rows[index].source, self.rows[index].index
 
     def fingerprint(self) -> str:
-        """None: rows do not say where they are from."""
         return ""

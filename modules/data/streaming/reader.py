@@ -100,12 +100,6 @@ class StreamedImages:
         row, cursor = self.cursors.get(number, (start, None))
         return LaneReader(self.stream.lane(Lane(number, self.lanes), row, cursor), row)
 
-    def sample(self, position: int, rows: Iterator[Row], resolution: int) -> tuple[Sample, Row]:
-        """The sample at `position`, from the first usable one of `rows`, and the first of them."""
-        row = next(rows)
-        candidates = ((each.source, each.index) for each in chain([row], rows))
-        return self.maker.make(candidates, position, row.draw, resolution), row
-
 
 class LaneReader:
     """An endless iterator over a lane that can be looked into without moving it."""
@@ -163,7 +157,9 @@ class StreamReader(IterableDataset[tuple[Sample, Cursors]]):
                 place = (position - self.start_position) % (self.batch_size * self.world_size)
                 resolution = self.images.maker.resolution_at(position - place)
                 rows = lanes[lane].rows_from(index)
-                sample, row = self.images.sample(position, rows, resolution)
+                row = next(rows)
+                candidates = ((each.source, each.index) for each in chain([row], rows))
+                sample = self.images.maker.make(candidates, position, row.draw, resolution)
                 yield sample, {lane: (index + 1, row.cursor)}
 
 
