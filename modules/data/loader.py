@@ -116,17 +116,13 @@ def prefetched_batches(batch_size: int) -> int:
 
 
 def _prepare_worker(worker: int) -> None:
-    end_rather_than_drop(worker)
-    _leave_signals_to_parent(worker)
-
-
-def _leave_signals_to_parent(worker: int) -> None:
     """A signal to the whole job must not kill the workers under a process that wants to save.
 
     What asks a run to stop is ignored, but for a SIGTERM sent by the parent itself, which is how
     multiprocessing ends a worker. A worker whose parent has died ends by itself. Systems that do
     not tell who sent a signal (all but Linux) are left as they are.
     """
+    end_rather_than_drop(worker)
     if not hasattr(signal, "sigwaitinfo"):
         return
     for number in SIGNALS:
