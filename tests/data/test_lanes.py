@@ -36,15 +36,6 @@ OPTIONS = {"latent_shape": (4, 2, 2), "seed": 7}
 LANES, LENGTH = 8, 6  # eight shards of as many pictures
 
 
-@pytest.fixture(autouse=True, scope="module")
-def offline(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
-        patch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-        datasets.disable_progress_bars()
-        yield
-
-
 def opened(folder: Path, buffer_size: int = 20) -> ShardRows:
     shards = Shards(load_rows(NamedDataset(str(folder), image_column="png"), streaming=True))
     return ShardRows(shards, seed=7, buffer_size=buffer_size)

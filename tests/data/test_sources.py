@@ -37,13 +37,6 @@ from modules.data.sources.parts import Subset, hold_back, random_subset
 COLOURS = [(40 * number, 255 - 40 * number, 10) for number in range(6)]
 
 
-@pytest.fixture(autouse=True)
-def offline(monkeypatch, tmp_path_factory):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    datasets.disable_progress_bars()
-
-
 def png(number: int) -> bytes:
     file = io.BytesIO()
     Image.new("RGB", (8, 8), COLOURS[number]).save(file, "PNG")

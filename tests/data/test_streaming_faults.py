@@ -34,13 +34,6 @@ from modules.training.run import Run
 KINDS = pytest.mark.parametrize("kind", ["parquet", "tar"])
 
 
-@pytest.fixture(autouse=True)
-def offline(monkeypatch, tmp_path_factory):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    datasets.disable_progress_bars()
-
-
 def opened(name: object, **options) -> Shards:
     dataset = NamedDataset(str(name), image_column="png", **options)
     return Shards(load_rows(dataset, streaming=True))
@@ -336,11 +329,9 @@ def test_sizes_of_a_million_files_are_not_all_asked_for(monkeypatch):
 
 
 def argv_for(folder: Path, data: Path, steps: int, *more: object) -> list[str]:
-    argv = command(folder, steps, Variant(1, False, 1), *more, "--dataset_name", data,
+    return command(folder, steps, Variant(1, False, 1), *more, "--dataset_name", data,
                    "--image_column", "png", "--streaming", "--shuffle_buffer_size", 3,
                    "--num_validation_images", 2)  # fmt: skip
-    del argv[argv.index("synthetic") - 1 : argv.index("synthetic") + 1]
-    return argv
 
 
 def break_after_step(path: str, fault, step: int) -> None:
@@ -406,9 +397,7 @@ def test_files_that_are_exchanged_between_two_launches_are_noticed(change, pictu
 
 
 def argv_for_folder(folder: Path, data: Path, steps: int) -> list[str]:
-    argv = command(folder, steps, Variant(0, False, 1), "--train_data_dir", data)
-    del argv[argv.index("--dataset_name") : argv.index("synthetic") + 1]
-    return argv
+    return command(folder, steps, Variant(0, False, 1), "--train_data_dir", data)
 
 
 def forget_the_data() -> None:
