@@ -102,27 +102,21 @@ WRITERS = [
 
 
 @pytest.mark.parametrize(("write", "column"), WRITERS)
-def test_a_local_dataset_of_any_kind_gives_all_its_pictures(write, column, tmp_path):
+def test_a_local_dataset_of_any_kind_gives_all_its_pictures_streamed_or_not(
+    write, column, tmp_path
+):
     folder = tmp_path / "data"
     write(folder)
+    dataset = NamedDataset(str(folder), image_column=column)
 
-    source = open_rows(NamedDataset(str(folder), image_column=column))
+    source = open_rows(dataset)
+    stream = load_rows(dataset, streaming=True).rows
 
     assert sorted(colours(source)) == sorted(COLOURS)
     assert source.name == str(folder)
     assert len({source.label(index) for index in range(6)}) == 6
-
-
-@pytest.mark.parametrize(("write", "column"), WRITERS)
-def test_a_streamed_dataset_of_any_kind_gives_the_same_pictures(write, column, tmp_path):
-    folder = tmp_path / "data"
-    write(folder)
-
-    stream = load_rows(NamedDataset(str(folder), image_column=column), streaming=True).rows
-
     assert isinstance(stream, datasets.IterableDataset)
-    rows = [batch[IMAGE][0] for batch in stream.iter(batch_size=1)]
-    contents = [encoded_image(row) for row in rows]
+    contents = [encoded_image(row[IMAGE]) for row in stream]
     loaded = {c if isinstance(c, bytes) else Path(c).read_bytes() for c in contents}
     assert loaded == {png(number) for number in range(6)}
 
@@ -144,16 +138,6 @@ def test_a_split_is_chosen_by_name(tmp_path):
     source = open_rows(NamedDataset(str(tmp_path / "data"), split="validation"))
 
     assert colours(source) == [COLOURS[5]]
-
-
-def test_data_files_choose_among_the_files(tmp_path):
-    write_webdataset(tmp_path / "data")
-
-    source = open_rows(
-        NamedDataset(str(tmp_path / "data"), data_files=["shard-1.tar"], image_column="png")
-    )
-
-    assert colours(source) == COLOURS[3:]
 
 
 def test_a_folder_is_searched_recursively_in_sorted_order_whatever_the_names(tmp_path):

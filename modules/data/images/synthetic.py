@@ -48,7 +48,7 @@ class SyntheticImages:
 
     The same scene is drawn at every resolution, with finer texture at larger ones. alpha: most
     pictures are cut out by a shape, mode RGBA.
-    Raises ValueError for a resolution below 16 or fewer than one image.
+    Raises ArgumentError for a resolution below 16.
     """
 
     name = "synthetic"
@@ -56,15 +56,13 @@ class SyntheticImages:
     def __init__(
         self, num_images: int, resolution: int, seed: int = 0, alpha: bool = False
     ) -> None:
-        if num_images < 1:
-            raise ValueError(f"num_images={num_images} must be >= 1")
         if resolution < MIN_RESOLUTION:
             raise ArgumentError(
                 f"--resolution={resolution} must be at least {MIN_RESOLUTION} for the synthetic "
                 "set; raise it, or train on images of your own"
             )
-        self.num_images, self.resolution, self.seed = num_images, resolution, seed
-        self.alpha = alpha
+        self.num_images, self.resolution = num_images, resolution
+        self.seed, self.alpha = seed, alpha
 
     def __len__(self) -> int:
         return self.num_images
