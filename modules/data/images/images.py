@@ -6,8 +6,6 @@ import io
 import math
 import os
 import stat
-import struct
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +18,7 @@ from torch import Tensor
 
 from modules.data.images.image_kinds import formats, unread_format
 from modules.data.images.pixel_parts import JPEG, PNG, pixel_chunks, pixel_segments
+from modules.errors import LIBRARY_ERRORS
 
 # 134 million. Decoding takes 8 bytes a pixel, 12 of AVIF and floating point, so never more than 1.6
 # GB: JPEG2000 and WebP, which take 20 and 17, stop at half as many. A JPEG may have twice as many:
@@ -39,13 +38,9 @@ MAX_ASPECT = 64  # of a picture that is resized whole
 REDUCING_GAP = 4.0  # box-reduce first where the filter still does a 4-fold step: 54 dB or more
 FILTERS = {"lanczos": Image.Resampling.LANCZOS, "bicubic": Image.Resampling.BICUBIC}
 
-# What PIL's decoders and its reading of EXIF raise on damaged bytes: six of these in half a million
-# damaged files, the others by PIL's source. Running out of memory is not among them.
-DECODE_ERRORS = (
-    OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, KeyError, IndexError,
-    TypeError, AttributeError, AssertionError, ArithmeticError, RuntimeError,
-    Image.DecompressionBombError,
-)  # fmt: skip
+# What PIL raises on damaged bytes and EXIF data, by half a million damaged files and by its source.
+# Running out of memory is not among them.
+DECODE_ERRORS = (*LIBRARY_ERRORS, SyntaxError, Image.DecompressionBombError)
 UPRIGHT_FROM = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -124,10 +119,10 @@ def _stream(file: bytes | str | Path) -> BinaryIO:
 
 def _identify(stream: BinaryIO) -> Image.Image:
     size = stream.seek(0, io.SEEK_END)
-    if size == 0:
-        raise UnreadableImage("the file is empty")
     stream.seek(0)
     start = stream.read(16)
+    if not start:
+        raise UnreadableImage("the file is empty")
     if start.startswith(PNG):
         try:
             return Image.open(pixel_chunks(stream), formats=("PNG",))

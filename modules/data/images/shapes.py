@@ -130,6 +130,29 @@ def add_object(rng: Random, canvas: np.ndarray, palette: np.ndarray, light: np.n
     blend(canvas, np.clip(fill * shade[..., None], 0, 1), as_field(mask))
 
 
+def add_bar(rng: Random, canvas: np.ndarray, palette: np.ndarray) -> None:
+    """Paints a rectangle in one colour over `canvas` in place."""
+    large, draw = stencil(len(canvas))
+    left, top, width, height = rng.uniform(0, 0.8, 4) * large.width
+    draw.rectangle((left, top, left + width, top + height / 3), 255)
+    blend(canvas, palette[rng.randint(6)], as_field(large.reduce(OVERSAMPLING)))
+
+
+def add_letters(rng: Random, canvas: np.ndarray, ink: np.ndarray) -> None:
+    """Prints lines of letters over `canvas` in place, half of the time aslant."""
+    large, draw = stencil(len(canvas))
+    left, top = rng.uniform(0.02, 0.2, 2)
+    while top < 0.9:
+        size = rng.choice([0.12, 0.18, 0.3, 0.5])
+        for i, letter in enumerate(rng.choice(list(LETTERS), rng.randint(2, 9))):
+            # One by one, evenly spaced: kerning differs between builds of Pillow.
+            x, y = np.array((left + (i + 0.5) * 0.62 * size, top + size / 2)) * large.width
+            draw.text((x, y), letter, 255, font(int(size * large.width)), "mm")
+        top += size * rng.uniform(0.9, 1.4)
+    tilted = large.rotate(rng.choice([0, rng.uniform(-40, 40)]), Image.Resampling.BILINEAR)
+    blend(canvas, ink, as_field(tilted.reduce(OVERSAMPLING)))
+
+
 def draw_light(rng: Random) -> np.ndarray:
     """Direction [2] towards the light: from above, to the left or to the right."""
     angle = rng.uniform(-0.85, -0.15) * np.pi

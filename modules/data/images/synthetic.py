@@ -14,17 +14,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from modules.data.images.shapes import (
-    LETTERS,
-    OVERSAMPLING,
-    add_object,
-    as_field,
-    blend,
-    cut_out,
-    draw_light,
-    font,
-    stencil,
-)
+from modules.data.images.shapes import add_bar, add_letters, add_object, blend, cut_out, draw_light
 from modules.data.images.textures import (
     TEXTURES,
     Random,
@@ -154,24 +144,8 @@ def poster(rng: Random, resolution: int, palette: np.ndarray) -> np.ndarray:
     """Lines of letters of several sizes on a plain or textured ground, with a bar or two."""
     canvas, ink = surface(rng, resolution, palette), palette[rng.choice([0, 5])]
     for _ in range(rng.randint(0, 3)):
-        large, draw = stencil(resolution)
-        left, top, width, height = rng.uniform(0, 0.8, 4) * large.width
-        draw.rectangle((left, top, left + width, top + height / 3), 255)
-        blend(canvas, palette[rng.randint(6)], as_field(large.reduce(OVERSAMPLING)))
-
-    large, draw = stencil(resolution)
-    left, top = rng.uniform(0.02, 0.2, 2)
-    while top < 0.9:
-        size = rng.choice([0.12, 0.18, 0.3, 0.5])
-        for i, letter in enumerate(rng.choice(list(LETTERS), rng.randint(2, 9))):
-            # One by one, evenly spaced: kerning differs between builds of Pillow.
-            where = (left + (i + 0.5) * 0.62 * size, top + size / 2)
-            draw.text(
-                np.array(where) * large.width, letter, 255, font(int(size * large.width)), "mm"
-            )
-        top += size * rng.uniform(0.9, 1.4)
-    tilted = large.rotate(rng.choice([0, rng.uniform(-40, 40)]), Image.Resampling.BILINEAR)
-    blend(canvas, ink, as_field(tilted.reduce(OVERSAMPLING)))
+        add_bar(rng, canvas, palette)
+    add_letters(rng, canvas, ink)
     return canvas
 
 
