@@ -100,8 +100,8 @@ class StreamCost:
             yield first, every
 
     def _images(self, position: StreamPosition) -> StreamedImages:
-        loaded = load_rows(NamedDataset(str(self.folder), image_column=COLUMN), streaming=True)
-        shards = Shards(loaded.rows, self.folder.name, loaded.files, loaded.direct)
+        dataset = NamedDataset(str(self.folder), image_column=COLUMN)
+        shards = Shards(load_rows(dataset, streaming=True))
         rows = ShardRows(shards, seed=0, buffer_size=self.buffer_size)
         options = {"latent_shape": LATENT_SHAPE, "seed": 0}
         return StreamedImages(rows, RESOLUTION, position.lanes, position.cursors, **options)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,8 +17,7 @@ from modules.builders.overlap import searched_by_datasets, would_match
 from modules.config.arguments import Arguments
 from modules.config.inputs import DataArguments
 from modules.data.images.synthetic import SyntheticImages
-from modules.data.samplers.mixture import Mixture
-from modules.data.samplers.order import EpochOrder, Permutations
+from modules.data.samplers.order import EpochOrder, Mixture, Permutations
 from modules.data.sources.hf_dataset import NamedDataset, load_rows, split_names
 from modules.data.sources.open import FileSource, open_files, open_folder, open_rows
 from modules.data.sources.parts import (
@@ -31,7 +29,7 @@ from modules.data.sources.parts import (
     random_subset,
 )
 from modules.data.sources.same_files import files_in_both
-from modules.data.streaming.lanes import ReadRows, RowStream, ShardRows
+from modules.data.streaming.lanes import Cells, RowStream, ShardRows
 from modules.data.streaming.rows import MixedRows, SourceRows
 from modules.data.streaming.shards import Shards
 from modules.errors import ArgumentError
@@ -63,7 +61,7 @@ class TrainingData:
         images = self.validation
         if images is None:
             return None
-        held_back = isinstance(images, Subset | ReadRows)
+        held_back = isinstance(images, Subset | Cells)
         files = self.fingerprint if held_back else images.fingerprint()
         which = images.indices if isinstance(images, Subset) else np.arange(len(images))
         return f"{files} {hashlib.sha256(which.tobytes()).hexdigest()}"
@@ -90,19 +88,16 @@ class TrainingData:
 
     def describe(self, args: Arguments) -> str:
         """Such as "1,288 images of photos, random 256 x 256 crops, mirrored at random"."""
-        data = args.data
+        data, name = args.data, self.name
         count = "a stream" if self.size is None else f"{self.size:,} images"
         flip = ", mirrored at random" if data.random_flip else ""
         sides = " or ".join(f"{side} x {side}" for side in sorted(set(data.training_resolutions)))
         crops = f"{sides} crops"
         if data.aspect_ratio_bucketing:
             crops = f"crops in about each image's shape, of the area of {sides}"
-        name = self.name
-        if data.dataset_weights is not None:
-            shares = [
-                f"{weight / sum(data.dataset_weights):.3g}" for weight in data.dataset_weights
-            ]
-            name = " + ".join(map(" ".join, zip(shares, data.dataset_name, strict=True)))
+        if weights := data.dataset_weights:
+            pairs = zip(weights, data.dataset_name, strict=True)
+            name = " + ".join(f"{weight / sum(weights):.3g} {part}" for weight, part in pairs)
         return f"{count} of {name}, {data.crop} {crops}{flip}"
 
 
@@ -114,12 +109,11 @@ def open_data(args: Arguments, image_mode: str = "RGB") -> TrainingData:
     that the trainer draws. Raises ArgumentError naming flag, value and fix.
     """
     data, validation = args.data, args.validation
-    names = data.dataset_name or (None,)
     name = ", ".join(data.dataset_name or (str(data.train_data_dir),))
-    images = (_open_streams if data.streaming else _open_images)(args, names, image_mode)
+    images = (_open_streams if data.streaming else _open_images)(args, image_mode)
     if validation.num_validation_images == 0:
         return TrainingData(name, images, None)
-    held: ImageSource
+    count = validation.num_validation_images or NUM_HELD_BACK
     if validation.validation_image:
         held = open_files(validation.validation_image)
     elif validation.validation_data_dir:
@@ -127,9 +121,8 @@ def open_data(args: Arguments, image_mode: str = "RGB") -> TrainingData:
     elif validation.validation_split:
         held = _open_validation_split(args)
     elif isinstance(images, RowStream):
-        held, images = images.hold_back(validation.num_validation_images or NUM_HELD_BACK)
+        held, images = images.hold_back(count)
     else:
-        count = validation.num_validation_images or NUM_HELD_BACK
         images, held = hold_back(images, count, args.optimization.seed)
     if isinstance(images, RowStream):
         _check_streamed(data, held)
@@ -180,22 +173,39 @@ def _require_some_of_each(data: DataArguments, images: ImageSource) -> None:
             )
 
 
-def _open_images(args: Arguments, names: Sequence[str | None], image_mode: str) -> ImageSource:
-    """The datasets `names`, one after the other; None is --train_data_dir."""
-    sources = [_open_source(args, name, image_mode) for name in names]
+def _open_images(args: Arguments, image_mode: str) -> ImageSource:
+    """The datasets, one after the other, or --train_data_dir."""
+    data, seed = args.data, args.optimization.seed
+    sources = [
+        _synthetic(args, image_mode) if name == "synthetic" else open_rows(_dataset(args, name))
+        for name in data.dataset_name or ()
+    ] or [open_folder(data.train_data_dir)]
     source = sources[0] if len(sources) == 1 else Concatenation(sources)
-    if (limit := args.data.max_train_samples) is not None:
-        source = random_subset(source, limit, args.optimization.seed)
-    _require_some_of_each(args.data, source)
+    if data.max_train_samples is not None:
+        source = random_subset(source, data.max_train_samples, seed)
+    _require_some_of_each(data, source)
     return source
 
 
-def _open_source(args: Arguments, name: str | None, image_mode: str) -> ImageSource:
-    data = args.data
-    if name == "synthetic":
-        side, seed = max(data.resolution, *data.training_resolutions), args.optimization.seed
-        return SyntheticImages(NUM_SYNTHETIC_IMAGES, side, seed, alpha=image_mode == "RGBA")
-    return open_folder(data.train_data_dir) if name is None else open_rows(_dataset(args, name))
+def _open_streams(args: Arguments, image_mode: str) -> RowStream:
+    """The datasets as one stream, which keep --shuffle_buffer_size pictures in their shares."""
+    data, seed = args.data, args.optimization.seed
+    weights = data.dataset_weights or (1,)
+    parts = []
+    for name, weight in zip(data.dataset_name, weights, strict=True):
+        if name == "synthetic":
+            parts.append(SourceRows(_synthetic(args, image_mode), seed))
+            continue
+        shards = Shards(load_rows(_dataset(args, name), streaming=True))
+        buffer_size = round(data.shuffle_buffer_size * weight / sum(weights))
+        parts.append(ShardRows(shards, seed=seed, buffer_size=buffer_size))
+    return parts[0] if len(parts) == 1 else MixedRows(parts, weights, seed)
+
+
+def _synthetic(args: Arguments, image_mode: str) -> ImageSource:
+    side = max(args.data.resolution, *args.data.training_resolutions)
+    alpha = image_mode == "RGBA"
+    return SyntheticImages(NUM_SYNTHETIC_IMAGES, side, args.optimization.seed, alpha=alpha)
 
 
 def _dataset(args: Arguments, name: str) -> NamedDataset:
@@ -211,24 +221,6 @@ def _dataset(args: Arguments, name: str) -> NamedDataset:
         cache_dir=args.model.cache_dir,
         token=args.logging.hub_token,
     )
-
-
-def _open_streams(args: Arguments, names: Sequence[str], image_mode: str) -> RowStream:
-    weights = args.data.dataset_weights
-    if len(names) == 1:
-        return _open_stream(args, names[0], args.data.shuffle_buffer_size, image_mode)
-    buffers = [round(args.data.shuffle_buffer_size * w / sum(weights)) for w in weights]
-    parts = [_open_stream(args, *part, image_mode) for part in zip(names, buffers, strict=True)]
-    return MixedRows(parts, weights, args.optimization.seed)
-
-
-def _open_stream(args: Arguments, name: str, buffer_size: int, image_mode: str) -> RowStream:
-    seed, token = args.optimization.seed, args.logging.hub_token
-    if name == "synthetic":
-        return SourceRows(_open_source(args, name, image_mode), seed)
-    loaded = load_rows(_dataset(args, name), streaming=True)
-    shards = Shards(loaded.rows, name, loaded.files, loaded.direct, token)
-    return ShardRows(shards, seed=seed, buffer_size=buffer_size, version=loaded.fingerprint)
 
 
 def _open_validation_split(args: Arguments) -> ImageSource:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
@@ -13,8 +12,9 @@ from modules.errors import RunStopped, dispensable
 
 logger = logging.getLogger(__name__)
 
-FILE_NAME = "bad_images.txt"
 MIN_STREAM_SIZE = 1000  # a stream counts as this long at least, so that one bad start is no verdict
+# Paths need not be valid Unicode: what cannot be decoded is written as the bytes it was.
+FORM = {"encoding": "utf-8", "errors": "surrogateescape", "newline": "\n"}
 ESCAPES = str.maketrans({"\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t"})
 
 
@@ -34,11 +34,17 @@ class BadImages:
         dataset_size: int | None,
         writes: bool = True,
     ) -> None:
-        self.path, self.writes = Path(output_dir) / FILE_NAME, writes
+        self.path, self.writes = Path(output_dir) / "bad_images.txt", writes
         self.max_bad_images, self.dataset_size = max_bad_images, dataset_size
         self.kinds: dict[str, str] = {}  # by escaped label
-        if self.path.is_file():
-            self._read()
+        if not self.path.is_file():
+            return
+        with self.path.open(**FORM) as file:
+            lines = file.readlines()
+        whole = [line for line in lines if line.endswith("\n") and line.count("\t") == 2]
+        self.kinds = {label: kind for kind, label, _ in (line.split("\t") for line in whole)}
+        if whole != lines and writes:  # a run was killed while it wrote
+            self.path.write_text("".join(whole), **FORM)
 
     def add(self, rejected: Iterable[Rejection], position: int = 0) -> None:
         """Records what is new of `rejected`, from all processes. position: samples drawn so far.
@@ -49,19 +55,22 @@ class BadImages:
         if lines and self.writes:
             with dispensable(str(self.path)):
                 self.path.parent.mkdir(parents=True, exist_ok=True)
-                with self._open("a") as file:
+                with self.path.open("a", **FORM) as file:
                     file.writelines(lines)
-        self._require_few(position)
+        unreadable = sum(kind == UNREADABLE for kind in self.kinds.values())
+        size = self.dataset_size or max(position, MIN_STREAM_SIZE)
+        if unreadable > self.max_bad_images * size:
+            raise RunStopped(
+                f"{unreadable} of {size} training images cannot be read, more than "
+                f"--max_bad_images={self.max_bad_images} allows; they are listed in {self.path}. "
+                "Repair or remove them, or raise --max_bad_images"
+            )
 
     def forget(self) -> None:
         """Starts anew, for other data: pictures that were repaired or removed count no more."""
         self.kinds.clear()
         if self.writes:
             self.path.unlink(missing_ok=True)
-
-    def counts(self) -> dict[str, int]:
-        """Distinct pictures by kind of rejection."""
-        return dict(Counter(self.kinds.values()))
 
     def _line_if_new(self, rejection: Rejection) -> str | None:
         label, reason = (text.translate(ESCAPES) for text in rejection[:2])
@@ -70,36 +79,11 @@ class BadImages:
         # Pictures that are too small can be half of a dataset: the first one tells the story.
         first = rejection.kind not in self.kinds.values()
         level = logging.WARNING if first or rejection.kind == UNREADABLE else logging.DEBUG
-        # A terminal cannot show a path that is not Unicode; the file below keeps its bytes.
+        # A terminal cannot show a path that is not Unicode; the file keeps its bytes.
         shown, why = (text.encode("utf-8", "backslashreplace").decode() for text in (label, reason))
         logger.log(level, "%s image skipped: %s (%s)", rejection.kind, shown, why)
         self.kinds[label] = rejection.kind
         return f"{rejection.kind}\t{label}\t{reason}\n"
-
-    def _require_few(self, position: int) -> None:
-        size = self.dataset_size or max(position, MIN_STREAM_SIZE)
-        unreadable = self.counts().get(UNREADABLE, 0)
-        if unreadable > self.max_bad_images * size:
-            raise RunStopped(
-                f"{unreadable} of {size} training images cannot be read, more than "
-                f"--max_bad_images={self.max_bad_images} allows; they are listed in {self.path}. "
-                "Repair or remove them, or raise --max_bad_images"
-            )
-
-    def _read(self) -> None:
-        with self._open("r") as file:
-            lines = file.readlines()
-        complete = [line for line in lines if line.endswith("\n") and line.count("\t") == 2]
-        for line in complete:
-            kind, label, _ = line.split("\t")
-            self.kinds[label] = kind
-        if complete != lines and self.writes:  # a run was killed while it wrote
-            with self._open("w") as file:
-                file.writelines(complete)
-
-    def _open(self, mode: str):
-        # Paths need not be valid Unicode: what cannot be decoded is written as the bytes it was.
-        return self.path.open(mode, encoding="utf-8", errors="surrogateescape", newline="\n")
 
 
 @cache

@@ -26,7 +26,6 @@ logger = logging.getLogger(__name__)
 
 THREADS = 16  # they wait for the disk; PIL's own work is one thread's at a time
 RUN = 256  # pictures of one call
-UNKNOWN = (0, 0)
 
 
 def read_sizes(source: ImageSource, cache: Path | None = None) -> Tensor:
@@ -38,22 +37,18 @@ def read_sizes(source: ImageSource, cache: Path | None = None) -> Tensor:
     rank, world_size = process_index_and_count()
     file = cache and cache / f"{_identity(source)}.npy"
     known = _load(file, len(source)) if file and rank == 0 else None
+    sizes = torch.zeros(len(source), 2, dtype=torch.int32) if known is None else known
     if sum_over_processes(torch.tensor(int(known is not None))):
-        return sum_over_processes(torch.zeros(len(source), 2, dtype=torch.int32)
-                                  if known is None else known)  # fmt: skip
+        return sum_over_processes(sizes)
+    logger.info("reading the sizes of %d images", len(source))
     share = range(rank, len(source), world_size)
     runs = [share[start : start + RUN] for start in range(0, len(share), RUN)]
-    logger.info("reading the sizes of %d images", len(source))
-    progress = tqdm(
-        total=len(share),
-        desc="Image sizes",
-        disable=None if rank == 0 else True,  # None: where there is no terminal
-    )
-    sizes = torch.zeros(len(source), 2, dtype=torch.int32)
-    with progress, ThreadPoolExecutor(THREADS) as pool:
+    hidden = None if rank == 0 else True  # None: where there is no terminal
+    bar = tqdm(total=len(share), desc="Image sizes", disable=hidden)
+    with bar, ThreadPoolExecutor(THREADS) as pool:
         for run, found in zip(runs, pool.map(partial(_sizes, source), runs), strict=True):
             sizes[run.start : run.stop : run.step] = torch.tensor(found, dtype=torch.int32)
-            progress.update(len(run))
+            bar.update(len(run))
     sizes = sum_over_processes(sizes)
     if file and rank == 0:
         _save(file, sizes)
@@ -87,11 +82,10 @@ def _save(file: Path, sizes: Tensor) -> None:
 
 
 def _sizes(source: ImageSource, indices: Sequence[int]) -> list[tuple[int, int]]:
-    return [_size(source, index) for index in indices]
-
-
-def _size(source: ImageSource, index: int) -> tuple[int, int]:
-    try:
-        return source.shape(index)
-    except UnreadableImage:
-        return UNKNOWN  # it is named when its turn comes in training
+    found = []
+    for index in indices:
+        try:
+            found.append(source.shape(index))
+        except UnreadableImage:  # it is named when its turn comes in training
+            found.append((0, 0))
+    return found

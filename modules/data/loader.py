@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from modules.data.images.samples import Candidate, Sample, SampleMaker, collate
+from modules.data.images.samples import Sample, SampleMaker, collate
 from modules.data.samplers.batches import BucketedBatches, Place, ShuffledBatches
 from modules.data.samplers.buckets import Buckets
 from modules.data.samplers.order import EpochOrder, Permutations
@@ -59,25 +59,21 @@ class TrainingImages(Dataset[Sample]):
         self, batch_size: int, rank: int, world_size: int, start_position: int
     ) -> Sampler[list[Place]]:
         """The places of one process's batches, for a DataLoader."""
-        division = batch_size, rank, world_size, start_position
-        resolution_at = self.maker.resolution_at
+        division = self.maker.resolution_at, batch_size, rank, world_size, start_position
         if self.buckets is None:
-            return ShuffledBatches(self.order, resolution_at, *division)
-        seed = self.maker.seed
-        return BucketedBatches(self.order, self.buckets, resolution_at, seed, *division)
+            return ShuffledBatches(self.order, *division)
+        return BucketedBatches(self.order, *division, self.buckets, self.maker.seed)
 
     def __getitem__(self, place: Place) -> Sample:
-        shape = (place.resolution, place.resolution)
-        if self.buckets is not None:
-            shape = self.buckets.shape(place.index, place.resolution)
-        return self.maker.make(self._candidates(place), place.position, place.draw, shape)
+        position, index, draw, resolution = place
+        shape = self.buckets.shape(index, resolution) if self.buckets else None
+        return self.maker.make(self._candidates(place), position, draw, resolution, shape)
 
-    def _candidates(self, place: Place) -> Iterator[Candidate]:
-        source, index, target = self.source, place.index, self.maker.target(place.resolution)
-        everyone = range(len(source))
-        peers = everyone if self.buckets is None else self.buckets.peers(index)
+    def _candidates(self, place: Place) -> Iterator[tuple[ImageSource, int]]:
+        index, everyone = place.index, range(len(self.source))
+        peers = self.buckets.peers(index) if self.buckets else everyone
         for attempt in count():
-            yield Candidate(partial(source.open, index, target), partial(source.label, index))
+            yield self.source, index
             draw = seed_for(self.maker.seed, "replacement", *place.draw, attempt)
             choice = peers if attempt < PEER_ATTEMPTS else everyone
             index = int(choice[draw % len(choice)])
@@ -120,17 +116,13 @@ def prefetched_batches(batch_size: int) -> int:
 
 
 def _prepare_worker(worker: int) -> None:
-    end_rather_than_drop(worker)
-    _leave_signals_to_parent(worker)
-
-
-def _leave_signals_to_parent(worker: int) -> None:
     """A signal to the whole job must not kill the workers under a process that wants to save.
 
     What asks a run to stop is ignored, but for a SIGTERM sent by the parent itself, which is how
     multiprocessing ends a worker. A worker whose parent has died ends by itself. Systems that do
     not tell who sent a signal (all but Linux) are left as they are.
     """
+    end_rather_than_drop(worker)
     if not hasattr(signal, "sigwaitinfo"):
         return
     for number in SIGNALS:

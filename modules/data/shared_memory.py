@@ -25,18 +25,18 @@ def require_shared_memory(flag: str, num_workers: int, waiting: int, batch_bytes
     other processes of a run on this machine need as much. Each batch that waits is an open file as
     well: their number is raised to what the system allows.
     """
-    if num_workers > 0:
-        _raise_limit_of_open_files()
-    if num_workers == 0 or not SHARED.is_dir():
+    if num_workers == 0:
         return
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    each = processes * waiting * batch_bytes
-    needed = num_workers * each + IN_USE * processes * batch_bytes
+    _raise_limit_of_open_files()
+    if not SHARED.is_dir():
+        return
+    batch_of_all = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) * batch_bytes
+    needed = (num_workers * waiting + IN_USE) * batch_of_all
     found = os.statvfs(SHARED)
     free = found.f_bavail * found.f_frsize
     if needed <= free:
         return
-    fewer = max(0, (free - IN_USE * processes * batch_bytes) // each)
+    fewer = max(0, (free - IN_USE * batch_of_all) // (waiting * batch_of_all))
     raise ArgumentError(
         f"{flag}={num_workers}: the batches that wait for their turn need {needed / 1e6:.0f} MB of "
         f"shared memory, and {SHARED} has {free / 1e6:.0f} MB free; give more (in a container: "

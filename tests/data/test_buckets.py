@@ -28,8 +28,7 @@ from modules.data.samplers.buckets import (
     nearest_shape,
     num_batches,
 )
-from modules.data.samplers.mixture import Mixture
-from modules.data.samplers.order import Permutations
+from modules.data.samplers.order import Mixture, Permutations
 from modules.data.sources.open import FileSource
 from modules.data.sources.parts import Subset
 from modules.data.streaming.reader import StreamedImages

@@ -21,12 +21,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from modules.data.bad_images import BadImages
-from modules.data.images.images import UnreadableImage, center_crop, decode, to_uint8_tensor
+from modules.data.images.images import UnreadableImage, decode, random_crop, to_uint8_tensor
 from modules.data.images.samples import MAX_ATTEMPTS, TOO_SMALL, UNREADABLE, Rejection
 from modules.data.loader import TrainingImages, training_loader
 from modules.data.samplers.batches import ShuffledBatches
 from modules.data.samplers.order import Permutations
-from modules.data.sources.hf_dataset import IMAGE, NamedDataset, load_rows
+from modules.data.sources.hf_dataset import IMAGE, LoadedRows, NamedDataset, load_rows
 from modules.data.sources.open import FileSource
 from modules.data.streaming.lanes import ShardRows
 from modules.data.streaming.reader import StreamedImages
@@ -88,7 +88,8 @@ def streamed(size: int, damaged: tuple[int, ...] = (), **options) -> StreamedIma
 
 def streamed_images(stream, name: str = "stream", buffer_size: int = 4, lanes: int = 1, **options):
     options = {**OPTIONS, **options}
-    rows = ShardRows(Shards(stream, name), seed=options["seed"], buffer_size=buffer_size)
+    shards = Shards(LoadedRows(stream, name))
+    rows = ShardRows(shards, seed=options["seed"], buffer_size=buffer_size)
     return StreamedImages(rows, RESOLUTION, lanes, **options)
 
 
@@ -225,25 +226,18 @@ def test_batches_do_not_depend_on_the_number_of_workers(make, num_workers):
 
 
 @BOTH_KINDS
+@pytest.mark.parametrize("start", [3, 8])
 @pytest.mark.parametrize(("world_size", "num_workers"), [(2, 0), (3, 0), (2, 2)])
-def test_processes_see_together_what_one_sees_with_the_whole_batch(make, world_size, num_workers):
+def test_processes_see_together_what_one_sees_with_the_whole_batch(
+    make, world_size, num_workers, start
+):
     dataset = make(10, damaged=(2, 3))
+    options = {"start_position": start, "world_size": world_size, "num_workers": num_workers}
 
-    one = batches(dataset, 5, batch_size=2 * world_size, start_position=3)
-    several = [
-        batches(
-            dataset,
-            5,
-            batch_size=2,
-            rank=rank,
-            world_size=world_size,
-            start_position=3,
-            num_workers=num_workers,
-        )
-        for rank in range(world_size)
-    ]
+    one = batches(dataset, 5, batch_size=2 * world_size, start_position=start)
+    several = [batches(dataset, 5, 2, rank=rank, **options) for rank in range(world_size)]
 
-    assert_equal(merged(several, dataset, 3), one)
+    assert_equal(merged(several, dataset, start), one)
 
 
 @BOTH_KINDS
@@ -257,28 +251,6 @@ def test_a_run_resumed_anywhere_continues_the_same_stream(make, skipped, size):
     assert_equal(
         batches(dataset, 4, batch_size=2, start_position=2 * skipped), uninterrupted[skipped:]
     )
-
-
-@pytest.mark.parametrize("num_workers", [0, 2])
-@BOTH_KINDS
-def test_another_number_of_processes_and_workers_resumes_at_the_same_position(make, num_workers):
-    dataset = make(10, damaged=(4,))
-
-    together = batches(dataset, 6, batch_size=4)
-    halves = [
-        batches(
-            dataset,
-            4,
-            batch_size=2,
-            rank=rank,
-            world_size=2,
-            start_position=8,
-            num_workers=num_workers,
-        )
-        for rank in range(2)
-    ]
-
-    assert_equal(merged(halves, dataset), together[2:])
 
 
 @BOTH_KINDS
@@ -372,7 +344,9 @@ def test_small_pictures_are_enlarged_and_counted_unless_there_is_a_minimum():
 @pytest.mark.parametrize("fast", [False, True])
 def test_jpegs_are_decoded_whole_unless_asked_otherwise(fast, tmp_path):
     Image.fromarray(picture(3, 160, 160)).save(tmp_path / "a.jpg")
-    expected = center_crop(decode(tmp_path / "a.jpg", RESOLUTION if fast else None), RESOLUTION)
+    expected = random_crop(
+        decode(tmp_path / "a.jpg", RESOLUTION if fast else None), RESOLUTION, position=(0.5, 0.5)
+    )
     source = FileSource([tmp_path / "a.jpg"])
     options = {"crop": "center", "random_flip": False, "fast_jpeg_decoding": fast, **OPTIONS}
 
@@ -501,90 +475,74 @@ print(*(worker.pid for worker in loader._workers))
 BAD = [
     Rejection("a\nb.png", "OSError: cut\toff", UNREADABLE),
     Rejection("c.png", "4x4 is below --min_image_size=8", TOO_SMALL),
+    Rejection(os.fsdecode(b"\xff\xfe.png"), "cut", UNREADABLE),
+]
+LISTED = [
+    b"unreadable\ta\\nb.png\tOSError: cut\\toff\n",
+    b"too small\tc.png\t4x4 is below --min_image_size=8\n",
+    b"unreadable\t\xff\xfe.png\tcut\n",
 ]
 
 
-def test_each_bad_image_is_listed_and_logged_once(tmp_path, caplog):
-    record = BadImages(tmp_path / "output", max_bad_images=0.5, dataset_size=100)
+def record_of(folder: Path, max_bad_images: float = 0.5, size: int | None = 100) -> BadImages:
+    return BadImages(folder, max_bad_images, size)
 
+
+def listed(folder: Path) -> list[bytes]:
+    return (folder / "bad_images.txt").read_bytes().splitlines(keepends=True)
+
+
+def test_each_bad_image_is_listed_and_logged_once_and_a_resumed_run_keeps_counting(
+    tmp_path, caplog
+):
+    record = record_of(tmp_path / "output")
     with caplog.at_level(logging.WARNING):
         record.add(BAD)
         record.add([*BAD, *BAD])
+        assert listed(tmp_path / "output") == LISTED
+        assert len(caplog.messages) == 3
 
-    lines = (tmp_path / "output" / "bad_images.txt").read_text().splitlines()
-    assert lines == [
-        "unreadable\ta\\nb.png\tOSError: cut\\toff",
-        "too small\tc.png\t4x4 is below --min_image_size=8",
-    ]
-    assert len(caplog.messages) == 2
-    assert record.counts() == {UNREADABLE: 1, TOO_SMALL: 1}
+        resumed = record_of(tmp_path / "output", 0.02)
+        resumed.add(BAD)
+        assert len(caplog.messages) == 3
+    with pytest.raises(RunStopped, match="3 of 100 training images cannot be read"):
+        resumed.add([Rejection("d.png", "cut", UNREADABLE)])
+    assert listed(tmp_path / "output") == [*LISTED, b"unreadable\td.png\tcut\n"]
 
 
 def test_small_images_are_logged_once_in_all_but_listed_one_by_one(tmp_path, caplog):
-    record = BadImages(tmp_path, max_bad_images=0, dataset_size=10)
-
     with caplog.at_level(logging.WARNING):
-        record.add(Rejection(f"{number}.png", "small", TOO_SMALL) for number in range(20))
+        record_of(tmp_path, 0).add(Rejection(f"{n}.png", "small", TOO_SMALL) for n in range(20))
 
     assert len(caplog.messages) == 1
-    assert len(record.path.read_text().splitlines()) == 20
-
-
-def test_a_resumed_run_names_nothing_twice_and_keeps_counting(tmp_path, caplog):
-    BadImages(tmp_path, max_bad_images=0.5, dataset_size=100).add(BAD)
-    resumed = BadImages(tmp_path, max_bad_images=0.01, dataset_size=100)
-
-    caplog.clear()
-    with caplog.at_level(logging.WARNING):
-        resumed.add(BAD)
-
-    assert not caplog.messages
-    assert resumed.counts() == {UNREADABLE: 1, TOO_SMALL: 1}
-    with pytest.raises(RunStopped, match="2 of 100 training images cannot be read"):
-        resumed.add([Rejection("d.png", "cut", UNREADABLE)])
-    assert len(resumed.path.read_text().splitlines()) == 3
+    assert len(listed(tmp_path)) == 20
 
 
 def test_a_line_that_was_being_written_when_the_run_died_is_dropped(tmp_path):
-    BadImages(tmp_path, max_bad_images=0.5, dataset_size=100).add(BAD)
-    path = tmp_path / "bad_images.txt"
-    path.write_text(path.read_text() + "unreadable\td.p")
+    record_of(tmp_path).add(BAD)
+    with (tmp_path / "bad_images.txt").open("ab") as file:
+        file.write(b"unreadable\td.p")
 
-    BadImages(tmp_path, max_bad_images=0.5, dataset_size=100).add(
-        [Rejection("e.png", "cut", UNREADABLE)]
-    )
+    record_of(tmp_path).add([Rejection("e.png", "cut", UNREADABLE)])
 
-    assert [line.split("\t")[1] for line in path.read_text().splitlines()] == [
-        "a\\nb.png",
-        "c.png",
-        "e.png",
-    ]
+    assert listed(tmp_path) == [*LISTED, b"unreadable\te.png\tcut\n"]
 
 
 def test_pictures_that_were_repaired_count_no_more(tmp_path):
-    BadImages(tmp_path, max_bad_images=0.5, dataset_size=100).add(BAD)
-    repaired = BadImages(tmp_path, max_bad_images=0, dataset_size=100)
+    record_of(tmp_path).add(BAD)
+    repaired = record_of(tmp_path, 0)
     repaired.forget()
     repaired.add([])
-    assert repaired.counts() == {}
     assert not repaired.path.exists()
 
 
-def test_labels_that_are_not_unicode_are_recognised_again(tmp_path):
-    bad = [Rejection(os.fsdecode(b"\xff\xfe.png"), "cut", UNREADABLE)]
-
-    BadImages(tmp_path, max_bad_images=0.5, dataset_size=100).add(bad)
-    BadImages(tmp_path, max_bad_images=0.5, dataset_size=100).add(bad)
-
-    assert (tmp_path / "bad_images.txt").read_bytes() == b"unreadable\t\xff\xfe.png\tcut\n"
-
-
-@pytest.mark.parametrize(("dataset_size", "position"), [(200, 0), (None, 200 * 10)])
+@pytest.mark.parametrize(
+    ("size", "position", "fraction"), [(200, 0, 0.05), (None, 200 * 10, 0.005)]
+)
 def test_too_many_unreadable_images_stop_the_run_and_name_the_flag(
-    tmp_path, dataset_size, position
+    tmp_path, size, position, fraction
 ):
-    fraction = 0.05 if dataset_size else 0.005
-    record = BadImages(tmp_path, max_bad_images=fraction, dataset_size=dataset_size)
+    record = record_of(tmp_path, fraction, size)
     bad = [Rejection(f"{number}.png", "cut", UNREADABLE) for number in range(11)]
 
     record.add([Rejection(f"small {r.label}", "small", TOO_SMALL) for r in bad], position)
@@ -594,6 +552,4 @@ def test_too_many_unreadable_images_stop_the_run_and_name_the_flag(
 
 
 def test_one_bad_image_at_the_start_of_a_stream_is_no_verdict(tmp_path):
-    record = BadImages(tmp_path, max_bad_images=0.01, dataset_size=None)
-
-    record.add([Rejection("a.png", "cut", UNREADABLE)], position=1)
+    record_of(tmp_path, 0.01, None).add([Rejection("a.png", "cut", UNREADABLE)], position=1)

@@ -16,18 +16,18 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from shards import number_of, write_shards
+from shards import row_number, write_shards
 from test_data import assert_equal, merged
 
 from modules.data.images.synthetic import SyntheticImages
 from modules.data.loader import training_loader
-from modules.data.samplers.mixture import Shares
+from modules.data.samplers.order import Shares
 from modules.data.sources.hf_dataset import NamedDataset, load_rows
+from modules.data.sources.shard_files import Place
 from modules.data.streaming.lane_balance import warn_of_lanes
 from modules.data.streaming.lanes import Lane, RowStream, ShardRows
 from modules.data.streaming.reader import StreamedImages, StreamPosition
 from modules.data.streaming.rows import MixedRows, SourceRows
-from modules.data.streaming.shard_files import Place
 from modules.data.streaming.shards import Shards
 from modules.errors import ArgumentError
 
@@ -36,18 +36,8 @@ OPTIONS = {"latent_shape": (4, 2, 2), "seed": 7}
 LANES, LENGTH = 8, 6  # eight shards of as many pictures
 
 
-@pytest.fixture(autouse=True, scope="module")
-def offline(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
-        patch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-        datasets.disable_progress_bars()
-        yield
-
-
 def opened(folder: Path, buffer_size: int = 20) -> ShardRows:
-    loaded = load_rows(NamedDataset(str(folder), image_column="png"), streaming=True)
-    shards = Shards(loaded.rows, folder.name, loaded.files, loaded.direct)
+    shards = Shards(load_rows(NamedDataset(str(folder), image_column="png"), streaming=True))
     return ShardRows(shards, seed=7, buffer_size=buffer_size)
 
 
@@ -172,12 +162,12 @@ def test_any_number_of_lanes_draws_from_all_shards_and_resumes(streams, lanes, s
     for number in range(lanes):
         lane = Lane(number, lanes)
         whole = list(islice(rows.lane(lane), start + 60))
-        seen |= {number_of(row.open(None)) for row in whole}
+        seen |= {row_number(row) for row in whole}
         cursor = whole[start - 1].cursor if start else None
         resumed = islice(rows.lane(lane, start, cursor), 60)
         for ours, theirs in zip(resumed, whole[start:], strict=True):
             assert (ours.draw, ours.cursor) == (theirs.draw, theirs.cursor)
-            assert ours.open.args == theirs.open.args
+            assert ours.source.cells == theirs.source.cells
     assert len(seen) == LANES * LENGTH or lanes == 1  # one lane alone is asked for too few
 
 
@@ -186,7 +176,7 @@ def test_a_larger_buffer_shuffles_a_lane_further(tmp_path):
 
     def distance(buffer_size: int) -> float:
         rows = opened(tmp_path / "data", buffer_size).lane(Lane())
-        places = np.array([number_of(row.open(None)) for row in islice(rows, 200)])
+        places = np.array([row_number(row) for row in islice(rows, 200)])
         assert sorted(places) == list(range(200))
         return np.abs(places - np.arange(200)).mean()
 
@@ -206,7 +196,7 @@ def test_what_lies_before_the_place_is_not_read(kind, tmp_path, monkeypatch):
             read.append(content := super().read(size))
             return content
 
-    monkeypatch.setattr("modules.data.streaming.shard_files.open", Counted, raising=False)
+    monkeypatch.setattr("modules.data.sources.shard_files.open", Counted, raising=False)
     rows = list(shards.read(0))
     whole, every = sum(map(len, read)), file.stat().st_size
     assert every * 0.8 < whole < every + 70_000  # words are passed over; a parquet's end is read
@@ -225,8 +215,7 @@ def test_shards_that_are_far_away_are_entered_where_a_run_was(kind, tmp_path):
 
     name, files = kind.replace("tar", "webdataset"), [f"memory://{kind}/shard-00.{kind}"]
     dataset = NamedDataset(name, image_column="png", data_files=files)
-    loaded = load_rows(dataset, streaming=True)
-    shards = Shards(loaded.rows, "far", loaded.files, loaded.direct)
+    shards = Shards(load_rows(dataset, streaming=True))
     for row in (0, 1, 17, 29):
         place = near[row - 1][1] if row else Place()
         assert list(shards.read(0, place)) == near[row:]
@@ -236,15 +225,15 @@ def test_lanes_without_images_read_the_shards_of_the_others(tmp_path, caplog):
     write_shards(tmp_path / "data", "parquet", [4, 0, 5])
     rows = opened(tmp_path / "data")
     with caplog.at_level(logging.WARNING):
-        seen = [number_of(row.open(None)) for row in islice(rows.lane(Lane(1, 3)), 18)]
+        seen = [row_number(row) for row in islice(rows.lane(Lane(1, 3)), 18)]
     assert sorted(seen) == sorted([*range(9)] * 2)
     assert "data has no images for lane 1 of 3" in caplog.messages[0]
     cursor = next(islice(rows.lane(Lane(1, 3)), 7, None)).cursor
-    again = [number_of(row.open(None)) for row in islice(rows.lane(Lane(1, 3), 8, cursor), 10)]
+    again = [row_number(row) for row in islice(rows.lane(Lane(1, 3), 8, cursor), 10)]
     assert again == seen[8:]
 
     write_shards(tmp_path / "empty", "parquet", [0, 0])
-    with pytest.raises(ArgumentError, match="--dataset_name=empty has no images to train on"):
+    with pytest.raises(ArgumentError, match=r"--dataset_name=\S+empty has no images to train on"):
         next(opened(tmp_path / "empty").lane(Lane(1, 2)))
 
 
@@ -263,7 +252,7 @@ def test_other_shards_begin_the_epoch_again(streams, tmp_path):
         rows = list(islice(images.lane(3, 99).rows, 40))
         assert rows[0].draw[0] in (epoch, 8)  # of the synthetic set, which has no cursor
         if kind == "tar":
-            seen = [number_of(row.open(None)) for row in rows[:LENGTH]]
+            seen = [row_number(row) for row in rows[:LENGTH]]
             assert sorted(seen) == list(range(3 * LENGTH, 4 * LENGTH))
     assert StreamPosition.restored(None, anew=False).state_dict() is None
 

@@ -23,7 +23,7 @@ from modules.config.command_line import resolve_arguments
 from modules.data.images import image_kinds
 from modules.data.images.images import UnreadableImage
 from modules.data.sources.files import fingerprint
-from modules.data.sources.hf_dataset import IMAGE, NamedDataset, load_rows
+from modules.data.sources.hf_dataset import IMAGE, LoadedRows, NamedDataset, load_rows
 from modules.data.sources.open import (
     FileSource,
     RowSource,
@@ -35,13 +35,6 @@ from modules.data.sources.open import (
 from modules.data.sources.parts import Subset, hold_back, random_subset
 
 COLOURS = [(40 * number, 255 - 40 * number, 10) for number in range(6)]
-
-
-@pytest.fixture(autouse=True)
-def offline(monkeypatch, tmp_path_factory):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    datasets.disable_progress_bars()
 
 
 def png(number: int) -> bytes:
@@ -109,27 +102,21 @@ WRITERS = [
 
 
 @pytest.mark.parametrize(("write", "column"), WRITERS)
-def test_a_local_dataset_of_any_kind_gives_all_its_pictures(write, column, tmp_path):
+def test_a_local_dataset_of_any_kind_gives_all_its_pictures_streamed_or_not(
+    write, column, tmp_path
+):
     folder = tmp_path / "data"
     write(folder)
+    dataset = NamedDataset(str(folder), image_column=column)
 
-    source = open_rows(NamedDataset(str(folder), image_column=column))
+    source = open_rows(dataset)
+    stream = load_rows(dataset, streaming=True).rows
 
     assert sorted(colours(source)) == sorted(COLOURS)
     assert source.name == str(folder)
     assert len({source.label(index) for index in range(6)}) == 6
-
-
-@pytest.mark.parametrize(("write", "column"), WRITERS)
-def test_a_streamed_dataset_of_any_kind_gives_the_same_pictures(write, column, tmp_path):
-    folder = tmp_path / "data"
-    write(folder)
-
-    stream = load_rows(NamedDataset(str(folder), image_column=column), streaming=True).rows
-
     assert isinstance(stream, datasets.IterableDataset)
-    rows = [batch[IMAGE][0] for batch in stream.iter(batch_size=1)]
-    contents = [encoded_image(row) for row in rows]
+    contents = [encoded_image(row[IMAGE]) for row in stream]
     loaded = {c if isinstance(c, bytes) else Path(c).read_bytes() for c in contents}
     assert loaded == {png(number) for number in range(6)}
 
@@ -151,16 +138,6 @@ def test_a_split_is_chosen_by_name(tmp_path):
     source = open_rows(NamedDataset(str(tmp_path / "data"), split="validation"))
 
     assert colours(source) == [COLOURS[5]]
-
-
-def test_data_files_choose_among_the_files(tmp_path):
-    write_webdataset(tmp_path / "data")
-
-    source = open_rows(
-        NamedDataset(str(tmp_path / "data"), data_files=["shard-1.tar"], image_column="png")
-    )
-
-    assert colours(source) == COLOURS[3:]
 
 
 def test_a_folder_is_searched_recursively_in_sorted_order_whatever_the_names(tmp_path):
@@ -448,7 +425,7 @@ def test_an_unreadable_picture_is_refused_only_when_it_is_opened(tmp_path):
         open_folder(str(tmp_path)),
         open_rows(NamedDataset(str(tmp_path))),
         FileSource([tmp_path / "missing.png"]),
-        RowSource(datasets.Dataset.from_dict({IMAGE: [None]}), "rows"),
+        RowSource(LoadedRows(datasets.Dataset.from_dict({IMAGE: [None]}), "rows")),
     ):
         with pytest.raises(UnreadableImage):
             colours(source)
@@ -493,7 +470,7 @@ def test_large_jpegs_are_decoded_smaller_where_a_target_is_given(tmp_path):
         {IMAGE: [{"bytes": (tmp_path / "large.jpg").read_bytes(), "path": None}]}
     )
 
-    for whole in (open_folder(tmp_path), RowSource(rows, "rows")):
+    for whole in (open_folder(tmp_path), RowSource(LoadedRows(rows, "rows"))):
         for source in (whole, Subset(whole, [0])):
             assert source.open(0, 32).size == (100, 75)
             assert source.open(0).size == (400, 300)

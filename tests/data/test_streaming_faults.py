@@ -17,13 +17,13 @@ from pathlib import Path
 import datasets
 import pytest
 from launching import finish_together, launch, launch_together, succeed
-from shards import WRITERS, number_of, write_shards
+from shards import WRITERS, number_of, row_number, write_shards
 from survival import RESUME, Variant, command
 
 from modules.data.sources import files as data_files
 from modules.data.sources import open as sources
 from modules.data.sources.files import NETWORK_ERRORS, fingerprint
-from modules.data.sources.hf_dataset import IMAGE, NamedDataset, load_rows
+from modules.data.sources.hf_dataset import IMAGE, LoadedRows, NamedDataset, load_rows
 from modules.data.streaming.lanes import Lane, ShardRows
 from modules.data.streaming.shards import SHARDS_AT_ONCE, Shards
 from modules.errors import ArgumentError, RunStopped
@@ -34,16 +34,9 @@ from modules.training.run import Run
 KINDS = pytest.mark.parametrize("kind", ["parquet", "tar"])
 
 
-@pytest.fixture(autouse=True)
-def offline(monkeypatch, tmp_path_factory):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    datasets.disable_progress_bars()
-
-
 def opened(name: object, **options) -> Shards:
-    loaded = load_rows(NamedDataset(str(name), image_column="png", **options), streaming=True)
-    return Shards(loaded.rows, str(name), loaded.files, loaded.direct)
+    dataset = NamedDataset(str(name), image_column="png", **options)
+    return Shards(load_rows(dataset, streaming=True))
 
 
 def rows_of(shards: Shards, buffer_size: int = 1) -> ShardRows:
@@ -51,7 +44,7 @@ def rows_of(shards: Shards, buffer_size: int = 1) -> ShardRows:
 
 
 def numbers(rows: ShardRows, count: int) -> list[int]:
-    return [number_of(row.open(None)) for row in islice(rows.lane(Lane()), count)]
+    return [row_number(row) for row in islice(rows.lane(Lane()), count)]
 
 
 @KINDS
@@ -156,9 +149,9 @@ def test_pictures_missing_from_a_tar_of_other_columns_are_named_one_by_one(tmp_p
     failed = set()
     for row in islice(rows_of(opened(tmp_path / "data")).lane(Lane()), 12):
         try:
-            row.open(None)
+            row_number(row)
         except ValueError:
-            failed.add(row.label())
+            failed.add(row.source.label(row.index))
     assert len(failed) == 4
     assert all("(no png among its pdf, txt)" in label for label in failed)
 
@@ -267,7 +260,7 @@ def test_a_connection_that_breaks_is_taken_up_where_it_broke(error, files, waite
     rows = Unreliable({0: 1, 4: 3, 5: 3}, error)
 
     with caplog.at_level(logging.WARNING):
-        cells = list(Shards(rows, "far", files).read(0))
+        cells = list(Shards(LoadedRows(rows, "far", files=files)).read(0))
 
     assert [cell["path"] for cell, _ in cells] == [str(row) for row in range(10)]
     assert waited == [2, 2, 10, 30, 2, 10, 30]
@@ -279,7 +272,7 @@ def test_a_connection_that_breaks_is_taken_up_where_it_broke(error, files, waite
 def test_a_connection_that_stays_broken_ends_the_run_with_a_message(waited):
     rows = Unreliable({7: 1000}, ConnectionError("gone"))
     with pytest.raises(RunStopped, match="shard 1 of 1 of far cannot be read after row 7: Conn"):
-        list(Shards(rows, "far").read(0))
+        list(Shards(LoadedRows(rows, "far")).read(0))
     assert waited == [2, 10, 30]
 
 
@@ -306,7 +299,7 @@ def test_a_picture_in_a_file_of_its_own_far_away_is_waited_for_too(failures, wai
 def test_what_will_not_mend_itself_is_not_waited_for(error, waited):
     files = (REMOTE,) if isinstance(error, FileNotFoundError) else ("here.tar",)
     with pytest.raises(RunStopped, match=f"{files[0]} cannot be read.*Restore this shard"):
-        list(Shards(Unreliable({2: 1}, error), "far", files).read(0))
+        list(Shards(LoadedRows(Unreliable({2: 1}, error), "far", files=files)).read(0))
     assert waited == []
 
 
@@ -336,11 +329,9 @@ def test_sizes_of_a_million_files_are_not_all_asked_for(monkeypatch):
 
 
 def argv_for(folder: Path, data: Path, steps: int, *more: object) -> list[str]:
-    argv = command(folder, steps, Variant(1, False, 1), *more, "--dataset_name", data,
+    return command(folder, steps, Variant(1, False, 1), *more, "--dataset_name", data,
                    "--image_column", "png", "--streaming", "--shuffle_buffer_size", 3,
                    "--num_validation_images", 2)  # fmt: skip
-    del argv[argv.index("synthetic") - 1 : argv.index("synthetic") + 1]
-    return argv
 
 
 def break_after_step(path: str, fault, step: int) -> None:
@@ -406,9 +397,7 @@ def test_files_that_are_exchanged_between_two_launches_are_noticed(change, pictu
 
 
 def argv_for_folder(folder: Path, data: Path, steps: int) -> list[str]:
-    argv = command(folder, steps, Variant(0, False, 1), "--train_data_dir", data)
-    del argv[argv.index("--dataset_name") : argv.index("synthetic") + 1]
-    return argv
+    return command(folder, steps, Variant(0, False, 1), "--train_data_dir", data)
 
 
 def forget_the_data() -> None:

@@ -67,31 +67,21 @@ def test_the_spectrum_falls_off_like_that_of_photographs() -> None:
     assert -1.5 < slope < -0.8
 
 
-def test_sources_survive_pickling() -> None:
+def test_sources_survive_pickling_and_labels_tell_pictures_apart() -> None:
     source = SyntheticImages(4, 32, seed=3)
     copy = pickle.loads(pickle.dumps(source))
-    assert len(copy) == 4
-    assert copy.name == "synthetic"
-    assert copy.label(2) == source.label(2)
+    assert (len(copy), copy.name, copy.label(2)) == (4, "synthetic", source.label(2))
     assert copy.open(2).tobytes() == source.open(2).tobytes()
-
-
-def test_labels_tell_pictures_apart() -> None:
     labels = {SyntheticImages(3, 16, seed).label(index) for seed in range(2) for index in range(3)}
     assert len(labels) == 6
 
 
-@pytest.mark.parametrize("index", [-1, 4])
-def test_there_is_no_picture_outside_the_set(index: int) -> None:
-    with pytest.raises(IndexError, match=f"image {index} of 4"):
-        SyntheticImages(4, 16).open(index)
-
-
-def test_impossible_sizes_are_refused() -> None:
+def test_impossible_sizes_and_places_are_refused() -> None:
     with pytest.raises(ValueError, match="--resolution=15"):
         SyntheticImages(1, 15)
-    with pytest.raises(ValueError, match="num_images=0"):
-        SyntheticImages(0, 16)
+    for index in (-1, 4):
+        with pytest.raises(IndexError, match=f"image {index} of 4"):
+            SyntheticImages(4, 16).open(index)
 
 
 def test_noise_has_zero_mean_and_unit_deviation() -> None:

@@ -11,6 +11,8 @@ import datasets
 import numpy as np
 from PIL import Image
 
+from modules.data.streaming.lanes import Row
+
 SIDE = 24
 
 
@@ -58,3 +60,8 @@ def write_shards(folder: Path, kind: str, sizes: Sequence[int], start: int = 0) 
 def number_of(picture: Image.Image) -> int:
     """The number of a picture, whatever crop of it this is."""
     return picture.getpixel((0, 0))[0]
+
+
+def row_number(row: Row) -> int:
+    """The number of the picture of a row of a stream."""
+    return number_of(row.source.open(row.index))

@@ -47,8 +47,10 @@ class Variant:
 def command(output_dir: Path, steps: int, variant: Variant, *more: object) -> list[str]:
     """A tiny run with an average, frequent checkpoints, rotation, validations and exports."""
     adversary = ADVERSARIAL if variant.gan else ["--disc_factor", "0"]
+    has_images = {"--dataset_name", "--train_data_dir"}.intersection(map(str, more))
+    images = [] if has_images else ["--dataset_name", "synthetic"]
     return [
-        *TINY, *adversary, "--dataset_name", "synthetic", "--output_dir", str(output_dir),
+        *TINY, *adversary, *images, "--output_dir", str(output_dir),
         "--train_batch_size", "2", "--use_ema", "--max_train_steps", str(steps),
         "--gradient_accumulation_steps", str(variant.accumulation),
         "--dataloader_num_workers", str(variant.workers),

@@ -100,7 +100,6 @@ def test_a_run_over_all_of_them_ends_well_and_names_each_bad_one_once(zoo, tmp_p
     argv = command(tmp_path, 8, Variant(workers, False, 2), "--train_batch_size", 8,
                    "--max_bad_images", 1, "--train_data_dir", used[0].parent,
                    "--validation_image", used[1], "--logging_steps", 3)  # fmt: skip
-    del argv[argv.index("--dataset_name") : argv.index("synthetic") + 1]
     code, output = launch(argv).wait()
     assert code == 0, output
     lines = (tmp_path / "bad_images.txt").read_text(encoding="utf-8").splitlines()
@@ -116,7 +115,6 @@ def test_what_was_met_before_a_checkpoint_is_named_though_no_row_was_due(zoo, tm
     argv = command(tmp_path, 8, Variant(0, False, 1), "--train_batch_size", 23,
                    "--max_bad_images", 1, "--train_data_dir", used[0].parent,
                    "--validation_image", used[1], "--logging_steps", 100)  # fmt: skip
-    del argv[argv.index("--dataset_name") : argv.index("synthetic") + 1]
     code, output = launch(argv, partial(signal_at, "modules.training.run:clip_gradients")).wait()
     assert code == 0, output
     assert (tmp_path / "checkpoints" / "step-000001").is_dir()

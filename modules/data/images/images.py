@@ -6,8 +6,6 @@ import io
 import math
 import os
 import stat
-import struct
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +18,7 @@ from torch import Tensor
 
 from modules.data.images.image_kinds import formats, unread_format
 from modules.data.images.pixel_parts import JPEG, PNG, pixel_chunks, pixel_segments
+from modules.errors import LIBRARY_ERRORS
 
 # 134 million. Decoding takes 8 bytes a pixel, 12 of AVIF and floating point, so never more than 1.6
 # GB: JPEG2000 and WebP, which take 20 and 17, stop at half as many. A JPEG may have twice as many:
@@ -39,13 +38,9 @@ MAX_ASPECT = 64  # of a picture that is resized whole
 REDUCING_GAP = 4.0  # box-reduce first where the filter still does a 4-fold step: 54 dB or more
 FILTERS = {"lanczos": Image.Resampling.LANCZOS, "bicubic": Image.Resampling.BICUBIC}
 
-# What PIL's decoders and its reading of EXIF raise on damaged bytes: six of these in half a million
-# damaged files, the others by PIL's source. Running out of memory is not among them.
-DECODE_ERRORS = (
-    OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, KeyError, IndexError,
-    TypeError, AttributeError, AssertionError, ArithmeticError, RuntimeError,
-    Image.DecompressionBombError,
-)  # fmt: skip
+# What PIL raises on damaged bytes and EXIF data, by half a million damaged files and by its source.
+# Running out of memory is not among them.
+DECODE_ERRORS = (*LIBRARY_ERRORS, SyntaxError, Image.DecompressionBombError)
 UPRIGHT_FROM = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -76,9 +71,9 @@ def decode(file: bytes | str | Path, target: int | None = None) -> Image.Image:
     """
     with _open(file) as image:
         _load(image, target)
-        orientation, picture = _orientation(image), _to_colours(image)
+        method, picture = UPRIGHT_FROM.get(_orientation(image)), _to_colours(image)
     del image  # its memory is needed to turn the picture
-    return _upright(picture, orientation)
+    return picture if method is None else picture.transpose(method)
 
 
 def upright_shape(file: bytes | str | Path) -> tuple[int, int]:
@@ -124,10 +119,10 @@ def _stream(file: bytes | str | Path) -> BinaryIO:
 
 def _identify(stream: BinaryIO) -> Image.Image:
     size = stream.seek(0, io.SEEK_END)
-    if size == 0:
-        raise UnreadableImage("the file is empty")
     stream.seek(0)
     start = stream.read(16)
+    if not start:
+        raise UnreadableImage("the file is empty")
     if start.startswith(PNG):
         try:
             return Image.open(pixel_chunks(stream), formats=("PNG",))
@@ -196,11 +191,6 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _upright(image: Image.Image, orientation: int) -> Image.Image:
-    method = UPRIGHT_FROM.get(orientation)
-    return image if method is None else image.transpose(method)
-
-
 def center_crop_adm(image: Image.Image, resolution: int) -> Image.Image:
     """The centre crop of ADM (Dhariwal & Nichol 2021), which most published rFIDs are measured on.
 
@@ -247,13 +237,6 @@ def random_crop(
         box=(left, top, left + part_width, top + part_height),
         reducing_gap=REDUCING_GAP,
     )
-
-
-def center_crop(
-    image: Image.Image, size: int | tuple[int, int], *, interpolation: str = "lanczos"
-) -> Image.Image:
-    """As `random_crop`, from the middle."""
-    return random_crop(image, size, position=(0.5, 0.5), interpolation=interpolation)
 
 
 def to_uint8_tensor(image: Image.Image) -> Tensor:

@@ -15,8 +15,9 @@ EXIF_BY_TEXT = (b"Raw profile type exif\0", b"XML:com.adobe.xmp\0")  # in text c
 MAX_EXIF = 2**16  # bytes of a chunk, the most that a JPEG can hold of it
 # Of a JPEG's segments of applications, those that turn its picture or say what its colours are: how
 # they begin, and how much of them is needed for that.
-KEPT = ((0xE0, b"JFIF\0", 14), (0xE1, b"Exif\0\0", 14), (0xEE, b"Adobe", 12))
-COMMENT, START_OF_SCAN = 0xFE, 0xDA
+KEPT = {0xE0: (b"JFIF\0", 14), 0xE1: (b"Exif\0\0", 14), 0xEE: (b"Adobe", 12)}
+BESIDE = {*range(0xE0, 0xF0), 0xFE}  # segments of applications, and comments
+START_OF_SCAN = 0xDA
 
 
 def pixel_chunks(file: BinaryIO, with_exif: bool = True) -> BinaryIO:
@@ -27,8 +28,8 @@ def pixel_chunks(file: BinaryIO, with_exif: bool = True) -> BinaryIO:
     with_exif is False. Nothing is decompressed.
     """
     header, exif, pixels = [(0, len(PNG))], [], []
-    start = len(PNG)
-    while True:
+    start, kind = len(PNG), b""
+    while kind != b"IEND":
         file.seek(start)
         head = file.read(8)
         length, kind = int.from_bytes(head[:4], "big") + 12, head[4:]
@@ -39,9 +40,7 @@ def pixel_chunks(file: BinaryIO, with_exif: bool = True) -> BinaryIO:
         elif with_exif and length <= MAX_EXIF and _is_whole_exif(kind, file.read(length - 8)):
             exif.append((start, length))
         start += length
-        if kind == b"IEND":
-            break
-    return io.BufferedReader(_Parts(file, _joined(header + exif + pixels)), 2**16)
+    return _as_file(file, header + exif + pixels)
 
 
 def pixel_segments(file: BinaryIO) -> BinaryIO:
@@ -53,19 +52,17 @@ def pixel_segments(file: BinaryIO) -> BinaryIO:
     while True:
         file.seek(start)
         head = file.read(4)
-        kind, length = head[1:2], int.from_bytes(head[2:], "big") + 2
-        if len(head) < 4 or head[:1] != b"\xff" or kind[0] == START_OF_SCAN:
+        if len(head) < 4 or head[0] != 0xFF or head[1] == START_OF_SCAN:
             break  # from here on pixels, or nothing that is known
+        length = int.from_bytes(head[2:], "big") + 2
         content = file.read(min(length - 4, 14))
-        beside = kind[0] in (*range(0xE0, 0xF0), COMMENT)
-        if not beside or any(
-            kind[0] == marker and content.startswith(name) and len(content) >= size
-            for marker, name, size in KEPT
-        ):
+        name, least = KEPT.get(head[1], (None, 0))
+        is_kept = name is not None and content.startswith(name) and len(content) >= least
+        if is_kept or head[1] not in BESIDE:
             parts.append((start, length))
         start += length
     parts.append((start, file.seek(0, io.SEEK_END) - start))
-    return io.BufferedReader(_Parts(file, _joined(parts)), 2**16)
+    return _as_file(file, parts)
 
 
 def _is_whole_exif(kind: bytes, content: bytes) -> bool:
@@ -74,21 +71,12 @@ def _is_whole_exif(kind: bytes, content: bytes) -> bool:
     return (kind == b"eXIf" or is_text) and zlib.crc32(kind + data).to_bytes(4, "big") == checksum
 
 
-def _joined(parts: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """(start, length) of runs of bytes, those that follow each other as one."""
-    joined = parts[:1]
-    for start, length in parts[1:]:
-        last_start, last_length = joined[-1]
-        if start == last_start + last_length:
-            joined[-1] = last_start, last_length + length
-        else:
-            joined.append((start, length))
-    return joined
+def _as_file(file: BinaryIO, parts: list[tuple[int, int]]) -> BinaryIO:
+    """Parts (start, length) of a file, as one file. No two readers may share the file."""
+    return io.BufferedReader(_Parts(file, parts), 2**16)
 
 
 class _Parts(io.RawIOBase):
-    """Parts (start, length) of a file, as one file. No two readers may share the file."""
-
     def __init__(self, file: BinaryIO, parts: list[tuple[int, int]]) -> None:
         self.file, self.position = file, 0
         self.offsets = [0, *accumulate(length for _, length in parts)]  # of the parts in this file

@@ -8,20 +8,23 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from modules.data.images.images import UnreadableImage, center_crop, random_crop
+from modules.data.images.images import UnreadableImage, random_crop
 from modules.data.images.images import to_uint8_tensor as to_tensor
 from modules.errors import RunStopped
 from modules.image_modes import in_mode
 from modules.seeding import seed_for
+
+if TYPE_CHECKING:
+    from modules.data.sources.parts import ImageSource
 
 MAX_ATTEMPTS = 100  # pictures tried in a row for one sample; so many failures are no accident
 UNREADABLE, TOO_SMALL = "unreadable", "too small"
@@ -33,13 +36,6 @@ class Rejection(NamedTuple):
     label: str
     reason: str
     kind: str  # UNREADABLE or TOO_SMALL
-
-
-class Candidate(NamedTuple):
-    """A picture that may become the sample."""
-
-    open: Callable[[], Image.Image]
-    label: Callable[[], str]
 
 
 class Sample(NamedTuple):
@@ -73,45 +69,41 @@ class SampleMaker:
     fast_jpeg_decoding: bool = False
     image_mode: str = "RGB"
 
-    @property
-    def resolutions(self) -> tuple[int, ...]:
-        """Those that a batch may have."""
-        return self.train_resolutions or (self.resolution,)
-
     def resolution_at(self, position: int) -> int:
         """The resolution of the batch of all processes that begins at `position`.
 
         It is the same for all of them: they wait for each other, so the slowest sets the pace.
         """
-        draw = seed_for(self.seed, "resolution", position)
-        return self.resolutions[draw % len(self.resolutions)]
-
-    def target(self, resolution: int) -> int | None:
-        """The shorter side, in pixels, that a decoder must not fall short of; None: decode all."""
-        if not self.fast_jpeg_decoding:
-            return None
-        return max(resolution, self.min_image_size or 0)
+        choices = self.train_resolutions or (self.resolution,)
+        return choices[seed_for(self.seed, "resolution", position) % len(choices)]
 
     def make(
         self,
-        candidates: Iterable[Candidate],
+        candidates: Iterable[tuple[ImageSource, int]],
         position: int,
         draw: tuple[int, int],
-        shape: tuple[int, int],
+        resolution: int,
+        shape: tuple[int, int] | None = None,
     ) -> Sample:
         """The sample at `position`, from the first candidate that can be used.
 
-        draw: what the crop and the mirroring belong to. shape: (H, W). Raises RunStopped when
+        candidates: (source, index) of pictures. draw: what the crop and the mirroring belong to.
+        resolution: of the batch. shape: (H, W), if not a square of it. Raises RunStopped when
         MAX_ATTEMPTS candidates in a row cannot be used.
         """
         rejected: list[Rejection] = []
-        for candidate in islice(candidates, MAX_ATTEMPTS):
+        shape = shape or (resolution, resolution)
+        least = max(resolution, self.min_image_size or 0) if self.fast_jpeg_decoding else None
+        for source, index in islice(candidates, MAX_ATTEMPTS):
             try:
-                picture = candidate.open()
-                self._require_size(picture)
+                picture = source.open(index, least)
             except UnreadableImage as error:
-                kind = TOO_SMALL if isinstance(error, TooSmall) else UNREADABLE
-                rejected.append(Rejection(candidate.label(), str(error), kind))
+                rejected.append(Rejection(source.label(index), str(error), UNREADABLE))
+                continue
+            if self.min_image_size is not None and min(picture.size) < self.min_image_size:
+                reason = f"{picture.width}x{picture.height} is below --min_image_size"
+                reason += f"={self.min_image_size}"
+                rejected.append(Rejection(source.label(index), reason, TOO_SMALL))
                 continue
             upscaled = picture.height < shape[0] or picture.width < shape[1]
             image = to_tensor(self._augment(picture, shape, seed_for(self.seed, "crop", *draw)))
@@ -124,21 +116,12 @@ class SampleMaker:
             "--min_image_size"
         )
 
-    def _require_size(self, picture: Image.Image) -> None:
-        if self.min_image_size is not None and min(picture.size) < self.min_image_size:
-            raise TooSmall(
-                f"{picture.width}x{picture.height} is below --min_image_size={self.min_image_size}"
-            )
-
     def _augment(self, picture: Image.Image, shape: tuple[int, int], seed: int) -> Image.Image:
         draw, picture = random.Random(seed), in_mode(picture, self.image_mode)
         position, mirrored = (draw.random(), draw.random()), draw.random() < 0.5
         if self.crop == "center":
-            picture = center_crop(picture, shape, interpolation=self.interpolation)
-        else:
-            picture = random_crop(
-                picture, shape, position=position, interpolation=self.interpolation
-            )
+            position = (0.5, 0.5)
+        picture = random_crop(picture, shape, position=position, interpolation=self.interpolation)
         return ImageOps.mirror(picture) if self.random_flip and mirrored else picture
 
     def _noise(self, position: int, shape: tuple[int, int]) -> Tensor:
@@ -146,10 +129,6 @@ class SampleMaker:
         size = [side * n // self.resolution for side, n in zip(latent, shape, strict=True)]
         generator = torch.Generator().manual_seed(seed_for(self.seed, "noise", position))
         return torch.randn(channels, *size, generator=generator)
-
-
-class TooSmall(UnreadableImage):
-    """The picture is fine but smaller than the user wants."""
 
 
 def collate(samples: list[Sample]) -> dict[str, Any]:

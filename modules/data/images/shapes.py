@@ -1,7 +1,7 @@
 """Shapes with material, light and shadow: the objects of which synthetic pictures are made.
 
-Letters as in textures.py: R resolution; canvases [R, R, 3] in [0, 1], changed in place by
-what paints on them; positions in [-1, 1], x to the right and y down.
+Letters as in textures.py: R resolution; canvases [R, R, 3] in [0, 1], changed in place by what
+paints on them; positions in [-1, 1], x to the right and y down.
 """
 
 from __future__ import annotations
@@ -38,19 +38,23 @@ def font(size: int) -> ImageFont.FreeTypeFont:
 
 
 def stencil(resolution: int) -> tuple[Image.Image, ImageDraw.ImageDraw]:
+    """An empty mask OVERSAMPLING times as large, and what draws on it."""
     large = Image.new("L", (resolution * OVERSAMPLING,) * 2)
     return large, ImageDraw.Draw(large)
 
 
 def shape_mask(
-    rng: Random, resolution: int, kind: str, centre: tuple[float, float], radius: float
+    rng: Random, resolution: int, kind: str, centre: np.ndarray, radius: float
 ) -> Image.Image:
-    """Coverage (mode L, R x R) of one shape: ellipse, box, polygon, blob, stroke or glyph."""
+    """Coverage (mode L, R x R) of a ball, ellipse, box, polygon, blob, stroke or glyph."""
     large, draw = stencil(resolution)
     half = resolution * OVERSAMPLING / 2
-    x, y = (centre[0] + 1) * half, (centre[1] + 1) * half
+    x, y = (centre + 1) * half
 
-    if kind == "glyph":
+    if kind == "ball":
+        box = np.concatenate([centre - radius, centre + radius])
+        draw.ellipse(list((box + 1) * large.width / 2), 255)
+    elif kind == "glyph":
         size = max(8, round(1.8 * radius * 16) * large.width // 32)
         draw.text((x, y), LETTERS[rng.randint(len(LETTERS))], 255, font(size), anchor="mm")
         large = large.rotate(rng.uniform(-30, 30), center=(x, y))
@@ -70,7 +74,7 @@ def shape_mask(
 def cut_out(rng: Random, resolution: int) -> Image.Image:
     """Alpha (mode L): of a quarter opaque, else of a shape with sharp, soft or glassy edges."""
     kind = rng.choice(["ellipse", "blob", "polygon", "glyph"])
-    mask = shape_mask(rng, resolution, kind, tuple(rng.uniform(-0.3, 0.3, 2)), rng.uniform(0.5, 1))
+    mask = shape_mask(rng, resolution, kind, rng.uniform(-0.3, 0.3, 2), rng.uniform(0.5, 1))
     soft = mask.filter(ImageFilter.GaussianBlur(float(rng.choice([0, 0, 0.05]) * resolution)))
     least = int(rng.choice([0, 0, 100, 255]))
     return soft.point([least + value * (255 - least) // 255 for value in range(256)])
@@ -96,9 +100,9 @@ def cast_shadow(canvas: np.ndarray, mask: Image.Image, light: np.ndarray, depth:
 
 def relief(mask: Image.Image, light: np.ndarray, roundness: float) -> np.ndarray:
     """Brightness [R, R] around 1 of a shape that swells: its blurred mask is its height."""
-    height = as_field(mask.filter(ImageFilter.GaussianBlur(roundness * mask.width / 2)))
-    down, across = np.gradient(height)
-    slope = (across * light[0] + down * light[1]) * (roundness * mask.width / 2)
+    reach = roundness * mask.width / 2
+    down, across = np.gradient(as_field(mask.filter(ImageFilter.GaussianBlur(reach))))
+    slope = (across * light[0] + down * light[1]) * reach
     return 1 - np.clip(1.3 * slope, -0.65, 0.65)
 
 
@@ -117,16 +121,36 @@ def add_object(rng: Random, canvas: np.ndarray, palette: np.ndarray, light: np.n
     kind = rng.choice(["ball", "ellipse", "box", "polygon", "blob", "stroke", "glyph"])
     centre, radius = rng.uniform(-0.85, 0.85, 2), rng.uniform(0.15, 0.6)
     fill = surface(rng, resolution, palette)
+    mask = shape_mask(rng, resolution, kind, centre, radius)
     if kind == "ball":
-        large, draw = stencil(resolution)
-        box = np.concatenate([centre - radius, centre + radius])
-        draw.ellipse([(edge + 1) * large.width / 2 for edge in box], 255)
-        mask, shade = large.reduce(OVERSAMPLING), ball_shade(resolution, centre, radius, light)
+        shade = ball_shade(resolution, centre, radius, light)
     else:
-        mask = shape_mask(rng, resolution, kind, tuple(centre), radius)
         shade = relief(mask, light, rng.uniform(0.03, 0.12)) * rng.uniform(0.85, 1.15)
     cast_shadow(canvas, mask, light, rng.uniform(0.05, 0.25))
     blend(canvas, np.clip(fill * shade[..., None], 0, 1), as_field(mask))
+
+
+def add_bar(rng: Random, canvas: np.ndarray, palette: np.ndarray) -> None:
+    """Paints a rectangle in one colour over `canvas` in place."""
+    large, draw = stencil(len(canvas))
+    left, top, width, height = rng.uniform(0, 0.8, 4) * large.width
+    draw.rectangle((left, top, left + width, top + height / 3), 255)
+    blend(canvas, palette[rng.randint(6)], as_field(large.reduce(OVERSAMPLING)))
+
+
+def add_letters(rng: Random, canvas: np.ndarray, ink: np.ndarray) -> None:
+    """Prints lines of letters over `canvas` in place, half of the time aslant."""
+    large, draw = stencil(len(canvas))
+    left, top = rng.uniform(0.02, 0.2, 2)
+    while top < 0.9:
+        size = rng.choice([0.12, 0.18, 0.3, 0.5])
+        for i, letter in enumerate(rng.choice(list(LETTERS), rng.randint(2, 9))):
+            # One by one, evenly spaced: kerning differs between builds of Pillow.
+            x, y = np.array((left + (i + 0.5) * 0.62 * size, top + size / 2)) * large.width
+            draw.text((x, y), letter, 255, font(int(size * large.width)), "mm")
+        top += size * rng.uniform(0.9, 1.4)
+    tilted = large.rotate(rng.choice([0, rng.uniform(-40, 40)]), Image.Resampling.BILINEAR)
+    blend(canvas, ink, as_field(tilted.reduce(OVERSAMPLING)))
 
 
 def draw_light(rng: Random) -> np.ndarray:

@@ -14,17 +14,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from modules.data.images.shapes import (
-    LETTERS,
-    OVERSAMPLING,
-    add_object,
-    as_field,
-    blend,
-    cut_out,
-    draw_light,
-    font,
-    stencil,
-)
+from modules.data.images.shapes import add_bar, add_letters, add_object, blend, cut_out, draw_light
 from modules.data.images.textures import (
     TEXTURES,
     Random,
@@ -48,7 +38,7 @@ class SyntheticImages:
 
     The same scene is drawn at every resolution, with finer texture at larger ones. alpha: most
     pictures are cut out by a shape, mode RGBA.
-    Raises ValueError for a resolution below 16 or fewer than one image.
+    Raises ArgumentError for a resolution below 16.
     """
 
     name = "synthetic"
@@ -56,15 +46,13 @@ class SyntheticImages:
     def __init__(
         self, num_images: int, resolution: int, seed: int = 0, alpha: bool = False
     ) -> None:
-        if num_images < 1:
-            raise ValueError(f"num_images={num_images} must be >= 1")
         if resolution < MIN_RESOLUTION:
             raise ArgumentError(
                 f"--resolution={resolution} must be at least {MIN_RESOLUTION} for the synthetic "
                 "set; raise it, or train on images of your own"
             )
-        self.num_images, self.resolution, self.seed = num_images, resolution, seed
-        self.alpha = alpha
+        self.num_images, self.resolution = num_images, resolution
+        self.seed, self.alpha = seed, alpha
 
     def __len__(self) -> int:
         return self.num_images
@@ -156,24 +144,8 @@ def poster(rng: Random, resolution: int, palette: np.ndarray) -> np.ndarray:
     """Lines of letters of several sizes on a plain or textured ground, with a bar or two."""
     canvas, ink = surface(rng, resolution, palette), palette[rng.choice([0, 5])]
     for _ in range(rng.randint(0, 3)):
-        large, draw = stencil(resolution)
-        left, top, width, height = rng.uniform(0, 0.8, 4) * large.width
-        draw.rectangle((left, top, left + width, top + height / 3), 255)
-        blend(canvas, palette[rng.randint(6)], as_field(large.reduce(OVERSAMPLING)))
-
-    large, draw = stencil(resolution)
-    left, top = rng.uniform(0.02, 0.2, 2)
-    while top < 0.9:
-        size = rng.choice([0.12, 0.18, 0.3, 0.5])
-        for i, letter in enumerate(rng.choice(list(LETTERS), rng.randint(2, 9))):
-            # One by one, evenly spaced: kerning differs between builds of Pillow.
-            where = (left + (i + 0.5) * 0.62 * size, top + size / 2)
-            draw.text(
-                np.array(where) * large.width, letter, 255, font(int(size * large.width)), "mm"
-            )
-        top += size * rng.uniform(0.9, 1.4)
-    tilted = large.rotate(rng.choice([0, rng.uniform(-40, 40)]), Image.Resampling.BILINEAR)
-    blend(canvas, ink, as_field(tilted.reduce(OVERSAMPLING)))
+        add_bar(rng, canvas, palette)
+    add_letters(rng, canvas, ink)
     return canvas
 
 

@@ -6,6 +6,7 @@ Batches are numbered through all epochs and processes, so that a run is resumed 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from itertools import count
 from typing import NamedTuple
 
@@ -14,8 +15,6 @@ from torch.utils.data import Sampler
 
 from modules.data.samplers.buckets import Buckets, grouped, num_batches
 from modules.data.samplers.order import EpochOrder
-
-ResolutionAt = Callable[[int], int]  # of the batch of all processes that begins at a position
 
 
 class Place(NamedTuple):
@@ -27,33 +26,28 @@ class Place(NamedTuple):
     resolution: int
 
 
+@dataclass(frozen=True)
 class ShuffledBatches(Sampler[list[Place]]):
     """One process's batches, without end: runs of positions, so none is short.
 
     Position p is sample `p % n` of epoch `p // n`. Of each run of world_size x batch_size positions
     from start_position on, process `rank` gets the rank-th batch_size: together the processes see
-    what one with the whole batch sees, in order.
+    what one with the whole batch sees, in order. resolution_at: of the batch of all processes that
+    begins at a position.
     """
 
-    def __init__(
-        self,
-        order: EpochOrder,
-        resolution_at: ResolutionAt,
-        batch_size: int,
-        rank: int,
-        world_size: int,
-        start_position: int,
-    ) -> None:
-        self.order, self.resolution_at, self.batch_size = order, resolution_at, batch_size
-        self.rank, self.world_size, self.start_position = rank, world_size, start_position
+    order: EpochOrder
+    resolution_at: Callable[[int], int]
+    batch_size: int
+    rank: int
+    world_size: int
+    start_position: int
 
     def __iter__(self) -> Iterator[list[Place]]:
         for start in count(self.start_position, self.world_size * self.batch_size):
             resolution, first = self.resolution_at(start), start + self.rank * self.batch_size
-            yield [
-                self._place(position, resolution)
-                for position in range(first, first + self.batch_size)
-            ]
+            positions = range(first, first + self.batch_size)
+            yield [self._place(position, resolution) for position in positions]
 
     def _place(self, position: int, resolution: int) -> Place:
         epoch, offset = divmod(position, self.order.size)
@@ -63,43 +57,32 @@ class ShuffledBatches(Sampler[list[Place]]):
         return Place(position, index, (epoch, unique), resolution)
 
 
-class BucketedBatches(Sampler[list[Place]]):
+@dataclass(frozen=True)
+class BucketedBatches(ShuffledBatches):
     """One process's batches, without end, each of pictures of one bucket.
 
     Batch m of process `rank` is batch m x world_size + rank of them all: the processes see together
     what one sees that accumulates as many micro-batches. An epoch ends with a whole batch, and need
-    not have as many batches as the next. start_position: in samples; of a run that had another
-    batch size, it is rounded to the nearest batch.
+    not have as many batches as the next. start_position: of a run that had another batch size, it
+    is rounded to the nearest batch.
     """
 
-    def __init__(
-        self,
-        order: EpochOrder,
-        buckets: Buckets,
-        resolution_at: ResolutionAt,
-        seed: int,
-        batch_size: int,
-        rank: int,
-        world_size: int,
-        start_position: int,
-    ) -> None:
-        self.order, self.buckets, self.resolution_at = order, buckets, resolution_at
-        self.seed, self.batch_size, self.rank, self.world_size = seed, batch_size, rank, world_size
-        self.first_batch = (start_position + batch_size // 2) // batch_size
+    buckets: Buckets
+    seed: int
 
     def __iter__(self) -> Iterator[list[Place]]:
-        epoch, begin = self._epoch_of(self.first_batch)
+        size = self.batch_size
+        first_of_all = (self.start_position + size // 2) // size
+        epoch, begin = self._epoch_of(first_of_all)
         batches = self._batches(epoch)
-        for first in count(self.first_batch, self.world_size):
-            number = first + self.rank
+        for first in count(first_of_all, self.world_size):
+            number, resolution = first + self.rank, self.resolution_at(first * size)
             while number - begin >= len(batches):
                 epoch, begin = epoch + 1, begin + len(batches)
                 batches = self._batches(epoch)
-            resolution = self.resolution_at(first * self.batch_size)
-            start, offset = number * self.batch_size, (number - begin) * self.batch_size
             yield [
-                Place(start + place, index, (epoch, offset + place), resolution)
-                for place, index in enumerate(batches[number - begin].tolist())
+                Place(number * size + i, index, (epoch, (number - begin) * size + i), resolution)
+                for i, index in enumerate(batches[number - begin].tolist())
             ]
 
     def _epoch_of(self, number: int) -> tuple[int, int]:

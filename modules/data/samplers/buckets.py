@@ -60,10 +60,8 @@ def grouped(indices: Tensor, bucket_of: Tensor, batch_size: int, seed: int, epoc
     """
     buckets = bucket_of[indices]
     batches = []
-    for bucket in range(int(buckets.max()) + 1):
+    for bucket in buckets.unique():
         members = indices[buckets == bucket]
-        if len(members) == 0:
-            continue
         padded = torch.arange(-(-len(members) // batch_size) * batch_size) % len(members)
         batches.append(members[padded].view(-1, batch_size))
     every = torch.cat(batches)
@@ -87,7 +85,7 @@ class Buckets:
     def __init__(self, sizes: Tensor, resolutions: Sequence[int], factor: int) -> None:
         self.shapes = bucket_shapes(max(resolutions), factor)
         self.of = nearest_shape(sizes, self.shapes)
-        self._shapes_at: dict[int, list[Shape]] = {}
+        self._shapes_at = {}
         for resolution in resolutions:
             shapes = bucket_shapes(resolution, factor)
             nearest = nearest_shape(torch.tensor(self.shapes), shapes)

@@ -85,31 +85,29 @@ def check_files(files: Sequence[str], where: str) -> None:
     Raises ArgumentError, beginning with `where`, for a file that cannot be read; warns of a tar
     without the end that tars have, which may lack its last pictures.
     """
-    cut = [file for number, file in enumerate(files) if _is_cut_off(file, number == 0, where)]
+    cut = []
+    for number, file in enumerate(files):
+        kind = os.path.splitext(file)[1].lower()
+        if kind not in (".parquet", ".tar") or not is_local_path(file):
+            continue
+        try:
+            start, end = _both_ends(file, len(TAR_END))
+        except OSError as error:
+            raise ArgumentError(f"{where}: {file} cannot be read ({error})") from error
+        if not end:
+            raise ArgumentError(f"{where}: {file} is empty; copy it again, or remove it")
+        if kind == ".parquet" and not end.endswith(b"PAR1"):
+            raise ArgumentError(f"{where}: {file} is cut off; copy it again, or remove it")
+        if kind == ".tar" and number == 0 and start == TAR_END:  # columns are those of the first
+            raise ArgumentError(f"{where}: the first shard, {file}, holds nothing; remove it")
+        if kind == ".tar" and end != TAR_END:
+            cut.append(file)
     if cut:
         more = f" (and {len(cut) - 1} more)" if len(cut) > 1 else ""
         logger.warning(
             "%s: %s%s has not the end that a tar has; if its copy was interrupted, its last images "
             "are missing: copy it again", where, cut[0], more,
         )  # fmt: skip
-
-
-def _is_cut_off(file: str, is_first: bool, where: str) -> bool:
-    """Whether this is a tar without an end."""
-    kind = os.path.splitext(file)[1].lower()
-    if kind not in (".parquet", ".tar") or not is_local_path(file):
-        return False
-    try:
-        start, end = _both_ends(file, len(TAR_END))
-    except OSError as error:
-        raise ArgumentError(f"{where}: {file} cannot be read ({error})") from error
-    if not end:
-        raise ArgumentError(f"{where}: {file} is empty; copy it again, or remove it")
-    if kind == ".parquet" and not end.endswith(b"PAR1"):
-        raise ArgumentError(f"{where}: {file} is cut off; copy it again, or remove it")
-    if kind == ".tar" and is_first and start == TAR_END:  # columns are those of the first one
-        raise ArgumentError(f"{where}: the first shard, {file}, holds nothing; remove it")
-    return kind == ".tar" and end != TAR_END
 
 
 def _both_ends(file: str, count: int) -> tuple[bytes, bytes]:

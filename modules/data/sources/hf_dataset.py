@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 from datasets import (
     Dataset,
@@ -31,6 +31,7 @@ from modules.data.sources.files import READ_ERRORS, check_files, fingerprint
 from modules.data.sources.folder_walk import RunFolders, files_below
 from modules.data.sources.picture_tars import COLUMN as IMAGE
 from modules.data.sources.picture_tars import PictureTars
+from modules.data.sources.shard_files import Cell, Place, parquet_rows
 from modules.errors import ArgumentError, blaming
 
 logger = logging.getLogger(__name__)
@@ -40,18 +41,22 @@ FIX = (
     "--dataset_name parquet (or webdataset) --data_files FILE"
 )
 NUM_SAVED_SHARDS = 64  # what `save_to_disk` wrote is streamed as this many
+Direct = Callable[[str, Place], Iterator[tuple[Cell, int]]]
 
 
 class LoadedRows(NamedTuple):
-    """rows: one column IMAGE of {"bytes", "path"}, not decoded. files: what `load_dataset` reads
-    them from. fingerprint: of all. direct: what reads these files from any place on without
-    `datasets`: the name of parquet's column, or what knows the pictures of tars; or None.
+    """One column IMAGE of {"bytes", "path"}, not decoded, of a dataset of that name.
+
+    files: what `load_dataset` reads the rows from. fingerprint: of all. direct: without `datasets`,
+    the rows of such a file from a place on, and the byte after each; None where that cannot be.
     """
 
     rows: Dataset | IterableDataset
-    files: Sequence[str]
-    fingerprint: str
-    direct: str | PictureTars | None = None
+    name: str
+    token: str | None = None
+    files: Sequence[str] = ()
+    fingerprint: str = ""
+    direct: Direct | None = None
 
 
 @dataclass(frozen=True)
@@ -87,7 +92,8 @@ def load_rows(dataset: NamedDataset, streaming: bool = False) -> LoadedRows:
             version = fingerprint([file["filename"] for file in saved.cache_files])
             shards = max(1, min(len(saved), NUM_SAVED_SHARDS))
             rows = saved.to_iterable_dataset(num_shards=shards) if streaming else saved
-            return LoadedRows(_one_column(rows, image_column, where), (), version)
+            rows = _one_column(rows, image_column, where)
+            return LoadedRows(rows, name, dataset.token, fingerprint=version)
         try:
             builder = load_dataset_builder(
                 name,
@@ -106,17 +112,18 @@ def load_rows(dataset: NamedDataset, streaming: bool = False) -> LoadedRows:
         files, version = _files(builder, split, streaming, f"{chosen} with {where}")
         check_files(files, where)
         if Path(name).is_dir() and not dataset.data_files:
-            _warn_of_left_out(builder, Path(name, dataset.data_dir or ""), where)
+            # Of a folder, `load_dataset` takes the files of one builder, silent about the rest.
+            read = builder.EXTENSIONS if isinstance(builder, FolderBasedBuilder) else ()
+            if missed := left_out(_paths(Path(name, dataset.data_dir or "")), read):
+                logger.warning("%s: these are left out: %s", where, missed)
         _check_that_no_run_wrote(files, where)
         if not streaming:
             builder.download_and_prepare()
         rows = (builder.as_streaming_dataset if streaming else builder.as_dataset)(split=split)
-        direct = None
-        if not any(file.endswith((".gz", ".bz2", ".xz", ".zst")) for file in files):
-            direct = builder if isinstance(builder, PictureTars) else direct
-            direct = image_column if isinstance(builder, Parquet) else direct
         rows = _one_column(rows, image_column, where)
-        return LoadedRows(rows, files, version, direct)
+        packed = any(file.endswith((".gz", ".bz2", ".xz", ".zst")) for file in files)
+        direct = None if packed else _direct_reader(builder, image_column)
+        return LoadedRows(rows, name, dataset.token, files, version, direct)
 
 
 def _pictures_of(builder: WebDataset, dataset: NamedDataset) -> PictureTars:
@@ -133,6 +140,12 @@ def _pictures_of(builder: WebDataset, dataset: NamedDataset) -> PictureTars:
     )
 
 
+def _direct_reader(builder: DatasetBuilder, column: str) -> Direct | None:
+    if isinstance(builder, PictureTars):
+        return builder.rows
+    return partial(parquet_rows, column, builder.token) if isinstance(builder, Parquet) else None
+
+
 def _files(
     builder: DatasetBuilder, split: str, streaming: bool, where: str
 ) -> tuple[Sequence[str], str]:
@@ -143,8 +156,7 @@ def _files(
     by_split = builder.config.data_files or {}
     names = split_names(split)
     known = [str(name) for name in by_split or builder.info.splits or ()]
-    if known and not set(names) <= set(known):
-        _refuse_split(where, known)
+    _require_splits(names, known or names, where)
     if streaming and names != [split]:
         raise ArgumentError(f"{where}: a part of a split cannot be read with --streaming; drop one")
     parts = [by_split[name] for name in names if name in by_split]
@@ -159,15 +171,9 @@ def split_names(split: str) -> list[str]:
     return [part.partition("[")[0].strip() for part in split.split("+")]
 
 
-def _refuse_split(where: str, known: Iterable[str]) -> NoReturn:
-    raise ArgumentError(f"{where}: there is no such split; name one of: {', '.join(known)}")
-
-
-def _warn_of_left_out(builder: DatasetBuilder, folder: Path, where: str) -> None:
-    """Of a folder, `load_dataset` takes the files of one builder and is silent about the rest."""
-    read = builder.EXTENSIONS if isinstance(builder, FolderBasedBuilder) else ()
-    if missed := left_out(_paths(folder), read):
-        logger.warning("%s: these are left out: %s", where, missed)
+def _require_splits(names: Iterable[str], known: Iterable[str], where: str) -> None:
+    if not set(names) <= set(known):
+        raise ArgumentError(f"{where}: there is no such split; name one of: {', '.join(known)}")
 
 
 def _paths(folder: str | Path) -> Iterator[str]:
@@ -193,8 +199,7 @@ def _load_saved(name: str, split: str, where: str) -> Dataset | None:
         return None
     saved = load_from_disk(name)
     splits = saved if isinstance(saved, DatasetDict) else {str(saved.split or "train"): saved}
-    if split not in splits:
-        _refuse_split(where, splits)
+    _require_splits([split], splits, where)
     return splits[split]
 
 

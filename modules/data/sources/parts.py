@@ -9,14 +9,15 @@ import numpy as np
 import torch
 from PIL import Image
 
+from modules.data.images.images import decode, upright_shape
 from modules.errors import ArgumentError
 from modules.seeding import seed_for
 
 
 class ImageSource(Protocol):
-    """A finite sequence of pictures in a fixed order."""
+    """A finite sequence of pictures in a fixed order. name: of the whole, for logs and stamps."""
 
-    name: str  # of the whole, for logs and stamps
+    name: str
 
     def __len__(self) -> int: ...
 
@@ -40,8 +41,42 @@ class ImageSource(Protocol):
         ...
 
 
-class Subset:
-    """Pictures `indices` of another source, in that order and under their labels there."""
+class EncodedImages(ImageSource):
+    """Pictures as bytes or files."""
+
+    def encoded(self, index: int) -> bytes | str:
+        """What `decode` takes. Raises UnreadableImage where there is nothing."""
+        raise NotImplementedError
+
+    def open(self, index: int, target: int | None = None) -> Image.Image:
+        return decode(self.encoded(index), target)
+
+    def shape(self, index: int) -> tuple[int, int]:
+        return upright_shape(self.encoded(index))
+
+
+class View(ImageSource):
+    """Pictures of other sources, under their labels there."""
+
+    def find(self, index: int) -> tuple[ImageSource, int]:
+        """The source that a picture is from, and its place there."""
+        raise NotImplementedError
+
+    def open(self, index: int, target: int | None = None) -> Image.Image:
+        source, place = self.find(index)
+        return source.open(place, target)
+
+    def label(self, index: int) -> str:
+        source, place = self.find(index)
+        return source.label(place)
+
+    def shape(self, index: int) -> tuple[int, int]:
+        source, place = self.find(index)
+        return source.shape(place)
+
+
+class Subset(View):
+    """Pictures `indices` of another source, in that order."""
 
     def __init__(self, source: ImageSource, indices: Sequence[int]) -> None:
         self.source, self.indices = source, np.asarray(indices, dtype=np.int64)
@@ -50,24 +85,14 @@ class Subset:
     def __len__(self) -> int:
         return len(self.indices)
 
-    def open(self, index: int, target: int | None = None) -> Image.Image:
-        """The picture in mode RGB or RGBA, upright. Raises UnreadableImage."""
-        return self.source.open(int(self.indices[index]), target)
-
-    def label(self, index: int) -> str:
-        """The label in the source this is a subset of."""
-        return self.source.label(int(self.indices[index]))
-
-    def shape(self, index: int) -> tuple[int, int]:
-        """(height, width) of the picture, upright, from its header. Raises UnreadableImage."""
-        return self.source.shape(int(self.indices[index]))
+    def find(self, index: int) -> tuple[ImageSource, int]:
+        return self.source, int(self.indices[index])
 
     def fingerprint(self) -> str:
-        """That of the source this is a subset of."""
         return self.source.fingerprint()
 
 
-class Concatenation:
+class Concatenation(View):
     """The pictures of several sources, one after the other."""
 
     def __init__(self, sources: Sequence[ImageSource]) -> None:
@@ -78,28 +103,12 @@ class Concatenation:
     def __len__(self) -> int:
         return int(self.ends[-1])
 
-    def open(self, index: int, target: int | None = None) -> Image.Image:
-        """The picture in mode RGB or RGBA, upright. Raises UnreadableImage."""
-        source, place = self._find(index)
-        return source.open(place, target)
-
-    def label(self, index: int) -> str:
-        """The label in the source that the picture is from."""
-        source, place = self._find(index)
-        return source.label(place)
-
-    def shape(self, index: int) -> tuple[int, int]:
-        """(height, width) of the picture, upright, from its header. Raises UnreadableImage."""
-        source, place = self._find(index)
-        return source.shape(place)
-
-    def fingerprint(self) -> str:
-        """Those of the sources."""
-        return " ".join(source.fingerprint() for source in self.sources)
-
-    def _find(self, index: int) -> tuple[ImageSource, int]:
+    def find(self, index: int) -> tuple[ImageSource, int]:
         number = int(np.searchsorted(self.ends, index, side="right"))
         return self.sources[number], index - int(self.ends[number - 1] if number else 0)
+
+    def fingerprint(self) -> str:
+        return " ".join(source.fingerprint() for source in self.sources)
 
 
 def part_sizes(source: ImageSource) -> tuple[int, ...]:

@@ -12,6 +12,7 @@ from datasets import Image as ImageFeature
 from datasets.packaged_modules.webdataset.webdataset import WebDataset, base_plus_ext
 
 from modules.data.images.image_kinds import suffixes
+from modules.data.sources.shard_files import Cell, Place, tar_members
 from modules.errors import ArgumentError
 
 COLUMN = "image"  # the only one
@@ -39,13 +40,13 @@ class PictureTars(WebDataset):
 
     def _split_generators(self, dl_manager: Any) -> list[Any]:
         splits = super()._split_generators(dl_manager)
-        self._look_at(dl_manager.iter_archive(splits[0].gen_kwargs["tar_paths"][0]))
+        self._look_at(_without_places(splits[0].gen_kwargs["tar_iterators"][0]))
         return splits
 
-    def _look_at(self, members: Iterable[tuple[str, BinaryIO]]) -> None:
+    def _look_at(self, members: Iterable[tuple[str, BinaryIO, int]]) -> None:
         """Sets whether other members stand in. Raises ArgumentError for a column that is none."""
         column, known, found = self.config.image_column, {}, []
-        for _, fields in islice(_samples(members, column), LOOKED_AT):
+        for _, fields, _ in islice(self._samples(members), LOOKED_AT):
             known.update(dict.fromkeys(fields))
             found.append(candidates(fields, column))
         if found and not any(found):
@@ -66,20 +67,39 @@ class PictureTars(WebDataset):
         self, tar_paths: list[str], tar_iterators: list[Iterable[tuple[str, BinaryIO]]]
     ) -> Iterator[tuple[str, dict[str, Any]]]:
         for tar, members in enumerate(tar_iterators):
-            for number, sample in enumerate(_samples(members, self.config.image_column)):
-                yield f"{tar}_{number}", {COLUMN: self.cell(*sample)}
+            samples = self._samples(_without_places(members))
+            for number, (key, fields, _) in enumerate(samples):
+                yield f"{tar}_{number}", {COLUMN: self._cell(key, fields)}
 
-    def cell(self, key: str, fields: Mapping[str, bytes]) -> dict[str, Any]:
-        """The picture of a sample."""
+    def rows(self, file: str, place: Place) -> Iterator[tuple[Cell, int]]:
+        """The pictures of a tar from a place on, each with the first byte after its sample."""
+        for key, fields, end in self._samples(tar_members(file, place.byte, self.token)):
+            yield self._cell(key, fields), end
+
+    def _samples(
+        self, members: Iterable[tuple[str, BinaryIO, int]]
+    ) -> Iterator[tuple[str, dict[str, bytes], int]]:
+        """(key, members by field, the byte after them) of each sample; read is what may be its
+        picture."""
+        key, fields, end = None, {}, 0
+        for name, file, after in members:
+            own, field = base_plus_ext(name)
+            if own is None:
+                continue
+            if fields and (own != key or field in fields):
+                yield key, fields, end
+                fields = {}
+            may_be_picture = candidates([field], self.config.image_column)
+            key, fields[field], end = own, file.read() if may_be_picture else b"", after
+        if fields:
+            yield key, fields, end
+
+    def _cell(self, key: str, fields: Mapping[str, bytes]) -> Cell:
         column = self.config.image_column
         name = next(iter(candidates(fields, column)), None)
         if name is None or not (self.has_substitutes or name.lower() == column.lower()):
             return {"path": f"{key} (no {column} among its {', '.join(fields)})", "bytes": b""}
         return {"path": f"{key}.{name}", "bytes": fields[name]}
-
-    def may_be_picture(self, field: str) -> bool:
-        """Whether `cell` wants to have this member of a sample."""
-        return bool(candidates([field], self.config.image_column))
 
 
 def candidates(fields: Iterable[str], column: str) -> list[str]:
@@ -103,18 +123,7 @@ def candidates(fields: Iterable[str], column: str) -> list[str]:
     return sorted((name for name in ranks if ranks[name] <= max(best, 0)), key=ranks.get)
 
 
-def _samples(
-    members: Iterable[tuple[str, BinaryIO]], column: str
-) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """(key, members by field) of each sample; bytes are read of those that may be its picture."""
-    key, fields = None, {}
-    for name, file in members:
-        own, field = base_plus_ext(name)
-        if own is None:
-            continue
-        if fields and (own != key or field in fields):
-            yield key, fields
-            fields = {}
-        key, fields[field] = own, file.read() if candidates([field], column) else b""
-    if fields:
-        yield key, fields
+def _without_places(
+    members: Iterable[tuple[str, BinaryIO]],
+) -> Iterator[tuple[str, BinaryIO, int]]:
+    return ((name, file, 0) for name, file in members)

@@ -12,17 +12,13 @@ import hashlib
 import logging
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice, takewhile
 from typing import Any, NamedTuple
 
-from PIL import Image
-
-from modules.data.images.images import decode
 from modules.data.sources.open import encoded_image
-from modules.data.sources.parts import ImageSource
-from modules.data.streaming.shard_files import Cell
+from modules.data.sources.parts import EncodedImages, ImageSource, View
+from modules.data.sources.shard_files import Cell
 from modules.data.streaming.shards import SHARDS_AT_ONCE, Shards
 from modules.errors import ArgumentError
 from modules.seeding import seed_for
@@ -33,15 +29,12 @@ MAX_LANES = 64  # by default
 
 
 class Row(NamedTuple):
-    """A picture and its place: `draw` is (epoch, what is unique in it).
-
-    open: takes the shorter side in pixels that decoding must not fall short of, or None. label:
-    what a person finds the picture by. cursor: where its lane is entered again, as plain JSON.
-    """
+    """Picture `index` of a source, and its place in a lane: `draw` is (epoch, what is unique in
+    it), `cursor` is where the lane is entered again, as plain JSON."""
 
     draw: tuple[int, int]
-    open: Callable[[int | None], Image.Image]
-    label: Callable[[], str]
+    source: ImageSource
+    index: int
     cursor: Any = None
 
 
@@ -98,7 +91,7 @@ class RowStream(ABC):
     def first(self, num_images: int) -> ImageSource:
         """Pictures as a single lane begins, no more than one epoch's."""
         rows = takewhile(lambda row: row.draw[0] == 0, self.lane(Lane()))
-        return ReadRows(self.name, list(islice(rows, num_images)))
+        return ReadRows(islice(rows, num_images), self.name)
 
 
 class ShardRows(RowStream):
@@ -108,12 +101,11 @@ class ShardRows(RowStream):
     than lanes, the lanes that share one take its rows in turns.
     """
 
-    def __init__(self, shards: Shards, *, seed: int, buffer_size: int, version: str = "") -> None:
-        self.shards, self.name, self.num_shards = shards, shards.name, len(shards)
-        self.seed, self.buffer_size, self.version = seed, buffer_size, version
+    def __init__(self, shards: Shards, *, seed: int, buffer_size: int) -> None:
+        self.shards, self.name, self.num_shards = shards, shards.loaded.name, len(shards)
+        self.seed, self.buffer_size = seed, buffer_size
 
     def lane(self, lane: Lane, start: int = 0, cursor: Any = None) -> Iterator[Row]:
-        """The rows of a lane. Raises ArgumentError for an empty stream."""
         entry, most = Cursor(*(cursor or ())), max(1, self.buffer_size // lane.count)
         if cursor and not 0 <= entry.index <= start <= entry.index + most:  # other flags than then
             entry = entry._replace(index=start)
@@ -121,18 +113,14 @@ class ShardRows(RowStream):
             for number, cell in enumerate(cells):
                 if at.index + number >= start:
                     draw = at.epoch, (at.drawn + number) * lane.count + lane.number
-                    yield self._row(draw, cell, tuple(at))
+                    yield Row(draw, self._pictures([cell]), 0, tuple(at))
 
     def hold_back(self, num_images: int) -> tuple[ImageSource, RowStream]:
-        """The first rows of a few shards."""
         cells, rest = self.shards.hold_back(num_images)
-        rows = [self._row((0, number), cell) for number, cell in enumerate(cells)]
-        options = {"seed": self.seed, "buffer_size": self.buffer_size, "version": self.version}
-        return ReadRows(self.name, rows), ShardRows(rest, **options)
+        return self._pictures(cells), ShardRows(rest, seed=self.seed, buffer_size=self.buffer_size)
 
     def fingerprint(self) -> str:
-        """That of the files."""
-        return self.version
+        return self.shards.loaded.fingerprint
 
     def _blocks(self, lane: Lane, at: Cursor, most: int) -> Iterator[tuple[Cursor, list[Cell]]]:
         """Where each block of at most `most` rows begins, and its rows as they come."""
@@ -172,48 +160,46 @@ class ShardRows(RowStream):
         rows = self.shards.in_turns(order, at_once, at.opened, at.reading)
         return islice(rows, sharers - 1 if at.drawn else turn, None, sharers)
 
-    def _row(self, draw: tuple[int, int], cell: Cell, cursor: Any = None) -> Row:
-        # Not bound methods: a row may be sent to a process of its own, the stream should not be.
-        token = self.shards.token
-        opened, labelled = partial(_open, cell, token), partial(_label, cell, self.name)
-        return Row(draw, opened, labelled, cursor)
+    def _pictures(self, cells: Sequence[Cell]) -> Cells:
+        return Cells(cells, self.name, self.shards.loaded.token)
 
 
-class ReadRows:
-    """Rows that are kept in memory, encoded, as an ImageSource."""
+class Cells(EncodedImages):
+    """Pictures that are kept in memory, encoded."""
 
-    def __init__(self, name: str, rows: Sequence[Row]) -> None:
-        self.name, self.rows = name, rows
+    def __init__(self, cells: Sequence[Cell], name: str, token: str | None) -> None:
+        self.cells, self.name, self.token = cells, name, token
+
+    def __len__(self) -> int:
+        return len(self.cells)
+
+    def encoded(self, index: int) -> bytes | str:
+        return encoded_image(self.cells[index], self.token)
+
+    def label(self, index: int) -> str:
+        """The path, and for embedded pictures a hash: paths repeat, and rows have no number."""
+        cell = self.cells[index] or {}
+        content, path = cell.get("bytes"), cell.get("path")
+        if content is None:
+            return path or f"{self.name}: a row without an image"
+        digest = hashlib.blake2b(content, digest_size=8).hexdigest()
+        return f"{self.name}: {path or 'a row'} (blake2b-64 {digest})"
+
+    def fingerprint(self) -> str:
+        return ""  # they do not say where they are from
+
+
+class ReadRows(View):
+    """Rows that have been read, as a source."""
+
+    def __init__(self, rows: Iterable[Row], name: str) -> None:
+        self.rows, self.name = list(rows), name
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def open(self, index: int, target: int | None = None) -> Image.Image:
-        """The picture in mode RGB or RGBA, upright. Raises UnreadableImage."""
-        return self.rows[index].open(target)
-
-    def label(self, index: int) -> str:
-        """The row's label."""
-        return self.rows[index].label()
-
-    def shape(self, index: int) -> tuple[int, int]:
-        """(height, width) of the picture, upright. Raises UnreadableImage."""
-        width, height = self.open(index).size
-        return height, width
+    def find(self, index: int) -> tuple[ImageSource, int]:
+        return self.rows[index].source, self.rows[index].index
 
     def fingerprint(self) -> str:
-        """None: rows do not say where they are from."""
         return ""
-
-
-def _open(cell: Cell, token: str | None, target: int | None) -> Image.Image:
-    return decode(encoded_image(cell, token), target)
-
-
-def _label(cell: Cell, name: str) -> str:
-    """The path, and for embedded pictures a hash: paths repeat, and rows have no number."""
-    content, path = (cell or {}).get("bytes"), (cell or {}).get("path")
-    if content is None:
-        return path or f"{name}: a row without an image"
-    digest = hashlib.blake2b(content, digest_size=8).hexdigest()
-    return f"{name}: {path or 'a row'} (blake2b-64 {digest})"

@@ -12,16 +12,16 @@ from __future__ import annotations
 import logging
 import math
 from collections import ChainMap, deque
-from collections.abc import Iterator
-from functools import partial
-from itertools import chain, count, islice
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain, count
 from typing import Any
 
 import fsspec.asyn
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from modules.data.images.samples import Candidate, Sample, SampleMaker, collate
+from modules.data.images.samples import Sample, SampleMaker, collate
 from modules.data.streaming.lanes import Lane, Row, RowStream
 from modules.distributed.reduce import gather_from_processes
 
@@ -100,16 +100,6 @@ class StreamedImages:
         row, cursor = self.cursors.get(number, (start, None))
         return LaneReader(self.stream.lane(Lane(number, self.lanes), row, cursor), row)
 
-    def sample(self, position: int, rows: Iterator[Row], resolution: int) -> tuple[Sample, Row]:
-        """The sample at `position`, from the first usable one of `rows`, and the first of them."""
-        target, row = self.maker.target(resolution), next(rows)
-        candidates = (
-            Candidate(partial(candidate.open, target), candidate.label)
-            for candidate in chain([row], rows)
-        )
-        shape = (resolution, resolution)
-        return self.maker.make(candidates, position, row.draw, shape), row
-
 
 class LaneReader:
     """An endless iterator over a lane that can be looked into without moving it."""
@@ -129,45 +119,47 @@ class LaneReader:
             yield self.ahead[place]
 
 
+@dataclass(frozen=True)
 class StreamReader(IterableDataset[tuple[Sample, Cursors]]):
     """One process's samples, `at_once` of them from each of `num_workers` in turn.
 
     Process `rank` makes the samples at start_position and after that are `rank` modulo world_size.
     """
 
-    def __init__(
-        self,
-        images: StreamedImages,
-        batch_size: int,
-        rank: int,
-        world_size: int,
-        start_position: int,
-        num_workers: int,
-    ) -> None:
-        self.images, self.world_size, self.start_position = images, world_size, start_position
-        self.first = start_position + (rank - start_position) % world_size
-        self.batch_of_all = batch_size * world_size
-        readers = world_size * max(1, num_workers)
-        # Whole batches from each worker, if its lanes then are no other's; otherwise parts of them.
-        divides = num_workers > 1 and images.lanes % readers == 0
-        self.at_once = math.gcd(batch_size, images.lanes // readers) if divides else batch_size
+    images: StreamedImages
+    batch_size: int
+    rank: int
+    world_size: int
+    start_position: int
+    num_workers: int
+
+    @property
+    def at_once(self) -> int:
+        """A batch, or where each lane can then be one worker's, a part of it."""
+        readers = self.world_size * max(1, self.num_workers)
+        if self.num_workers > 1 and self.images.lanes % readers == 0:
+            return math.gcd(self.batch_size, self.images.lanes // readers)
+        return self.batch_size
 
     def __iter__(self) -> Iterator[tuple[Sample, Cursors]]:
         worker, num_workers = 0, 1
         if (info := get_worker_info()) is not None:
             worker, num_workers = info.id, info.num_workers
             fsspec.asyn.reset_lock()  # a fork may have copied it locked
+        first = self.start_position + (self.rank - self.start_position) % self.world_size
         lanes: dict[int, LaneReader] = {}
         for turn in count(worker, num_workers):
             for number in range(turn * self.at_once, (turn + 1) * self.at_once):
-                position = self.first + number * self.world_size
+                position = first + number * self.world_size
                 index, lane = divmod(position, self.images.lanes)
                 if lane not in lanes:
                     lanes[lane] = self.images.lane(lane, index)
-                place = (position - self.start_position) % self.batch_of_all
+                place = (position - self.start_position) % (self.batch_size * self.world_size)
                 resolution = self.images.maker.resolution_at(position - place)
                 rows = lanes[lane].rows_from(index)
-                sample, row = self.images.sample(position, rows, resolution)
+                row = next(rows)
+                candidates = ((each.source, each.index) for each in chain([row], rows))
+                sample = self.images.maker.make(candidates, position, row.draw, resolution)
                 yield sample, {lane: (index + 1, row.cursor)}
 
 
@@ -189,9 +181,9 @@ class StreamLoader:
         parts = iter(self.loader)
         if self.parts == 1:
             return parts
-        return (self._joined(list(islice(parts, self.parts))) for _ in count())
+        return map(self._joined, zip(*[parts] * self.parts, strict=True))
 
-    def _joined(self, parts: list[dict[str, Any]]) -> dict[str, Any]:
+    def _joined(self, parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
         images, noise = (torch.cat([part[key] for part in parts]) for key in ("images", "noise"))
         return {
             "images": images.pin_memory() if self.pin_memory else images,

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import partial
 from itertools import count, islice
 from typing import Any
 
 import numpy as np
 
-from modules.data.samplers.mixture import Shares
-from modules.data.samplers.order import Permutations
+from modules.data.samplers.order import Permutations, Shares
 from modules.data.sources.parts import Concatenation, ImageSource, hold_back
 from modules.data.streaming.lanes import MAX_LANES, Lane, ReadRows, Row, RowStream
 from modules.errors import ArgumentError
@@ -27,23 +25,18 @@ class SourceRows(RowStream):
         self.source, self.name, self.seed = source, source.name, seed
 
     def lane(self, lane: Lane, start: int = 0, cursor: Any = None) -> Iterator[Row]:
-        """The rows of a lane. Raises ArgumentError for an empty source."""
         if len(self.source) == 0:
             raise ArgumentError(f"--dataset_name={self.name} has no images to train on")
         order = Permutations(len(self.source), self.seed)
         for place in count(start * lane.count + lane.number, lane.count):
             epoch, offset = divmod(place, order.size)
-            index = int(order.indices(epoch)[offset])
-            opened = partial(self.source.open, index)
-            yield Row((epoch, offset), opened, partial(self.source.label, index))
+            yield Row((epoch, offset), self.source, int(order.indices(epoch)[offset]))
 
     def hold_back(self, num_images: int) -> tuple[ImageSource, RowStream]:
-        """Random ones."""
-        training, validation = hold_back(self.source, num_images, self.seed)
-        return validation, SourceRows(training, self.seed)
+        rest, held = hold_back(self.source, num_images, self.seed)
+        return held, SourceRows(rest, self.seed)
 
     def fingerprint(self) -> str:
-        """That of the source."""
         return self.source.fingerprint()
 
 
@@ -59,10 +52,9 @@ class MixedRows(RowStream):
         self.num_shards = max(part.num_shards for part in parts)
 
     def lane(self, lane: Lane, start: int = 0, cursor: Any = None) -> Iterator[Row]:
-        """The rows of a lane; its cursor holds one of each stream. Raises ArgumentError where one
-        of the streams is empty."""
+        """A cursor of the lane holds one of each stream."""
         shares, (first, skipped) = self.shares.of_lane(*lane), divmod(start, RUN)
-        before = shares.draws(first, RUN).parts[:skipped]
+        before = shares.draws(first, RUN)[0][:skipped]
         starts = shares.counts(first * RUN) + np.bincount(before, minlength=len(self.parts))
         one_for_all = cursor is None or isinstance(cursor[0], int)
         cursors = (cursor,) * len(self.parts) if one_for_all else tuple(cursor)
@@ -71,7 +63,7 @@ class MixedRows(RowStream):
             for part, number, at in zip(self.parts, starts.tolist(), cursors, strict=True)
         ]
         for run in count(first):
-            for part in shares.draws(run, RUN).parts[skipped:].tolist():
+            for part in shares.draws(run, RUN)[0][skipped:].tolist():
                 row = next(readers[part])
                 cursors = (*cursors[:part], row.cursor, *cursors[part + 1 :])
                 # The same place in two streams must not mean the same crop.
@@ -82,18 +74,17 @@ class MixedRows(RowStream):
     def hold_back(self, num_images: int) -> tuple[ImageSource, RowStream]:
         """From each stream its share."""
         counts = self.shares.counts(num_images).tolist()
-        pairs = [
-            part.hold_back(count) if count else (None, part)
-            for part, count in zip(self.parts, counts, strict=True)
-        ]
-        held = Concatenation([source for source, _ in pairs if source is not None])
-        rest = MixedRows([part for _, part in pairs], self.shares.weights, self.shares.seed)
-        return held, rest
+        held, rest = [], []
+        for part, share in zip(self.parts, counts, strict=True):
+            if share:
+                pictures, part = part.hold_back(share)
+                held.append(pictures)
+            rest.append(part)
+        return Concatenation(held), MixedRows(rest, self.shares.weights, self.shares.seed)
 
     def first(self, num_images: int) -> ImageSource:
         """As many, in their shares: of a stream that ends before, the pictures come again."""
-        return ReadRows(self.name, list(islice(self.lane(Lane()), num_images)))
+        return ReadRows(islice(self.lane(Lane()), num_images), self.name)
 
     def fingerprint(self) -> str:
-        """Those of the streams."""
         return " ".join(part.fingerprint() for part in self.parts)

@@ -4,50 +4,43 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import chain, islice
 
-from datasets import IterableDataset
 from datasets.utils.file_utils import is_local_path
 
 from modules.data.sources.files import NETWORK_ERRORS, READ_ERRORS, wait_to_retry
-from modules.data.sources.hf_dataset import IMAGE
-from modules.data.sources.picture_tars import PictureTars
-from modules.data.streaming.shard_files import Cell, Place, parquet_rows, tar_samples
+from modules.data.sources.hf_dataset import IMAGE, LoadedRows
+from modules.data.sources.shard_files import Cell, Place
 from modules.errors import ArgumentError, RunStopped
 
 SHARDS_AT_ONCE = 4  # read in turns by all lanes together, or more where there are more lanes
 
 
+@dataclass(frozen=True)
 class Shards:
     """The shards of a streamed dataset, each of which can be read by itself.
 
-    stream: encoded pictures, unshuffled, in the one column IMAGE. name: of the dataset. files: the
-    file of each shard, where every shard is a file. direct: as of
-    `LoadedRows`. held_back: how many rows at the
-    start of a shard are left out, by the number of the shard.
+    held_back: how many rows at the start of a shard are left out, by the number of the shard.
     """
 
-    def __init__(
-        self,
-        stream: IterableDataset,
-        name: str,
-        files: Sequence[str] = (),
-        direct: str | PictureTars | None = None,
-        token: str | None = None,
-        held_back: Mapping[int, int] | None = None,
-    ) -> None:
-        self.stream, self.name, self.direct, self.token = stream, name, direct, token
-        self.files = tuple(files) if len(files) == stream.num_shards else ()
-        self.held_back = dict(held_back or {})
+    loaded: LoadedRows
+    held_back: Mapping[int, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
-        return self.stream.num_shards
+        return self.loaded.rows.num_shards
+
+    @property
+    def files(self) -> Sequence[str]:
+        """The file of each shard, where every shard is a file."""
+        files = self.loaded.files
+        return files if len(files) == len(self) else ()
 
     def label(self, shard: int) -> str:
         """The shard's file, or else "shard 3 of 8 of photos"."""
         if self.files:
             return self.files[shard]
-        return f"shard {shard + 1} of {len(self)} of {self.name}"
+        return f"shard {shard + 1} of {len(self)} of {self.loaded.name}"
 
     def in_turns(
         self,
@@ -100,16 +93,10 @@ class Shards:
             failures += 1
 
     def _open(self, shard: int, place: Place) -> Iterator[tuple[Cell, int]]:
-        direct, file = self.direct, self.files[shard] if self.files else ""
-        if file and isinstance(direct, PictureTars):
-            samples = tar_samples(file, place.byte, direct.may_be_picture, self.token)
-            return ((direct.cell(key, fields), byte) for key, fields, byte in samples)
-        if file and direct:
-            rows = parquet_rows(file, place.row, direct, self.token)
-        else:
-            left = self.stream.shard(len(self), shard).skip(place.row)
-            rows = (batch[IMAGE][0] for batch in left.iter(batch_size=1))
-        return ((cell, 0) for cell in rows)
+        if self.files and self.loaded.direct is not None:
+            return self.loaded.direct(self.files[shard], place)
+        left = self.loaded.rows.shard(len(self), shard).skip(place.row)
+        return ((batch[IMAGE][0], 0) for batch in left.iter(batch_size=1))
 
     def _may_recover(self, shard: int, error: Exception) -> bool:
         if isinstance(error, NETWORK_ERRORS):
@@ -122,18 +109,16 @@ class Shards:
 
         They are fewer where there are no more. Raises ArgumentError for a shard of no use.
         """
-        size, cells = len(self), []
-        rest = Shards(self.stream, self.name, self.files, self.direct, self.token, self.held_back)
+        size, cells, held_back = len(self), [], dict(self.held_back)
+        rest = Shards(self.loaded, held_back)
         spread = min(size, SHARDS_AT_ONCE)
         order = list(dict.fromkeys(chain((i * size // spread for i in range(spread)), range(size))))
         try:
             for most in (-(-count // max(1, spread)), count):  # the second time if many are small
                 for shard in order:
                     taken = list(islice(rest.read(shard), min(most, count - len(cells))))
-                    rest.held_back[shard] = rest.held_back.get(shard, 0) + len(taken)
+                    held_back[shard] = held_back.get(shard, 0) + len(taken)
                     cells += [cell for cell, _ in taken]
-                    if len(cells) >= count:
-                        return cells, rest
         except RunStopped as error:
-            raise ArgumentError(f"--dataset_name={self.name}: {error}") from error
+            raise ArgumentError(f"--dataset_name={self.loaded.name}: {error}") from error
         return cells, rest
