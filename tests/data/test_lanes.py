@@ -19,12 +19,12 @@ from hypothesis import strategies as st
 from shards import row_number, write_shards
 from test_data import assert_equal, merged
 
+from modules.builders.loader import warn_of_lanes
 from modules.data.images.synthetic import SyntheticImages
 from modules.data.loader import training_loader
 from modules.data.samplers.order import Shares
 from modules.data.sources.hf_dataset import NamedDataset, load_rows
 from modules.data.sources.shard_files import Place
-from modules.data.streaming.lane_balance import warn_of_lanes
 from modules.data.streaming.lanes import Lane, RowStream, ShardRows
 from modules.data.streaming.reader import StreamedImages, StreamPosition
 from modules.data.streaming.rows import MixedRows, SourceRows
