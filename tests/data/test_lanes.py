@@ -17,14 +17,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from shards import row_number, write_shards
-from test_data import assert_equal, merged
+from test_data import assert_equal, batches, merged
 
+from modules.builders.loader import warn_of_lanes
 from modules.data.images.synthetic import SyntheticImages
 from modules.data.loader import training_loader
 from modules.data.samplers.order import Shares
 from modules.data.sources.hf_dataset import NamedDataset, load_rows
 from modules.data.sources.shard_files import Place
-from modules.data.streaming.lane_balance import warn_of_lanes
 from modules.data.streaming.lanes import Lane, RowStream, ShardRows
 from modules.data.streaming.reader import StreamedImages, StreamPosition
 from modules.data.streaming.rows import MixedRows, SourceRows
@@ -55,10 +55,6 @@ def streams(tmp_path_factory, offline) -> dict[str, RowStream]:
     parts = [found["parquet"], opened(folder / "few"), synthetic]
     found["mixture"] = MixedRows(parts, (3, 1, 0.5), 7)
     return found
-
-
-def batches(images: StreamedImages, number: int, batch_size: int, **options) -> list[dict]:
-    return list(islice(training_loader(images, batch_size=batch_size, **options), number))
 
 
 def numbers(loaded: list[dict]) -> list[int]:
