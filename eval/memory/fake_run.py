@@ -40,10 +40,9 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "no": torch.float32}
 def fake_run(args: Arguments, *modes: Any) -> Iterator[tuple[Run, Networks]]:
     """A Run by the script's own builder, at full GAN, and the networks of its validation.
 
-    Their tensors are fake as long as this lasts.
-
-    What works on real tensors alone, --compile and 8-bit AdamW, is left out. modes: contexts that
-    see every operation, such as a counter of bytes.
+    Their tensors are fake as long as this lasts. What works on real tensors alone, --compile and
+    8-bit AdamW, is left out, although `run.args` may ask for it. modes: contexts that see every
+    operation, such as a counter of bytes.
     """
     plain = replace(args, precision=replace(args.precision, use_8bit_adam=False, compile=False))
     accelerator = OneProcess(args)
@@ -59,11 +58,12 @@ def fake_run(args: Arguments, *modes: Any) -> Iterator[tuple[Run, Networks]]:
             judges = validation.open_judges(plain, perceptual, place)
     for network in (vae, discriminator):
         network.to(memory_format=LAYOUT)
+    networks = {vae, discriminator, perceptual, *judges.lpips.values(), judges.inception} - {None}
     built_here = {
         "make_accelerator": lambda args: accelerator,
         "convolution_layout": lambda device, width: LAYOUT,
-        "make_discriminator": lambda args, accelerator, channels: _fake(discriminator),
-        "make_perceptual": lambda args: perceptual and _fake(perceptual),
+        "make_discriminator": lambda args, accelerator, channels: discriminator,
+        "make_perceptual": lambda args: perceptual,
     }
     with ExitStack() as stack:
         stack.enter_context(patch.multiple(builder, **built_here))
@@ -71,9 +71,11 @@ def fake_run(args: Arguments, *modes: Any) -> Iterator[tuple[Run, Networks]]:
         stack.enter_context(patch.object(nn.Module, "to", lambda network, *_, **__: network))
         for mode in (FakeTensorMode(allow_non_fake_inputs=True), cuda_autocast(), *modes):
             stack.enter_context(mode)
-        for judge in filter(None, (*judges.lpips.values(), judges.inception)):
-            _fake(judge)
-        yield run_at_full_gan(plain, _fake(vae)), judges
+        for module in {module for network in networks for module in network.modules()}:
+            module.to_empty(device="cpu", recurse=False)
+        run = run_at_full_gan(plain, vae)
+        run.args = args
+        yield run, judges
 
 
 def _random_inception(weights: str | None) -> nn.Module:
@@ -151,9 +153,8 @@ def cuda_autocast() -> Iterator[None]:
 
     The other functions of a step that the two devices treat differently are outside of autocast.
     """
-    with ExitStack() as stack:
-        for name in ("group_norm", "interpolate"):
-            stack.enter_context(patch.object(F, name, _widened(getattr(F, name))))
+    functions = {name: _widened(getattr(F, name)) for name in ("group_norm", "interpolate")}
+    with patch.multiple(F, **functions):
         yield
 
 
@@ -164,17 +165,3 @@ def _widened(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
         return function(inputs, *args, **kwargs)
 
     return widened
-
-
-def _fake(network: nn.Module) -> nn.Module:
-    """The network with fake parameters and buffers of the same shapes, layouts and types."""
-    for module in network.modules():
-        for tensors in (module._parameters, module._buffers):
-            for name, tensor in tensors.items():
-                if tensor is None:
-                    continue
-                fake = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype)
-                if isinstance(tensor, nn.Parameter):
-                    fake = nn.Parameter(fake, tensor.requires_grad)
-                tensors[name] = fake
-    return network
