@@ -17,6 +17,7 @@ from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
+from accelerate.utils import convert_outputs_to_fp32
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
@@ -113,20 +114,11 @@ class OneProcess:
         self.step = 0  # micro-batches
 
     def prepare(self, *prepared: Any) -> tuple[Any, ...]:
-        """The same objects; the networks now run under autocast."""
+        """The same objects; the networks now run under autocast, as accelerate has it."""
         for network in prepared[:2]:
-            network.forward = self._under_autocast(network.forward)
+            autocast = torch.autocast("cpu", self.dtype, enabled=self.dtype != torch.float32)
+            network.forward = convert_outputs_to_fp32(autocast(network.forward))
         return prepared
-
-    def _under_autocast(self, forward: Callable[..., Any]) -> Callable[..., Any]:
-        """As accelerate does it: low precision within, float32 tensors without."""
-
-        def widened(*inputs: Tensor) -> Any:
-            with torch.autocast("cpu", self.dtype, enabled=self.dtype != torch.float32):
-                outputs = forward(*inputs)
-            return outputs.float() if isinstance(outputs, Tensor) else outputs
-
-        return widened
 
     def accumulate(self, *networks: nn.Module) -> nullcontext:
         """Counts micro-batches; gradients are complete at the last one of a step."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -9,11 +10,10 @@ from typing import Any
 
 from eval.protocol.results import Evaluation
 from eval.quality.measure import COLUMNS, Measured, numbers_of
-from eval.quality.summary import mean_curve, paired, verdict
 from eval.report.charts import Chart, line_chart
 from eval.report.grid import comparison_grid
 from eval.report.outputs import write_json
-from eval.report.over_seeds import OverSeeds
+from eval.report.over_seeds import OverSeeds, paired, verdict
 from eval.report.page import Cell, write_page
 from eval.report.terminal import print_table
 
@@ -102,3 +102,11 @@ def _charts(arms: Arms) -> list[Chart]:
         for name, seeds in arms.items()
     }  # fmt: skip
     return [*charts, line_chart("PSNR, dB", "high-frequency ratio; 1 is as sharp", points)]
+
+
+def mean_curve(curves: Sequence[Sequence[tuple[float, float]]]) -> list[tuple[float, float]]:
+    """The mean of the first points, of the second ones, and so on, as far as all curves go."""
+    return [
+        tuple(map(statistics.fmean, zip(*points, strict=True)))
+        for points in zip(*curves, strict=False)
+    ]

@@ -11,7 +11,6 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -91,7 +90,7 @@ class Bench:
         args: Arguments,
         warmup: int,
         rivals: Sequence[str] = (),
-        others: Mapping[str, Arguments] = MappingProxyType({}),
+        others: Mapping[str, Arguments] | None = None,
     ) -> None:
         self.args, self.warmup = args, warmup
         self.steps: dict[str, Step] = {}
@@ -102,7 +101,7 @@ class Bench:
                 self._enter(name, partial(ours, args, UNDO[name]))
             else:
                 self._enter(name, partial(_textbook, self.run, TEXTBOOKS[name]))
-        for name, arguments in others.items():
+        for name, arguments in (others or {}).items():
             self._enter(name, partial(ours, arguments))
 
     def measure(self, steps: int, phase_steps: int) -> Result:
@@ -144,14 +143,13 @@ class Bench:
         return run
 
     def _phases(self, clock: PhaseClock, steps: int) -> dict[str, list[float]]:
-        times: dict[str, list[float]] = {phase: [] for phase in PHASES}
+        found = []
         with watched(self.run, clock):
             for _ in range(steps):
                 clock.begin(PHASES[0])
                 self.steps[OURS]()
-                for phase, milliseconds in clock.milliseconds().items():
-                    times[phase].append(milliseconds)
-        return times
+                found.append(clock.milliseconds())
+        return {phase: [times[phase] for times in found] for phase in PHASES}
 
 
 def ours(args: Arguments, change: Callable[[Run], None] = lambda run: None) -> tuple[Run, Step]:

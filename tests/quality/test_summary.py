@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eval.quality.measure import measure_all, own_curve, peers_curve
-from eval.quality.summary import mean_curve, paired, verdict
+from eval.quality.report import mean_curve
 from eval.quality.training import Training
-from eval.report.over_seeds import OverSeeds
+from eval.report.over_seeds import OverSeeds, paired, verdict
 
 NUMBERS = st.integers(-1000, 1000).map(lambda n: n / 8)  # their sums and differences are exact
 SEEDS = st.dictionaries(st.integers(0, 5), NUMBERS, min_size=1)
