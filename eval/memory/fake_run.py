@@ -23,10 +23,9 @@ from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 from torch_fidelity import feature_extractor_inceptionv3 as inception
 
-from eval import validation
 from eval.memory.random_lpips import random_lpips
-from eval.metrics.fid import build_inception
 from eval.metrics.networks import Networks
+from eval.validation import open_judges
 from modules.builders import run as builder
 from modules.builders.networks import make_discriminator, make_perceptual, make_vae
 from modules.config.arguments import Arguments
@@ -47,16 +46,22 @@ def fake_run(args: Arguments, *modes: Any) -> Iterator[tuple[Run, Networks]]:
     """
     plain = replace(args, precision=replace(args.precision, use_8bit_adam=False, compile=False))
     accelerator = OneProcess(args)
-    # Weights that are drawn are as large as weights that are not.
+    # Weights that are drawn are as large as weights that are not: only files that were named are
+    # read, to refuse what the run would refuse.
     loaded = args.model.pretrained_model_name_or_path or args.losses.lpips_weights
     place = torch.device("cpu" if loaded else "meta")
-    with random_lpips(), warnings.catch_warnings(), place:
+    with (
+        random_lpips(),
+        patch.object(inception, "load_state_dict_from_url", lambda *_, **__: {}),
+        patch.object(inception.FeatureExtractorInceptionV3, "load_state_dict", lambda *_: None),
+        warnings.catch_warnings(),
+        place,
+    ):
         warnings.filterwarnings("ignore", "for .*: copying from a non-meta parameter")
         vae = make_vae(plain)
         discriminator = make_discriminator(plain, accelerator, vae.config.in_channels)
         perceptual = make_perceptual(plain)
-        with patch.object(validation, "build_inception", _random_inception):
-            judges = validation.open_judges(plain, perceptual, place)
+        judges = open_judges(plain, perceptual, place)
     for network in (vae, discriminator):
         network.to(memory_format=LAYOUT)
     networks = {vae, discriminator, perceptual, *judges.lpips.values(), judges.inception} - {None}
@@ -77,16 +82,6 @@ def fake_run(args: Arguments, *modes: Any) -> Iterator[tuple[Run, Networks]]:
         run = run_at_full_gan(plain, vae)
         run.args = args
         yield run, judges
-
-
-def _random_inception(weights: str | None) -> nn.Module:
-    """Inception without its weights, which do not change its size."""
-    del weights
-    with (
-        patch.object(inception, "load_state_dict_from_url", lambda *_, **__: {}),
-        patch.object(inception.FeatureExtractorInceptionV3, "load_state_dict", lambda *_: None),
-    ):
-        return build_inception()
 
 
 def run_at_full_gan(args: Arguments, vae: AutoencoderKL) -> Run:
