@@ -102,6 +102,5 @@ def peaks_of(
     meter: one of its modes. train: the script's loop.
     """
     with moments(run):
-        to_try = parts(run, train, judges)
-        found = {name: meter.peak_of(part) for name, part in to_try.items()}
+        found = {name: meter.peak_of(part) for name, part in parts(run, train, judges).items()}
     return Peaks.of(run.args, run.args.precision.recomputed, found)
