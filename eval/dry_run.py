@@ -7,7 +7,8 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from eval.export import planned_push
-from eval.memory.plan import AllocationMeter, Peaks, described_run, peaks_of
+from eval.memory.fake_run import fake_run
+from eval.memory.plan import AllocationMeter, Peaks, peaks_of
 from modules.builders.banner import networks, output
 from modules.builders.outline import aligned
 from modules.builders.output_dir import resume_path
@@ -26,7 +27,7 @@ def needs(args: Arguments, train: Callable[[Run], object]) -> str:
     precision = chosen_precision(args.precision.mixed_precision, os.environ)
     args = replace(args, precision=replace(args.precision, mixed_precision=precision))
     meter = AllocationMeter()
-    with described_run(args, meter) as (run, judges):
+    with fake_run(args, meter) as (run, judges):
         reached_by(resume_path(args.checkpoints), args, run.raw_vae.vae)
         memory = {"Memory": _memory(peaks_of(run, judges, meter, train), precision)}
         lines = networks(args, run.raw_vae.vae) | memory | {"Output": output(run)}

@@ -65,8 +65,9 @@ def run(args: argparse.Namespace) -> int:
 
     from eval.memory.random_lpips import random_lpips
     from eval.report.outputs import write_json
+    from eval.report.terminal import print_table
     from eval.speed.benchmark import Bench
-    from eval.speed.benchmark_report import benchmark_data, benchmark_text, scaling_table
+    from eval.speed.benchmark_report import benchmark_data, benchmark_text, scaling_rows
 
     with random_lpips() if args.random_lpips else nullcontext():
         bench = Bench(training, args.warmup, args.compare, others)
@@ -76,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
         rows = [(sized, _measured(sized, args)) for sized in _scaling(args, training)]
     data = benchmark_data(training, result)
     if rows:
-        print(scaling_table(rows))
+        print_table(scaling_rows(rows))
         data["scaling"] = [found and benchmark_data(sized, found) for sized, found in rows]
     write_json(args.json, data)
     return 0

@@ -7,15 +7,17 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from eval.protocol.codecs import VAECodec, quantize
-from eval.protocol.loading import own_batches
+from eval.protocol.latents import measure_latents
+from eval.protocol.loading import Batch
 from modules.errors import ArgumentError
-from modules.models.latents import LatentAccumulator, LatentStatistics
+from modules.models.latents import LatentStatistics
 
 
 @dataclass(frozen=True)
@@ -59,34 +61,28 @@ def store_latents(
     codec: VAECodec,
     images: Dataset[Tensor],
     file: Path,
-    device: torch.device,
-    batch_size: int,
-    num_workers: int = 0,
-    progress: bool = False,
     watch: Callable[[Tensor, Tensor], None] = lambda images, latents: None,
+    **options: Any,
 ) -> StoredLatents:
     """Writes the posterior's mean of every readable image to `file`.
 
     images: uint8 [K, H, W] by position, of one size. watch: sees each batch of images [B, K, H, W]
-    uint8 and their latents. Raises ArgumentError where the encoder gives NaN or no image is read.
+    uint8 and their latents. options, and errors: as of `measure_latents`.
     """
-    accumulator, digests, values = LatentAccumulator(codec.latent_channels), [], None
-    for batch in own_batches(images, batch_size, num_workers, progress):
-        if not batch.count:
-            continue
-        pictures = batch.images[: batch.count].to(device)
-        posterior = codec.encode(pictures)
+    digests: list[int] = []
+    values = None
+
+    def keep(batch: Batch, pictures: Tensor, latents: Tensor) -> None:
+        nonlocal values
         if values is None:
-            shape = (len(images), *posterior.mean.shape[1:])
+            shape = (len(images), *latents.shape[1:])
             _reserve(file, 4 * math.prod(shape))
             values = torch.from_file(str(file), shared=True, size=math.prod(shape)).view(shape)
-        values[len(digests) : len(digests) + batch.count] = posterior.mean.cpu()
-        digests += batch.digests
-        accumulator.update(posterior.mean, posterior.logvar)
-        watch(pictures, posterior.mean)
-    statistics = accumulator.result()
-    if not math.isfinite(statistics.global_std):
-        raise ArgumentError("--model: the encoder gives NaN or infinity for some images")
+        values[len(digests) : len(digests) + batch.count] = latents.cpu()
+        digests.extend(batch.digests)
+        watch(pictures, latents)
+
+    statistics = measure_latents(codec.vae, images, watch=keep, **options)
     return StoredLatents(values[: len(digests)], torch.tensor(digests), statistics)
 
 

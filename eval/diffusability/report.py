@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from eval.diffusability.gap import HALF
 from eval.diffusability.measure import Diffusability
 from eval.report.latents import latent_values
+from eval.report.over_seeds import OverSeeds
 from eval.report.page import Cell, Picture, write_page
 
 SCALED = "Of --reference; the denoiser sees each channel scaled to unit deviation."
@@ -34,22 +34,13 @@ def rows(models: Mapping[str, Diffusability]) -> list[list[str]]:
 
 
 def _numbers(found: Diffusability) -> list[str]:
+    over_seeds = ((found.loss, 4), (found.ifid, 3), (found.sample_fid, 3))
     return [
         f"{found.psnr:.2f}",
         *(f"{gap.decibels:.2f}" for gap in found.gaps.values()),
         f"{100 * found.latents.high_frequency:.1f} %",
-        mean_and_spread(found.loss, 4),
-        mean_and_spread(found.ifid, 3),
-        mean_and_spread(found.sample_fid, 3),
+        *(OverSeeds.of(values).text(digits) if values else "–" for values, digits in over_seeds),
     ]
-
-
-def mean_and_spread(values: Sequence[float], digits: int) -> str:
-    """Mean ± sample standard deviation; a dash for no values, the value alone for one."""
-    if not values:
-        return "–"
-    text = f"{statistics.fmean(values):.{digits}f}"
-    return f"{text} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else text
 
 
 def notes(models: Mapping[str, Diffusability], missing: str) -> list[str]:

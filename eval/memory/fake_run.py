@@ -17,15 +17,15 @@ from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
+from accelerate.utils import convert_outputs_to_fp32
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 from torch_fidelity import feature_extractor_inceptionv3 as inception
 
-from eval import validation
 from eval.memory.random_lpips import random_lpips
-from eval.metrics.fid import build_inception
 from eval.metrics.networks import Networks
+from eval.validation import open_judges
 from modules.builders import run as builder
 from modules.builders.networks import make_discriminator, make_perceptual, make_vae
 from modules.config.arguments import Arguments
@@ -40,30 +40,36 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "no": torch.float32}
 def fake_run(args: Arguments, *modes: Any) -> Iterator[tuple[Run, Networks]]:
     """A Run by the script's own builder, at full GAN, and the networks of its validation.
 
-    Their tensors are fake as long as this lasts.
-
-    What works on real tensors alone, --compile and 8-bit AdamW, is left out. modes: contexts that
-    see every operation, such as a counter of bytes.
+    Their tensors are fake as long as this lasts. What works on real tensors alone, --compile and
+    8-bit AdamW, is left out, although `run.args` may ask for it. modes: contexts that see every
+    operation, such as a counter of bytes.
     """
     plain = replace(args, precision=replace(args.precision, use_8bit_adam=False, compile=False))
     accelerator = OneProcess(args)
-    # Weights that are drawn are as large as weights that are not.
+    # Weights that are drawn are as large as weights that are not: only files that were named are
+    # read, to refuse what the run would refuse.
     loaded = args.model.pretrained_model_name_or_path or args.losses.lpips_weights
     place = torch.device("cpu" if loaded else "meta")
-    with random_lpips(), warnings.catch_warnings(), place:
+    with (
+        random_lpips(),
+        patch.object(inception, "load_state_dict_from_url", lambda *_, **__: {}),
+        patch.object(inception.FeatureExtractorInceptionV3, "load_state_dict", lambda *_: None),
+        warnings.catch_warnings(),
+        place,
+    ):
         warnings.filterwarnings("ignore", "for .*: copying from a non-meta parameter")
         vae = make_vae(plain)
         perceptual = make_perceptual(plain)
         discriminator = make_discriminator(plain, accelerator, vae.config.in_channels, perceptual)
-        with patch.object(validation, "build_inception", _random_inception):
-            judges = validation.open_judges(plain, perceptual, place)
+        judges = open_judges(plain, perceptual, place)
     for network in (vae, discriminator):
         network.to(memory_format=LAYOUT)
+    networks = {vae, discriminator, perceptual, *judges.lpips.values(), judges.inception} - {None}
     built_here = {
         "make_accelerator": lambda args: accelerator,
         "convolution_layout": lambda device, width: LAYOUT,
-        "make_discriminator": lambda *_: _fake(discriminator),
-        "make_perceptual": lambda args: perceptual and _fake(perceptual),
+        "make_discriminator": lambda *_: discriminator,
+        "make_perceptual": lambda args: perceptual,
     }
     with ExitStack() as stack:
         stack.enter_context(patch.multiple(builder, **built_here))
@@ -71,20 +77,11 @@ def fake_run(args: Arguments, *modes: Any) -> Iterator[tuple[Run, Networks]]:
         stack.enter_context(patch.object(nn.Module, "to", lambda network, *_, **__: network))
         for mode in (FakeTensorMode(allow_non_fake_inputs=True), cuda_autocast(), *modes):
             stack.enter_context(mode)
-        eyes = getattr(discriminator, "perceptual", None)
-        for judge in filter(None, (*judges.lpips.values(), judges.inception, eyes)):
-            _fake(judge)
-        yield run_at_full_gan(plain, _fake(vae)), judges
-
-
-def _random_inception(weights: str | None) -> nn.Module:
-    """Inception without its weights, which do not change its size."""
-    del weights
-    with (
-        patch.object(inception, "load_state_dict_from_url", lambda *_, **__: {}),
-        patch.object(inception.FeatureExtractorInceptionV3, "load_state_dict", lambda *_: None),
-    ):
-        return build_inception()
+        for module in {module for network in networks for module in network.modules()}:
+            module.to_empty(device="cpu", recurse=False)
+        run = run_at_full_gan(plain, vae)
+        run.args = args
+        yield run, judges
 
 
 def run_at_full_gan(args: Arguments, vae: AutoencoderKL) -> Run:
@@ -112,20 +109,11 @@ class OneProcess:
         self.step = 0  # micro-batches
 
     def prepare(self, *prepared: Any) -> tuple[Any, ...]:
-        """The same objects; the networks now run under autocast."""
+        """The same objects; the networks now run under autocast, as accelerate has it."""
         for network in prepared[:2]:
-            network.forward = self._under_autocast(network.forward)
+            autocast = torch.autocast("cpu", self.dtype, enabled=self.dtype != torch.float32)
+            network.forward = convert_outputs_to_fp32(autocast(network.forward))
         return prepared
-
-    def _under_autocast(self, forward: Callable[..., Any]) -> Callable[..., Any]:
-        """As accelerate does it: low precision within, float32 tensors without."""
-
-        def widened(*inputs: Tensor) -> Any:
-            with torch.autocast("cpu", self.dtype, enabled=self.dtype != torch.float32):
-                outputs = forward(*inputs)
-            return outputs.float() if isinstance(outputs, Tensor) else outputs
-
-        return widened
 
     def accumulate(self, *networks: nn.Module) -> nullcontext:
         """Counts micro-batches; gradients are complete at the last one of a step."""
@@ -152,9 +140,8 @@ def cuda_autocast() -> Iterator[None]:
 
     The other functions of a step that the two devices treat differently are outside of autocast.
     """
-    with ExitStack() as stack:
-        for name in ("group_norm", "interpolate"):
-            stack.enter_context(patch.object(F, name, _widened(getattr(F, name))))
+    functions = {name: _widened(getattr(F, name)) for name in ("group_norm", "interpolate")}
+    with patch.multiple(F, **functions):
         yield
 
 
@@ -165,17 +152,3 @@ def _widened(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
         return function(inputs, *args, **kwargs)
 
     return widened
-
-
-def _fake(network: nn.Module) -> nn.Module:
-    """The network with fake parameters and buffers of the same shapes, layouts and types."""
-    for module in network.modules():
-        for tensors in (module._parameters, module._buffers):
-            for name, tensor in tensors.items():
-                if tensor is None:
-                    continue
-                fake = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype)
-                if isinstance(tensor, nn.Parameter):
-                    fake = nn.Parameter(fake, tensor.requires_grad)
-                tensors[name] = fake
-    return network

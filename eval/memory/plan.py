@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +12,6 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from eval.memory.fake_run import fake_run
 from eval.metrics.networks import Networks
 from eval.rehearsal import moments, parts
 from modules.config.arguments import Arguments
@@ -99,19 +97,10 @@ class Peaks:
 def peaks_of(
     run: Run, judges: Networks, meter: AllocationMeter, train: Callable[[Run], object]
 ) -> Peaks:
-    """What each part of a `described_run` needs at its worst moment.
+    """What each part of a `fake_run` needs at its worst moment.
 
     meter: one of its modes. train: the script's loop.
     """
     with moments(run):
-        to_try = parts(run, train, judges)
-        found = {name: meter.peak_of(part) for name, part in to_try.items()}
+        found = {name: meter.peak_of(part) for name, part in parts(run, train, judges).items()}
     return Peaks.of(run.args, run.args.precision.recomputed, found)
-
-
-@contextmanager
-def described_run(args: Arguments, meter: AllocationMeter) -> Iterator[tuple[Run, Networks]]:
-    """A fake run that says of itself what was asked for, such as 8-bit moments."""
-    with fake_run(args, meter) as (run, judges):
-        run.args = args
-        yield run, judges

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from eval.metrics.precise import full_precision
 from eval.protocol.choices import DEFAULT_BATCH_SIZE
 from eval.protocol.codecs import VAECodec
-from eval.protocol.loading import Interrupted, own_batches
+from eval.protocol.loading import Batch, Interrupted, own_batches
 from modules.errors import ArgumentError
 from modules.models.latents import LatentAccumulator, LatentStatistics
 
@@ -28,13 +28,15 @@ def measure_latents(
     num_workers: int = 0,
     progress: bool = True,
     stop: Callable[[], bool] = lambda: False,
+    watch: Callable[[Batch, Tensor, Tensor], None] = lambda batch, images, latents: None,
 ) -> LatentStatistics | None:
     """Encodes every image once and returns the statistics of its posteriors.
 
     images: uint8 [K, H, W] by position, all of one size; the processes of torch.distributed share
     them and all get the same result. Unreadable images are left out. stop: as of own_batches; where
-    it says so, None is returned. Raises ArgumentError when the encoder gives NaN or no image can be
-    read.
+    it says so, None is returned. watch: sees each batch, its images [n, K, H, W] uint8 on the
+    device and the means of their posteriors [n, C, h, w]. Raises ArgumentError when the encoder
+    gives NaN or no image can be read.
     """
     codec, accumulator = VAECodec(vae), LatentAccumulator(vae.config.latent_channels)
     device = torch.device(device)
@@ -42,9 +44,11 @@ def measure_latents(
     try:
         with full_precision(), codec.prepared(device):
             for batch in (batch for batch in batches if batch.count):
-                posterior = codec.encode(batch.images.to(device))
-                accumulator.update(posterior.mean[: batch.count],
-                                   posterior.logvar[: batch.count])  # fmt: skip
+                pictures = batch.images.to(device)
+                posterior = codec.encode(pictures)
+                latents = posterior.mean[: batch.count]
+                accumulator.update(latents, posterior.logvar[: batch.count])
+                watch(batch, pictures[: batch.count], latents)
     except Interrupted:
         return None
     statistics = accumulator.result()

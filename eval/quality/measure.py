@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from eval.metrics.columns import COLUMN, Column
 from eval.protocol.results import Evaluation
-from eval.quality.summary import value_at
 from eval.quality.training import Training
 from modules.tracking.metrics_log import Row, read_rows, whole_validations
 
@@ -46,9 +47,9 @@ def measure_all(
     everything = [measured for seeds in found.values() for measured in seeds.values()]
     soonest = min((measured.curve[-1][1] for measured in everything), default=0.0)
     for measured in everything:
-        points = [(seconds, psnr) for _, seconds, psnr in measured.curve]
-        measured.numbers["psnr_equal_time"] = value_at(points, soonest)
-        measured.numbers["seconds"] = points[-1][0]
+        _, seconds, psnr = zip(*measured.curve, strict=True)
+        measured.numbers["psnr_equal_time"] = float(np.interp(soonest, seconds, psnr))
+        measured.numbers["seconds"] = seconds[-1]
     return found
 
 

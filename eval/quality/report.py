@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import statistics
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from eval.protocol.results import Evaluation
 from eval.quality.measure import COLUMNS, Measured, numbers_of
-from eval.quality.summary import Spread, mean_curve, paired, verdict
 from eval.report.charts import Chart, line_chart
 from eval.report.grid import comparison_grid
 from eval.report.outputs import write_json
+from eval.report.over_seeds import OverSeeds, paired, verdict
 from eval.report.page import Cell, write_page
 from eval.report.terminal import print_table
 
-Arms = Mapping[str, Mapping[int, Measured]]  # by name and seed; the first is the reference
+Seeds = Mapping[int, Measured]
+Arms = Mapping[str, Seeds]  # by name; the first is the reference
 
 
 def write_quality(
@@ -27,14 +29,17 @@ def write_quality(
     facts: what else is known, for the JSON and the page: "commands" by arm, reasons by "failed"
     training, the lines of the "stamp".
     """
-    keys, data = _keys(arms), {name: _compared(arms, name) for name in arms}
+    first, reference = next(iter(arms.items()))
+    present = {key for seeds in arms.values() for found in seeds.values() for key in found.numbers}
+    keys, data, rows = [key for key in COLUMNS if key in present], {}, {}
+    for name, seeds in arms.items():
+        data[name], rows[name] = _compared(seeds, reference, keys)
     beside = {name: numbers_of(evaluation) for name, evaluation in baselines.items()}
     write_json(str(output / "quality.json"), {"arms": data, "baselines": beside, **facts})
 
-    rows = {name: [_cell(found, key) for key in keys] for name, found in data.items()}
     rows |= {name: [Cell(COLUMNS[key].format(numbers.get(key))) for key in keys]
              for name, numbers in beside.items()}  # fmt: skip
-    header, first = ["arm", *(COLUMNS[key].heading for key in keys)], next(iter(arms))
+    header = ["arm", *(COLUMNS[key].heading for key in keys)]
     print_table([header, *([name, *(c.text for c in cells)] for name, cells in rows.items())])
     others = [[name, *(c.detail for c in rows[name])] for name in [*arms][1:]]
     if others:
@@ -58,41 +63,27 @@ def write_quality(
     )  # fmt: skip
 
 
-def _keys(arms: Arms) -> list[str]:
-    present = {key for seeds in arms.values() for found in seeds.values() for key in found.numbers}
-    return [key for key in COLUMNS if key in present]
-
-
-def _compared(arms: Arms, name: str) -> dict[str, Any]:
-    """One arm's part of the JSON: spreads, differences to the first arm with verdicts, runs."""
-    measures, differences = {}, {}
-    for key in _keys(arms):
-        values, reference = (
-            {seed: found.numbers[key] for seed, found in seeds.items() if key in found.numbers}
-            for seeds in (arms[name], next(iter(arms.values())))
+def _compared(
+    seeds: Seeds, reference: Seeds, keys: Sequence[str]
+) -> tuple[dict[str, Any], list[Cell]]:
+    """An arm's part of the JSON, and its row: mean and deviation; the difference as the detail."""
+    measures, differences, cells = {}, {}, []
+    for key in keys:
+        column, text, detail = COLUMNS[key], "–", "–"
+        values, others = (
+            {seed: found.numbers[key] for seed, found in arm.items() if key in found.numbers}
+            for arm in (seeds, reference)
         )
         if values:
-            measures[key] = asdict(Spread.of([*values.values()]))
-        if difference := paired(values, reference):
-            word = verdict(difference, COLUMNS[key].better)
+            measure = OverSeeds.of([*values.values()])
+            measures[key], text = asdict(measure), measure.text(column.digits)
+        if difference := paired(values, others):
+            word = verdict(difference, column.better)
             differences[key] = {**asdict(difference), "verdict": word}
-    runs = {seed: {"numbers": found.numbers, "curve": found.curve}
-            for seed, found in arms[name].items()}  # fmt: skip
-    return {"measures": measures, "differences": differences, "runs": runs}
-
-
-def _cell(found: Mapping[str, Any], key: str) -> Cell:
-    """Mean and deviation; as its detail the difference and the verdict."""
-
-    def text(part: str, sign: str = "") -> str:
-        spread, digits = found[part].get(key), COLUMNS[key].digits
-        if spread is None:
-            return "–"
-        deviation = f" ± {spread['std']:.{digits}f}" if spread["seeds"] > 1 else ""
-        word = f" {spread['verdict']}" if sign else ""
-        return f"{spread['mean']:{sign}.{digits}f}{deviation}{word}"
-
-    return Cell(text("measures"), text("differences", "+"))
+            detail = f"{difference.text(column.digits, '+')} {word}"
+        cells.append(Cell(text, detail))
+    runs = {seed: {"numbers": found.numbers, "curve": found.curve} for seed, found in seeds.items()}
+    return {"measures": measures, "differences": differences, "runs": runs}, cells
 
 
 def _charts(arms: Arms) -> list[Chart]:
@@ -111,3 +102,11 @@ def _charts(arms: Arms) -> list[Chart]:
         for name, seeds in arms.items()
     }  # fmt: skip
     return [*charts, line_chart("PSNR, dB", "high-frequency ratio; 1 is as sharp", points)]
+
+
+def mean_curve(curves: Sequence[Sequence[tuple[float, float]]]) -> list[tuple[float, float]]:
+    """The mean of the first points, of the second ones, and so on, as far as all curves go."""
+    return [
+        tuple(map(statistics.fmean, zip(*points, strict=True)))
+        for points in zip(*curves, strict=False)
+    ]

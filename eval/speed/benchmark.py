@@ -9,9 +9,8 @@ from __future__ import annotations
 import gc
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -31,62 +30,59 @@ from modules.training.run import Run
 
 OURS = "ours"
 TEXTBOOKS = {"textbook": False, "latent-diffusion": True}  # whether the VAE goes forward again
-MIN_WARMUP = 2  # steps: the optimizers make their moments in the first, which is not typical
 
-
-@dataclass
-class Contestant:
-    """What was measured of something that takes optimizer steps."""
-
-    peak_memory: int | None = None  # bytes allocated on a GPU
-    milliseconds: list[float] = field(default_factory=list)
+Step = Callable[[], object]
 
 
 @dataclass(frozen=True)
 class Result:
-    """What one configuration reached; times in milliseconds for one optimizer step."""
+    """What one configuration and its rivals, by name, reached; all times are of optimizer steps.
+
+    peak_memory: bytes allocated on a GPU. phases: milliseconds of ours, by part of the step.
+    """
 
     device: str
     images_per_step: int
-    contestants: Mapping[str, Contestant]
+    milliseconds: Mapping[str, list[float]]
+    peak_memory: Mapping[str, int | None]
     phases: Mapping[str, list[float]]
     flops: int
     peak_flops_per_s: float
 
     @property
-    def ours(self) -> Contestant:
-        """The trainer."""
-        return self.contestants[OURS]
-
-    @property
-    def rivals(self) -> dict[str, Contestant]:
-        """All others."""
-        return {name: c for name, c in self.contestants.items() if name != OURS}
+    def rivals(self) -> list[str]:
+        """The names of all but ours."""
+        return [name for name in self.milliseconds if name != OURS]
 
     @property
     def images_per_s(self) -> Spread:
         """Images per second of ours."""
-        return Spread.of([1e3 * self.images_per_step / ms for ms in self.ours.milliseconds])
+        return Spread.of([1e3 * self.images_per_step / ms for ms in self.milliseconds[OURS]])
 
     @property
     def teraflops(self) -> Spread:
         """Useful TFLOP/s of ours."""
-        return Spread.of([self.flops / ms / 1e9 for ms in self.ours.milliseconds])
+        return Spread.of([self.flops / ms / 1e9 for ms in self.milliseconds[OURS]])
 
     @property
     def mfu(self) -> float:
         """The share of the device's measured matmul speed that useful work reaches."""
         return 1e12 * self.teraflops.median / self.peak_flops_per_s
 
+    def spread(self, name: str) -> Spread:
+        """Milliseconds of a step."""
+        return Spread.of(self.milliseconds[name])
+
     def speedup(self, name: str) -> Spread:
         """How many of our steps fit in one of theirs, step by step."""
-        return Spread.ratio(self.ours.milliseconds, self.contestants[name].milliseconds)
+        return Spread.ratio(self.milliseconds[OURS], self.milliseconds[name])
 
 
 class Bench:
-    """One configuration, built and warmed up on the present device.
+    """One configuration and its rivals, built and warmed up on the present device.
 
-    rivals: names in TEXTBOOKS or UNDO. others: the trainer itself by other arguments, by name.
+    warmup: steps; at least 2, because the optimizers make their moments in the first. rivals: names
+    in TEXTBOOKS or UNDO. others: the trainer itself by other arguments, by name.
     """
 
     def __init__(
@@ -94,18 +90,18 @@ class Bench:
         args: Arguments,
         warmup: int,
         rivals: Sequence[str] = (),
-        others: Mapping[str, Arguments] = MappingProxyType({}),
+        others: Mapping[str, Arguments] | None = None,
     ) -> None:
-        self.args, self.warmup = args, max(MIN_WARMUP, warmup)
-        self.steps: dict[str, Callable[[], object]] = {}
-        self.contestants: dict[str, Contestant] = {}
+        self.args, self.warmup = args, warmup
+        self.steps: dict[str, Step] = {}
+        self.peak_memory: dict[str, int | None] = {}
         self.run = self._enter(OURS, partial(ours, args))
         for name in rivals:
             if name in UNDO:
                 self._enter(name, partial(ours, args, UNDO[name]))
             else:
                 self._enter(name, partial(_textbook, self.run, TEXTBOOKS[name]))
-        for name, arguments in others.items():
+        for name, arguments in (others or {}).items():
             self._enter(name, partial(ours, arguments))
 
     def measure(self, steps: int, phase_steps: int) -> Result:
@@ -121,56 +117,50 @@ class Bench:
                 self.steps[name]()
                 marks[name].append((start, stopwatch.mark()))
             order.rotate(-1)
-        for name, contestant in self.contestants.items():
-            contestant.milliseconds = [stopwatch.milliseconds(pair)[0] for pair in marks[name]]
         return Result(
             device=device_name(device),
             images_per_step=self.args.optimization.images_per_step(1),
-            contestants=self.contestants,
+            milliseconds={name: [stopwatch.milliseconds(pair)[0] for pair in marks[name]]
+                          for name in self.steps},
+            peak_memory=self.peak_memory,
             phases=self._phases(PhaseClock(stopwatch), phase_steps),
             flops=useful_flops(self.args),
             peak_flops_per_s=peak_flops_per_s(device, DTYPES[self.args.precision.mixed_precision]),
-        )
+        )  # fmt: skip
 
-    def _enter(self, name: str, build: Callable[[], tuple[Run, Callable[[], object]]]) -> Run:
+    def _enter(self, name: str, build: Callable[[], tuple[Run, Step]]) -> Run:
         """Builds a contestant, warms it up, and takes its peak memory without what was there."""
         gc.collect()
         before = torch.cuda.memory_allocated()
-        run, step = build()
-        self.steps[name], contestant = step, Contestant()
-        self.contestants[name] = contestant
+        run, self.steps[name] = build()
         for _ in range(self.warmup):
-            step()
+            self.steps[name]()
+        self.peak_memory[name] = None
         if run.accelerator.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
-            step()
-            contestant.peak_memory = torch.cuda.max_memory_allocated() - before
+            self.steps[name]()
+            self.peak_memory[name] = torch.cuda.max_memory_allocated() - before
         return run
 
     def _phases(self, clock: PhaseClock, steps: int) -> dict[str, list[float]]:
-        times: dict[str, list[float]] = {phase: [] for phase in PHASES}
+        found = []
         with watched(self.run, clock):
             for _ in range(steps):
                 clock.begin(PHASES[0])
                 self.steps[OURS]()
-                for phase, milliseconds in clock.milliseconds().items():
-                    times[phase].append(milliseconds)
-        return times
+                found.append(clock.milliseconds())
+        return {phase: [times[phase] for times in found] for phase in PHASES}
 
 
-def ours(
-    args: Arguments, change: Callable[[Run], None] | None = None
-) -> tuple[Run, Callable[[], object]]:
+def ours(args: Arguments, change: Callable[[Run], None] = lambda run: None) -> tuple[Run, Step]:
     """The trainer, at full GAN, after `change`: its run, and what takes one step of it."""
     run = run_at_full_gan(args, make_vae(args))
-    if change is not None:
-        change(run)
+    change(run)
     return run, partial(train_on, run, micro_batches(run))
 
 
-def _textbook(run: Run, repeat_forward: bool) -> tuple[Run, Callable[[], object]]:
-    trainer = TextbookTrainer(run, repeat_forward)
-    return run, partial(trainer.step, micro_batches(run))
+def _textbook(run: Run, repeat_forward: bool) -> tuple[Run, Step]:
+    return run, partial(TextbookTrainer(run, repeat_forward).step, micro_batches(run))
 
 
 def micro_batches(run: Run) -> list[dict[str, Any]]:

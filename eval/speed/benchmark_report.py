@@ -11,46 +11,46 @@ import diffusers
 import torch
 
 from eval.memory.fake_run import DTYPES
-from eval.speed.benchmark import Result
+from eval.speed.benchmark import OURS, Result
 from eval.speed.stopwatch import Spread
 from modules.config.arguments import Arguments
 
 
 def benchmark_text(args: Arguments, result: Result) -> str:
     """Speed, memory, use of the device, time of each part, ratios."""
-    ours, step = result.ours, Spread.of(result.ours.milliseconds)
+    memory, steps = result.peak_memory, len(result.milliseconds[OURS])
     dtype = str(DTYPES[args.precision.mixed_precision]).removeprefix("torch.")
     lines = [
         f"{result.device}, {versions()}",
         describe(args),
         "median (10th to 90th percentile):",
         f"  images/s      {result.images_per_s.text(2)}",
-        f"  ms per step   {step.text(1)}, {len(ours.milliseconds)} steps",
+        f"  ms per step   {result.spread(OURS).text(1)}, {steps} steps",
         f"  TFLOP/s       {result.teraflops.text(2)}, {result.flops / 1e12:.2f} TFLOP a step",
         f"  of matmul     {100 * result.mfu:.1f} % of {result.peak_flops_per_s / 1e12:.2f} "
         f"TFLOP/s, measured in {dtype}",
     ]
-    if ours.peak_memory is not None:
-        lines.append(f"  peak memory   {ours.peak_memory / 1e9:.2f} GB")
+    if memory[OURS] is not None:
+        lines.append(f"  peak memory   {gigabytes(memory[OURS])} GB")
     phases = {phase: Spread.of(times) for phase, times in result.phases.items() if times}
     total = sum(spread.median for spread in phases.values())
     for phase, spread in phases.items():
         share = f"{100 * spread.median / total:5.1f} %"
         lines.append(f"    {phase:30s} {spread.text(1):>32s} ms  {share}")
-    for name, rival in result.rivals.items():
-        lines.append(f"{name}: {Spread.of(rival.milliseconds).text(1)} ms per step")
+    for name in result.rivals:
+        lines.append(f"{name}: {result.spread(name).text(1)} ms per step")
         lines.append(f"  ours is {result.speedup(name).text(2)} times as fast")
-        if rival.peak_memory is not None:
+        if memory[name] is not None:
             lines.append(
-                f"  and needs {ours.peak_memory / rival.peak_memory:.2f} times the memory "
-                f"({ours.peak_memory / 1e9:.2f} GB of {rival.peak_memory / 1e9:.2f} GB)"
+                f"  and needs {memory[OURS] / memory[name]:.2f} times the memory "
+                f"({gigabytes(memory[OURS])} GB of {gigabytes(memory[name])} GB)"
             )
     return "\n".join(lines)
 
 
 def benchmark_data(args: Arguments, result: Result) -> dict[str, Any]:
     """Everything measured, memory in bytes; `ratio` has one entry for each rival."""
-    times = {"step": result.ours.milliseconds, **result.phases}
+    times = {"step": result.milliseconds[OURS], **result.phases}
     return {
         "device": result.device,
         "versions": versions(),
@@ -60,34 +60,38 @@ def benchmark_data(args: Arguments, result: Result) -> dict[str, Any]:
         "tflops_per_s": asdict(result.teraflops),
         "matmul_tflops_per_s": result.peak_flops_per_s / 1e12,
         "mfu": result.mfu,
-        "peak_memory": result.ours.peak_memory,
+        "peak_memory": result.peak_memory[OURS],
         "ratio": {
             name: {
                 "speed": asdict(result.speedup(name)),
-                "ms": asdict(Spread.of(rival.milliseconds)),
-                "peak_memory": rival.peak_memory,
+                "ms": asdict(result.spread(name)),
+                "peak_memory": result.peak_memory[name],
             }
-            for name, rival in result.rivals.items()
+            for name in result.rivals
         },
     }
 
 
-def scaling_table(rows: Sequence[tuple[Arguments, Result | None]]) -> str:
-    """Aligned columns, one row a configuration; None is one that did not fit in the memory."""
-    lines = ["resolution  batch  accumulation    images/s  ms per step  peak GB    mfu"]
-    for args, result in rows:
-        opt = args.optimization
-        line = f"{args.data.resolution:10d}  {opt.train_batch_size:5d}  "
-        line += f"{opt.gradient_accumulation_steps:12d}"
-        if result is None:
-            lines.append(f"{line}    out of memory")
-            continue
-        line += f"  {result.images_per_s.median:10.2f}"
-        line += f"  {Spread.of(result.ours.milliseconds).median:11.1f}"
-        memory = result.ours.peak_memory
-        line += f"  {'-' if memory is None else f'{memory / 1e9:.2f}':>7s}  {result.mfu:5.3f}"
-        lines.append(line)
-    return "\n".join(lines)
+def scaling_rows(found: Sequence[tuple[Arguments, Result | None]]) -> list[list[str]]:
+    """A header, and one row a configuration; None is one that did not fit in the memory."""
+    rows = [["resolution", "batch", "accumulation", "images/s", "ms per step", "peak GB", "mfu"]]
+    for args, result in found:
+        opt, reached = args.optimization, ["out of memory", "", "", ""]
+        if result is not None:
+            reached = [
+                f"{result.images_per_s.median:.2f}",
+                f"{result.spread(OURS).median:.1f}",
+                gigabytes(result.peak_memory[OURS]),
+                f"{result.mfu:.3f}",
+            ]
+        sizes = (args.data.resolution, opt.train_batch_size, opt.gradient_accumulation_steps)
+        rows.append([*map(str, sizes), *reached])
+    return rows
+
+
+def gigabytes(size: int | None) -> str:
+    """Bytes as GB; a dash where they were not measured."""
+    return "-" if size is None else f"{size / 1e9:.2f}"
 
 
 def describe(args: Arguments) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import time
 from collections import deque
-from collections.abc import Iterator
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -20,7 +19,6 @@ from modules.data.images.synthetic import SyntheticImages
 from modules.data.loader import TrainingImages, training_loader
 from modules.data.shared_memory import end_rather_than_drop
 from modules.data.sources.open import open_folder
-from modules.data.sources.parts import ImageSource
 
 WIDTH, HEIGHT, QUALITY = 1024, 768, 90  # of the JPEGs made on the spot
 DISTINCT = 32
@@ -68,18 +66,29 @@ def loader_speeds(
     exists at a time: what workers fetch ahead must not be fetched on another's time.
     """
     source, paths = open_folder(folder, flag="--data"), sorted(folder.rglob("*.jpg"))
-    ours = partial(_our_batches, source, resolution, workers, batch_size)
-    loaders = {
-        OURS: partial(ours, fast=False),
-        FAST: partial(ours, fast=True),
-        PLAIN: partial(_plain_batches, paths, resolution, workers, batch_size),
-    }
+
+    def ours(fast: bool) -> DataLoader:
+        options = {"latent_shape": LATENT_SHAPE, "seed": 0, "fast_jpeg_decoding": fast}
+        training = TrainingImages(source, resolution, **options)
+        return training_loader(training, batch_size=batch_size, num_workers=workers)
+
+    def plain() -> DataLoader:
+        data = PlainImages(paths, resolution)
+        return DataLoader(
+            data,
+            batch_size=batch_size,
+            sampler=RandomSampler(data, replacement=True, num_samples=10**6),
+            num_workers=workers,
+            worker_init_fn=end_rather_than_drop,
+        )
+
+    loaders = {OURS: partial(ours, fast=False), FAST: partial(ours, fast=True), PLAIN: plain}
     batches, cores = max(1, images // batch_size), max(1, workers)
     found: dict[str, list[float]] = {name: [] for name in loaders}
     order = deque(loaders)
     for _ in range(rounds):
         for name in order:
-            stream = loaders[name]()
+            stream = iter(loaders[name]())
             list(islice(stream, 1 + workers))
             started = time.perf_counter()
             for _ in islice(stream, batches):
@@ -88,28 +97,3 @@ def loader_speeds(
             del stream  # ends its workers
         order.rotate(-1)
     return found
-
-
-def _our_batches(
-    source: ImageSource, resolution: int, workers: int, batch_size: int, fast: bool
-) -> Iterator[object]:
-    images = TrainingImages(
-        source, resolution, latent_shape=LATENT_SHAPE, seed=0, fast_jpeg_decoding=fast
-    )
-    return iter(training_loader(images, batch_size=batch_size, num_workers=workers))
-
-
-def _plain_batches(
-    paths: list[Path], resolution: int, workers: int, batch_size: int
-) -> Iterator[Tensor]:
-    images = PlainImages(paths, resolution)
-    order = RandomSampler(images, replacement=True, num_samples=10**6)
-    return iter(
-        DataLoader(
-            images,
-            batch_size=batch_size,
-            sampler=order,
-            num_workers=workers,
-            worker_init_fn=end_rather_than_drop,
-        )
-    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from typing import Any
 from unittest.mock import patch
@@ -59,28 +59,28 @@ def watched(run: Run, clock: PhaseClock) -> Iterator[None]:
         if clock.began[-1][0] != DISCRIMINATOR:  # whose backward belongs to its own step
             clock.begin(BACKWARD)
 
-    announced = [(run.accelerator, "backward", backward),
-                 (run, "update", partial(clock.begin, UPDATE))]  # fmt: skip
-    if run.ema is not None:
-        announced.append((run.ema, "update", partial(clock.begin, AVERAGE)))
-    hooks = [
+    contexts = [
         vae.encoder.register_forward_pre_hook(lambda *_: clock.begin(ENCODE)),
         vae.decoder.register_forward_pre_hook(lambda *_: clock.begin(DECODE)),
         vae.decoder.register_forward_hook(lambda *_: clock.begin(LOSSES)),
         judge.register_forward_pre_hook(judging),
+        _announced(run.accelerator, "backward", backward),
+        _announced(run, "update", partial(clock.begin, UPDATE)),
     ]
+    if run.ema is not None:
+        contexts.append(_announced(run.ema, "update", partial(clock.begin, AVERAGE)))
     with ExitStack() as stack:
-        for hook in hooks:
-            stack.callback(hook.remove)
-        for owner, name, announce in announced:
-            function = _announced(getattr(owner, name), announce)
-            stack.enter_context(patch.object(owner, name, function))
+        for context in contexts:
+            stack.enter_context(context)
         yield
 
 
-def _announced(function: Callable, announce: Callable[[], None]) -> Callable:
+def _announced(owner: Any, name: str, announce: Callable[[], None]) -> AbstractContextManager:
+    """Within, `announce` is called before each call of that method."""
+    method = getattr(owner, name)
+
     def announced(*args: Any, **kwargs: Any) -> Any:
         announce()
-        return function(*args, **kwargs)
+        return method(*args, **kwargs)
 
-    return announced
+    return patch.object(owner, name, announced)

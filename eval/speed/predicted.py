@@ -6,7 +6,8 @@ import warnings
 from functools import partial
 
 import train_vae
-from eval.memory.plan import AllocationMeter, Peaks, described_run, peaks_of
+from eval.memory.fake_run import fake_run
+from eval.memory.plan import AllocationMeter, Peaks, peaks_of
 from eval.rehearsal import TRAINING, largest_batch
 from eval.speed.textbook_step import TextbookTrainer
 from modules.builders.state_sizes import state_bytes
@@ -18,7 +19,7 @@ TEXTBOOK = "textbook"
 def plan(args: Arguments) -> tuple[dict[str, int], Peaks]:
     """The states of a run by `args`, and what each of its parts needs at its worst moment."""
     meter = AllocationMeter()
-    with described_run(args, meter) as (run, judges):
+    with fake_run(args, meter) as (run, judges):
         lpips = next(iter(judges.lpips.values()), None)
         frozen = {"LPIPS": lpips, "Inception": judges.inception}
         networks = {name: network for name, network in frozen.items() if network is not None}
@@ -29,7 +30,7 @@ def plan(args: Arguments) -> tuple[dict[str, int], Peaks]:
 def plan_textbook(args: Arguments) -> Peaks:
     """The peak of a plain step on the same networks."""
     meter = AllocationMeter()
-    with described_run(args, meter) as (run, _):
+    with fake_run(args, meter) as (run, _):
         ours = meter.now
         with warnings.catch_warnings():  # its networks are copied, which looks at their memory
             warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")

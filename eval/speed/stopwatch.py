@@ -28,11 +28,10 @@ class Stopwatch:
 
     def milliseconds(self, marks: Sequence[Any]) -> list[float]:
         """Time from each mark to the next; waits for the device."""
-        pairs = list(pairwise(marks))
         if not self.on_gpu:
-            return [1e3 * (end - start) for start, end in pairs]
+            return [1e3 * (end - start) for start, end in pairwise(marks)]
         torch.cuda.synchronize()
-        return [start.elapsed_time(end) for start, end in pairs]
+        return [start.elapsed_time(end) for start, end in pairwise(marks)]
 
 
 @dataclass(frozen=True)

@@ -36,45 +36,46 @@ class Cost:
 
 
 def write_shards(folder: Path, kind: str, photos: Sequence[Path], shards: int, images: int) -> int:
-    """`images` photographs, over and over, in shards of one length; their size in bytes."""
+    """`images` photographs, over and over, in shards of one length; their size in bytes.
+
+    kind: "parquet" or "tar".
+    """
     folder.mkdir()
     for shard in range(shards):
         numbers = range(images * shard // shards, images * (shard + 1) // shards)
-        contents = [(f"{n:08d}", photos[n % len(photos)].read_bytes()) for n in numbers]
+        contents = {f"{n:08d}": photos[n % len(photos)].read_bytes() for n in numbers}
         path = folder / f"{shard:05d}.{kind}"
         if kind == "parquet":
-            cells = [{"bytes": content, "path": name} for name, content in contents]
+            cells = [{"bytes": content, "path": name} for name, content in contents.items()]
             features = datasets.Features({COLUMN: datasets.Image()})
             datasets.Dataset.from_dict({COLUMN: cells}, features).to_parquet(path, batch_size=100)
             continue
         with tarfile.open(path, "w") as tar:
-            for name, content in contents:
+            for name, content in contents.items():
                 entry = tarfile.TarInfo(f"{name}.{COLUMN}")
                 entry.size = len(content)
                 tar.addfile(entry, io.BytesIO(content))
     return sum(path.stat().st_size for path in folder.iterdir())
 
 
+@dataclass(frozen=True)
 class StreamCost:
     """Measures one folder of shards. buffer_size, batch_size: of all processes together."""
 
-    def __init__(self, folder: Path, images: int, buffer_size: int, batch_size: int) -> None:
-        self.folder, self.images, self.batch_size = folder, images, batch_size
-        self.buffer_size = buffer_size
-        self.size = sum(path.stat().st_size for path in folder.iterdir())
+    folder: Path
+    images: int
+    buffer_size: int
+    batch_size: int
 
     def epoch(self, processes: int, workers: int) -> Cost:
         """One epoch in the middle of a run, by all processes, one after the other."""
-        cost, batches = Cost(), self.images // self.batch_size
+        cost, count = Cost(), self.images // self.batch_size
         for rank in range(processes):
-            loader = self._loader(None, 0, rank, processes, workers)
-            batch = iter(loader)
-            for _ in islice(batch, batches // 4):
-                pass
+            batches = self._loader(StreamPosition(), processes, rank=rank, num_workers=workers)
+            _read(batches, count // 4)
             with _measured(cost):
-                for _ in islice(batch, batches):
-                    pass
-            del batch  # ends its workers
+                _read(batches, count)
+            del batches  # ends its workers
         return cost
 
     def resumed(self, positions: Sequence[int]) -> Iterator[tuple[Cost, Cost]]:
@@ -93,10 +94,9 @@ class StreamCost:
             with _measured(every):
                 with _measured(first):
                     restored = StreamPosition.restored(state, anew=False)
-                    resumed = iter(self._loader(restored, samples))
-                    next(resumed)
-                for _ in islice(resumed, -(-images.lanes // self.batch_size) - 1):
-                    pass
+                    resumed = self._loader(restored, start_position=samples)
+                    _read(resumed, 1)
+                _read(resumed, -(-images.lanes // self.batch_size) - 1)
             yield first, every
 
     def _images(self, position: StreamPosition) -> StreamedImages:
@@ -106,16 +106,16 @@ class StreamCost:
         options = {"latent_shape": LATENT_SHAPE, "seed": 0}
         return StreamedImages(rows, RESOLUTION, position.lanes, position.cursors, **options)
 
-    def _loader(self, position: StreamPosition | None, start: int, rank: int = 0,
-                processes: int = 1, workers: int = 0):  # fmt: skip
-        return training_loader(
-            self._images(position or StreamPosition()),
-            batch_size=self.batch_size // processes,
-            rank=rank,
-            world_size=processes,
-            start_position=start,
-            num_workers=workers,
-        )
+    def _loader(
+        self, position: StreamPosition, processes: int = 1, **options: int
+    ) -> Iterator[object]:
+        images, size = self._images(position), self.batch_size // processes
+        return iter(training_loader(images, batch_size=size, world_size=processes, **options))
+
+
+def _read(batches: Iterator[object], count: int) -> None:
+    for _ in islice(batches, count):
+        pass
 
 
 @contextmanager

@@ -22,10 +22,10 @@ from eval.diffusability.denoiser import validation_loss as loss_of
 from eval.diffusability.gap import HALF, MIRROR, TURN, GapMeter, changes
 from eval.diffusability.interpolation import half_way, interpolated, nearest
 from eval.diffusability.latents_on_disk import Scale, StoredLatents, store_latents
-from eval.diffusability.report import mean_and_spread
 from eval.metrics.fid import FeatureStatistics, extract_features, frechet_distance
 from eval.metrics.random_features import RandomFeatures
 from eval.protocol.codecs import VAECodec, quantize
+from eval.report.over_seeds import OverSeeds
 from modules.data.images.images import normalize
 from modules.errors import ArgumentError
 from modules.models.latents import LatentAccumulator
@@ -139,8 +139,8 @@ def test_latents_lie_in_a_file_and_are_scaled_there(tmp_path):
     with torch.no_grad():
         seen = []
         found = store_latents(
-            codec, TensorImages(images, damaged=[2]), tmp_path / "z", CPU, 3,
-            watch=lambda pictures, latents: seen.append(len(pictures)),
+            codec, TensorImages(images, damaged=[2]), tmp_path / "z", batch_size=3,
+            watch=lambda pictures, latents: seen.append(len(pictures)), progress=False,
         )  # fmt: skip
         expected = codec.encode(images[[0, 1, 3, 4, 5, 6]]).mean
         torch.testing.assert_close(found.values, expected)
@@ -193,11 +193,6 @@ def test_random_features_are_the_same_always_and_tell_kinds_of_pictures_apart():
     assert frechet_distance(photos, noise) > 2 * frechet_distance(photos, others) > 0
 
 
-def test_spread_is_over_seeds_and_what_is_missing_is_a_dash():
-    assert mean_and_spread([1.0, 3.0], 2) == "2.00 ± 1.41"
-    assert (mean_and_spread([1.5], 1), mean_and_spread([], 1)) == ("1.5", "–")
-
-
 @pytest.fixture
 def model(tmp_path: Path) -> str:
     tiny_vae().save_pretrained(tmp_path / "mine")
@@ -226,7 +221,7 @@ def test_the_command_says_the_same_in_table_json_and_page(model, tmp_path, capsy
     page = files["html"].read_text()
     for text in (printed, page):
         for name, digits in (("loss", 4), ("ifid", 3), ("sample_fid", 3)):
-            assert mean_and_spread(first[name], digits) in text
+            assert OverSeeds.of(first[name]).text(digits) in text
         assert f"{first['num_shared']} images of --data are in --reference too" in text
     assert page.count("sample 8") == 4  # its caption and its description, of each model
 

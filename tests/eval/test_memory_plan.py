@@ -10,9 +10,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from tiny import batch, tiny_run, train
+from torch_fidelity import feature_extractor_inceptionv3 as inception
 
 import train_vae
-from eval import validation
 from eval.__main__ import main
 from eval.commands.checks import measured_arguments
 from eval.memory.fake_run import cuda_autocast, fake_run
@@ -169,8 +169,8 @@ def test_meter_counts_storages_once_and_forgets_them() -> None:
 def test_fake_run_is_the_scripts_own_and_leaves_nothing_of_its_stand_ins() -> None:
     def replaced() -> list[object]:
         return [builder.make_accelerator, builder.make_discriminator, builder.make_perceptual,
-                builder.convolution_layout, lpips.LPIPS, torch.nn.Module.to, F.group_norm,
-                F.interpolate, train_vae.after_step, validation.build_inception]  # fmt: skip
+                builder.convolution_layout, lpips.LPIPS, inception.load_state_dict_from_url,
+                torch.nn.Module.to, F.group_norm, F.interpolate, train_vae.after_step]  # fmt: skip
 
     before = replaced()
     with fake_run(arguments("--use_ema --validation_metrics rfid")) as (run, _):
@@ -188,6 +188,12 @@ def test_networks_of_the_validation_alone_are_counted() -> None:
     added = {name: size for name, size in states.items() if name not in without}
     assert added == pytest.approx({"LPIPS": 4 * 2.47e6, "Inception": 4 * 23.9e6}, rel=0.01)
     assert larger.parts[VALIDATION] > peak.parts[VALIDATION] + sum(added.values())
+
+
+def test_files_of_weights_are_asked_for_as_by_the_run(capsys: pytest.CaptureFixture) -> None:
+    for flags in ("rfid --inception_weights nowhere", "lpips --lpips_weights nowhere"):
+        assert main(["memory", *FLAGS.split(), "--validation_metrics", *flags.split()]) == 2
+        assert "_weights=nowhere does not exist" in capsys.readouterr().err
 
 
 def test_card_must_hold_more_than_the_tensors() -> None:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 import os
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eval.quality.measure import own_curve, peers_curve
-from eval.quality.summary import Spread, mean_curve, paired, value_at, verdict
+from eval.quality.measure import measure_all, own_curve, peers_curve
+from eval.quality.report import mean_curve
 from eval.quality.training import Training
+from eval.report.over_seeds import OverSeeds, paired, verdict
 
 NUMBERS = st.integers(-1000, 1000).map(lambda n: n / 8)  # their sums and differences are exact
 SEEDS = st.dictionaries(st.integers(0, 5), NUMBERS, min_size=1)
@@ -58,7 +60,7 @@ def test_only_seeds_that_both_have_are_compared(values, reference):
 
 @given(st.lists(NUMBERS, min_size=1))
 def test_a_spread_says_what_statistics_say(values):
-    spread = Spread.of(values)
+    spread = OverSeeds.of(values)
     assert spread.low <= spread.mean <= spread.high
     assert spread.seeds == len(values)
     variance = sum((v - spread.mean) ** 2 for v in values) / max(1, len(values) - 1)
@@ -66,19 +68,27 @@ def test_a_spread_says_what_statistics_say(values):
     assert spread.std == pytest.approx(expected, nan_ok=True)
 
 
+def test_a_spread_is_written_where_there_are_several_seeds():
+    assert OverSeeds.of([1.0, 3.0]).text(2) == "2.00 ± 1.41"
+    assert (OverSeeds.of([1.5]).text(1), OverSeeds.of([1.5]).text(1, "+")) == ("1.5", "+1.5")
+
+
 def test_a_difference_within_the_spread_of_the_seeds_is_none():
-    noise = Spread(mean=0.1, std=0.2, low=-0.1, high=0.3, seeds=3)
+    noise = OverSeeds(mean=0.1, std=0.2, low=-0.1, high=0.3, seeds=3)
     assert verdict(noise, "higher") == "no difference"
-    assert verdict(Spread(0.3, 0.2, 0.1, 0.5, 3), "higher") == "better"
-    assert verdict(Spread(0.3, 0.2, 0.1, 0.5, 3), "one") == "different"
+    assert verdict(OverSeeds(0.3, 0.2, 0.1, 0.5, 3), "higher") == "better"
+    assert verdict(OverSeeds(0.3, 0.2, 0.1, 0.5, 3), "one") == "different"
 
 
-@given(st.dictionaries(NUMBERS, NUMBERS, min_size=1), NUMBERS)
-def test_a_curve_goes_through_its_points_and_stays_between_them(points, x):
-    curve = sorted(points.items())
-    assert all(value_at(curve, at) == y for at, y in curve)
-    assert min(points.values()) - 1e-9 <= value_at(curve, x) <= max(points.values()) + 1e-9
-    assert mean_curve([curve, curve]) == curve
+@given(st.lists(st.lists(st.tuples(NUMBERS, NUMBERS), min_size=1), min_size=1))
+def test_a_mean_curve_goes_as_far_as_all_curves_and_between_them(curves):
+    mean = mean_curve(curves)
+    assert mean_curve([curves[0], curves[0]]) == curves[0]
+    assert len(mean) == min(map(len, curves))
+    for at, (x, y) in enumerate(mean):
+        xs, ys = zip(*(curve[at] for curve in curves), strict=True)
+        assert min(xs) <= x <= max(xs)
+        assert min(ys) <= y <= max(ys)
 
 
 def test_time_is_that_of_the_steps_alone():
@@ -87,15 +97,28 @@ def test_time_is_that_of_the_steps_alone():
     assert own_curve(rows, images_per_step=4) == [(0, 0.0, 10.0), (4, 3.0, 12.0)]
 
 
+def left(folder: Path, times: dict[str, int]) -> Training:
+    """A peer's training of 8 steps that wrote its models, by folder, at these times."""
+    for name, written in times.items():
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        (folder / name / "config.json").touch()
+        os.utime(folder / name / "config.json", (written, written))
+    return Training(folder.name, 0, folder, (), steps=8, images_per_step=4)
+
+
+def evaluate(model: str) -> SimpleNamespace:
+    psnr = {"step-2": 11.0, "step-4": 12.0}.get(os.path.basename(model), 13.0)
+    return SimpleNamespace(summary=lambda: {"psnr": psnr}, latents=None)
+
+
 def test_a_peers_curve_is_of_the_models_it_left_at_the_times_it_wrote_them(tmp_path):
-    for folder, written in (("step-2", 100), ("step-4", 102), (".", 106)):
-        (tmp_path / folder).mkdir(exist_ok=True)
-        (tmp_path / folder / "config.json").touch()
-        os.utime(tmp_path / folder / "config.json", (written, written))
-    quality = {"step-2": 11.0, "step-4": 12.0, tmp_path.name: 13.0}
-
-    def evaluate(model: str) -> SimpleNamespace:
-        return SimpleNamespace(summary=lambda: {"psnr": quality[os.path.basename(model)]})
-
-    training = Training("peer", 0, tmp_path, (), steps=8, images_per_step=4)
+    training = left(tmp_path, {"step-2": 100, "step-4": 102, ".": 106})
     assert peers_curve(training, evaluate) == [(2, 2.0, 11.0), (4, 4.0, 12.0), (8, 8.0, 13.0)]
+
+
+def test_every_arm_is_read_off_at_the_time_when_the_fastest_was_over(tmp_path):
+    slow = left(tmp_path / "slow", {"step-2": 100, "step-4": 102, ".": 106})  # over after 8 s
+    quick = left(tmp_path / "quick", {"step-4": 100, ".": 103})  # after 6 s
+    found = measure_all([slow, quick], evaluate)
+    assert found["quick"][0].numbers == {"psnr": 13.0, "psnr_equal_time": 13.0, "seconds": 6.0}
+    assert found["slow"][0].numbers == {"psnr": 13.0, "psnr_equal_time": 12.5, "seconds": 8.0}
