@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 HELP = "images/s, time of each part, memory, and the ratio to a textbook step"
 RIVALS = (
-    "textbook", "latent-diffusion", "no-channels-last", "no-lean-blocks", "no-lean-upsampling",
+    "textbook", "latent-diffusion", "other-layout", "no-lean-blocks", "no-lean-upsampling",
     "no-fused-adamw",
 )  # fmt: skip
 

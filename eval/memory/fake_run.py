@@ -29,10 +29,10 @@ from eval.validation import open_judges
 from modules.builders import run as builder
 from modules.builders.networks import make_discriminator, make_perceptual, make_vae
 from modules.config.arguments import Arguments
+from modules.distributed.device import convolution_layout
 from modules.models.autoencoder import TrainableVAE
 from modules.training.run import Run
 
-LAYOUT = torch.channels_last  # on a GPU
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "no": torch.float32}
 
 
@@ -62,12 +62,13 @@ def fake_run(args: Arguments, *modes: Any) -> Iterator[tuple[Run, Networks]]:
         perceptual = make_perceptual(plain)
         discriminator = make_discriminator(plain, accelerator, vae.config.in_channels, perceptual)
         judges = open_judges(plain, perceptual, place)
+    layout = convolution_layout(torch.device("cuda"), vae.config.block_out_channels[0])
     for network in (vae, discriminator):
-        network.to(memory_format=LAYOUT)
+        network.to(memory_format=layout)
     networks = {vae, discriminator, perceptual, *judges.lpips.values(), judges.inception} - {None}
     built_here = {
         "make_accelerator": lambda args: accelerator,
-        "convolution_layout": lambda device, width: LAYOUT,
+        "convolution_layout": lambda device, width: layout,
         "make_discriminator": lambda *_: discriminator,
         "make_perceptual": lambda args: perceptual,
     }

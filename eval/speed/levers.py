@@ -18,13 +18,14 @@ from modules.models.lean_blocks import LeanResnetBlock, LeanUpsample
 from modules.training.run import Run
 
 
-def undo_channels_last(run: Run) -> None:
-    """Weights and images in PyTorch's default layout, NCHW.
+def undo_layout(run: Run) -> None:
+    """Weights and images in the layout that `convolution_layout` did not choose.
 
-    What the mid-block's attention returns is channels_last all the same, by its transposition, and
-    so is the decoder after it. Where `convolution_layout` chose NCHW this changes nothing.
+    What the mid-block's attention returns is channels_last in both, by its transposition, and so
+    is the decoder after it.
     """
-    run.layout = torch.contiguous_format
+    nchw = run.layout == torch.contiguous_format
+    run.layout = torch.channels_last if nchw else torch.contiguous_format
     for network in (run.raw_vae, run.raw_discriminator):
         network.to(memory_format=run.layout)
 
@@ -45,7 +46,7 @@ def undo_fused_adamw(run: Run) -> None:
 
 
 UNDO: dict[str, Callable[[Run], None]] = {
-    "no-channels-last": undo_channels_last,
+    "other-layout": undo_layout,
     "no-lean-blocks": partial(undo_lean, LeanResnetBlock, ResnetBlock2D),
     "no-lean-upsampling": partial(undo_lean, LeanUpsample, Upsample2D),
     "no-fused-adamw": undo_fused_adamw,

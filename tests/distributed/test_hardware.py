@@ -131,13 +131,13 @@ def test_a_device_that_there_is_not_is_named_with_its_flag() -> None:
 @pytest.mark.parametrize(
     ("device", "capability", "width", "layout"),
     [
-        (CUDA, "AVX2", 128, torch.channels_last),
+        (CUDA, "AVX512", 32, torch.contiguous_format),
         (CPU, "AVX512", 128, torch.channels_last),
         (CPU, "AVX2", 128, torch.contiguous_format),
         (CPU, "AVX2", 32, torch.channels_last),
     ],
 )
-def test_layout_is_channels_last_but_where_weight_gradients_have_no_kernel(
+def test_layout_is_channels_last_but_where_a_kernel_is_missing(
     monkeypatch: pytest.MonkeyPatch,
     device: torch.device,
     capability: str,
