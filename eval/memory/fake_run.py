@@ -65,7 +65,8 @@ def fake_run(args: Arguments, *modes: Any) -> Iterator[tuple[Run, Networks]]:
     layout = convolution_layout(torch.device("cuda"), vae.config.block_out_channels[0])
     for network in (vae, discriminator):
         network.to(memory_format=layout)
-    networks = {vae, discriminator, perceptual, *judges.lpips.values(), judges.inception} - {None}
+    eyes = perceptual or getattr(discriminator, "perceptual", None)
+    networks = {vae, discriminator, eyes, *judges.lpips.values(), judges.inception} - {None}
     built_here = {
         "make_accelerator": lambda args: accelerator,
         "convolution_layout": lambda device, width: layout,

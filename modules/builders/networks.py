@@ -146,7 +146,7 @@ def make_discriminator(
     disc, losses = args.discriminator, args.losses
     build: Callable[[], Discriminator]
     options = {"norm_type": disc.disc_norm_type, "num_groups": disc.disc_num_groups}
-    if disc.disc_type == "features" and disc.enabled:
+    if args.disc_type == "features" and disc.enabled:
         perceptual = perceptual or build_lpips(losses.lpips_backbone, losses.lpips_weights)
         build = partial(FeatureDiscriminator, perceptual, disc.disc_hidden_channels, **options)
     else:

@@ -11,7 +11,7 @@ from modules.config.arguments import FLAGS, Arguments
 from modules.config.command_line import to_yaml
 from modules.config.inputs import DataArguments
 from modules.config.limits import require
-from modules.config.objective import GAN_LENGTHS, DiscriminatorArguments
+from modules.config.objective import GAN_LENGTHS
 from modules.data.images.image_kinds import suffixes
 from modules.data.sources.folder_walk import files_below
 
@@ -93,11 +93,12 @@ def plan_lines(
         "Steps": f"{length} of {opt.train_batch_size} images x {opt.gradient_accumulation_steps} "
         "accumulated on each device",
         "Optimizer": f"AdamW at {rate:g}, {opt.lr_scheduler}" + (average if opt.use_ema else ""),
-        "GAN": _gan(args.discriminator, steps, gan),
+        "GAN": _gan(args, steps, gan),
     }
 
 
-def _gan(disc: DiscriminatorArguments, steps: int | None, lengths: Iterable[int] | None) -> str:
+def _gan(args: Arguments, steps: int | None, lengths: Iterable[int] | None) -> str:
+    disc = args.discriminator
     if not disc.enabled:
         return "off"
     if steps is None:  # and what is a share of it
@@ -105,7 +106,9 @@ def _gan(disc: DiscriminatorArguments, steps: int | None, lengths: Iterable[int]
     start, felt, full = accumulate(lengths or disc.lengths(steps).values())
     if start >= steps:
         return f"never starts: --disc_start={disc.disc_start} lies after the last step"
-    return f"discriminator trains from step {start}, is felt from {felt}, in full from {full}"
+    of = f"{args.losses.lpips_backbone}'s features" if args.disc_type == "features" else "patches"
+    when = f"trains from step {start}, is felt from {felt}, in full from {full}"
+    return f"discriminator of {of} {when}"
 
 
 def changed_flags(

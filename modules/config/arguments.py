@@ -67,6 +67,7 @@ class Arguments:
             require(self.optimization.train_batch_size > 1, "disc_norm_type", "batch",
                     "needs --train_batch_size of at least 2: the statistics of one image erase "
                     "it; use --disc_norm_type=spectral_group")  # fmt: skip
+        self._require_discriminator()
         if data.streaming and self.optimization.max_train_steps is None:
             raise ArgumentError(
                 "--streaming needs --max_train_steps: a stream does not say how long an epoch is"
@@ -97,6 +98,18 @@ class Arguments:
         require(best in metrics, "best_metric", best,
                 f"is not measured: --validation_metrics are {' '.join(metrics)} here; add it to "
                 "them, or choose one of these")  # fmt: skip
+
+    def _require_discriminator(self) -> None:
+        """Layers are a patch discriminator's; groups divide every width that is normalised."""
+        disc, default = self.discriminator, DiscriminatorArguments.disc_num_layers
+        patch = self.disc_type == "patch"
+        require(patch or disc.disc_num_layers == default, "disc_num_layers", disc.disc_num_layers,
+                "means layers of a patch discriminator: add --disc_type patch")  # fmt: skip
+        # The first layer of a patch discriminator has no norm.
+        width, twice = disc.disc_hidden_channels * (1 + patch), "twice " if patch else ""
+        require("group" not in disc.disc_norm_type or width % disc.disc_num_groups == 0,
+                "disc_num_groups", disc.disc_num_groups, "must divide "
+                f"{twice}--disc_hidden_channels={disc.disc_hidden_channels}")  # fmt: skip
 
     def require_sides(self, narrowest: int | None = None) -> None:
         """Training and validation images must be large enough for what looks at them.
@@ -139,7 +152,7 @@ class Arguments:
         if disc.enabled and (steps is None or disc.lengths(steps)["disc_start"] < steps):
             name = f"a discriminator with --disc_num_layers={disc.disc_num_layers}"
             needs = name, discriminator_side(disc.disc_num_layers), "lower that"
-            if disc.disc_type == "features":
+            if self.disc_type == "features":
                 needs = *self._lpips, "choose --disc_type patch"
             found.append(needs)
         return found
@@ -158,6 +171,12 @@ class Arguments:
         name = "train_resolutions" if self.data.train_resolutions else "resolution"
         shape = "" if narrowest is None else " with --aspect_ratio_bucketing"
         return f"--{name}={min(self.data.training_resolutions)}{shape}"
+
+    @property
+    def disc_type(self) -> str:
+        """What the discriminator looks at: "features" of LPIPS' network, or "patch"es of pixels."""
+        with_lpips = self.losses.perceptual_scale > 0
+        return self.discriminator.disc_type or ("features" if with_lpips else "patch")
 
     @property
     def peak_rates(self) -> tuple[float, float]:

@@ -66,7 +66,7 @@ class DiscriminatorArguments(FlagGroup):
         1.0, "factor on the adversarial term; 0 turns the GAN off", maximum=10**6
     )
     disc_scale: float = flag(
-        0.5, "weight of the adversarial term, beside the adaptive weight", maximum=10**6
+        0.25, "weight of the adversarial term, beside the adaptive weight", maximum=10**6
     )
     disc_loss: str = flag("hinge", "loss of the discriminator", choices=("hinge", "vanilla"))
     disc_adaptive_weight: bool = flag(
@@ -83,10 +83,10 @@ class DiscriminatorArguments(FlagGroup):
         "chance, and halve that at every log point while the adaptive weight sits on its clamp or "
         "the logits explode; without this the curves and train/gan_alarm tell",
     )
-    disc_type: str = flag(
-        "patch",
-        "what judges: patch learns from pixels (PatchGAN), features from those of the frozen "
-        "--lpips_backbone",
+    disc_type: str | None = flag(
+        None,
+        "what it looks at: features of the frozen --lpips_backbone, or pixels (patch, a PatchGAN); "
+        "by default features where LPIPS is among the losses",
         choices=("patch", "features"),
     )
     disc_norm_type: str = flag(
@@ -106,15 +106,6 @@ class DiscriminatorArguments(FlagGroup):
     disc_num_groups: int = flag(
         32, "groups of the discriminator's GroupNorm", minimum=1, maximum=32768
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if "group" in self.disc_norm_type:
-            # The first layer of a patch discriminator has no norm.
-            twice = "twice " if self.disc_type == "patch" else ""
-            fits = self.disc_hidden_channels * (2 if twice else 1) % self.disc_num_groups == 0
-            rule = f"must divide {twice}--disc_hidden_channels={self.disc_hidden_channels}"
-            self.require(fits, "disc_num_groups", rule)
 
     def lengths(self, steps: int) -> dict[str, int]:
         """The flags that are lengths, all in optimizer steps, for a run of `steps`."""

@@ -49,7 +49,8 @@ class FeatureDiscriminator(Discriminator):
         return self._perceptual[0]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FeatureDiscriminator:
-        self.perceptual._apply(fn)  # it goes where the heads go
+        if recurse:
+            self.perceptual._apply(fn)  # it goes where the heads go
         return super()._apply(fn, recurse)
 
     @property

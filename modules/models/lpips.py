@@ -86,7 +86,7 @@ def _downloaded(backbone: str) -> nn.Module:
         raise ArgumentError(
             f"--lpips_backbone={backbone}: its weights could not be downloaded and read "
             f"({one_line(error)}). Either give torchvision's file with --lpips_weights FILE, or "
-            "train without LPIPS with --perceptual_scale 0"
+            "train without it: --perceptual_scale 0 --disc_type patch"
         ) from error
 
 

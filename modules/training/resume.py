@@ -57,7 +57,8 @@ def flags_in_force(args: Arguments, vae: AutoencoderKL) -> dict[str, Any]:
     """Every flag but secrets, as plain JSON; as the network has settled it."""
     settled = {key: vae.config[key] for key in ARCHITECTURE}
     settled |= {"downsample_factor": downsample_factor(vae), "image_mode": mode_of(vae)}
-    if args.discriminator.disc_type == "features":  # whose heads fit one network alone
+    settled["disc_type"] = args.disc_type
+    if args.disc_type == "features":  # whose heads fit one network alone
         settled["lpips_backbone under --disc_type=features"] = args.losses.lpips_backbone
     return json.loads(json.dumps(args.as_dict() | settled))
 

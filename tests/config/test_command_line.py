@@ -77,10 +77,10 @@ def test_of_several_recipes_the_later_wins_and_the_data_of_the_first_stay():
     assert resolve_arguments(["--recipe=imagenet100", "--recipe=8gb"]) == both
     values, first, last = (flat(resolve_arguments(["--recipe", *names])) for names in (
         ["imagenet100", "8gb"], ["imagenet100"], ["8gb"]))  # fmt: skip
-    for name in ("train_batch_size", "recompute", "learning_rate", "checkpointing_steps"):
+    for name in ("train_batch_size", "recompute", "checkpointing_steps"):
         assert values[name] == last[name] != first[name]
     for name in ("dataset_name", "validation_split", "num_validation_images", "min_image_size",
-                 "rec_loss"):  # fmt: skip
+                 "rec_loss", "learning_rate", "lr_scheduler"):  # fmt: skip
         assert values[name] == first[name] != last[name]
     assert both.launch.recipes == ("imagenet100", "8gb")
 
@@ -177,7 +177,12 @@ def test_the_written_configuration_gives_equal_arguments(tmp_path):
         ("--recipe=none", "--recipe=none is not one of"),
         ("--config=/nowhere.yaml", "--config=/nowhere.yaml does not exist"),
         ("--max_bad_images=2", "--max_bad_images=2.0 must be at least 0 and at most 1"),
-        ("--disc_num_groups=48", "--disc_num_groups=48 must divide twice --disc_hidden_channels"),
+        ("--disc_num_groups=48", "--disc_num_groups=48 must divide --disc_hidden_channels=64"),
+        (
+            "--disc_type=patch --disc_num_groups=48",
+            "--disc_num_groups=48 must divide twice --disc_hidden_channels=64",
+        ),
+        ("--disc_num_layers=4", "--disc_num_layers=4 means layers of a patch discriminator: add "),
     ],
 )
 def test_a_mistake_names_flag_value_and_cure(argv, message):

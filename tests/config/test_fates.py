@@ -319,5 +319,5 @@ def test_heads_on_features_fit_one_backbone_alone():
 
     backbones = [f"--lpips_backbone {name}" for name in ("alex", "vgg")]
     assert not changed(*backbones)
-    features = [f"--disc_type features {flag}" for flag in backbones]
+    features = [f"--disc_type features --disc_num_layers 3 {flag}" for flag in backbones]
     assert changed(*features) == {"lpips_backbone under --disc_type=features": ["alex", "vgg"]}

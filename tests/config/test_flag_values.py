@@ -204,9 +204,11 @@ def test_a_secret_is_not_shown(tmp_path):
          "8 pixels; SSIM needs 11: raise it, or leave it out of --val"),
         ("--resolution=8", "8 pixels; LPIPS with --lpips_backbone=vgg needs 16"),
         ("--resolution=24 --lpips_backbone=alex", "24 pixels; LPIPS with --lpips_backbone=alex"),
-        ("--resolution=64 --disc_num_layers=5",
+        ("--resolution=64 --disc_type=patch --disc_num_layers=5",
          "64 pixels; a discriminator with --disc_num_layers=5 needs 96"),
-        ("--train_resolutions 16 64", "--train_resolutions=16 gives images whose shorter side"),
+        ("--train_resolutions 8 64", "--train_resolutions=8 gives images whose shorter side"),
+        ("--resolution=8 --perceptual_scale=0 --disc_type=features",
+         "LPIPS with --lpips_backbone=vgg needs 16: raise it, or choose --disc_type patch"),
     ],
 )  # fmt: skip
 def test_images_too_small_for_what_looks_at_them_are_refused_with_numbers(argv, message):
@@ -214,7 +216,7 @@ def test_images_too_small_for_what_looks_at_them_are_refused_with_numbers(argv, 
 
 
 def test_a_discriminator_that_never_starts_looks_at_no_image():
-    argv = ["--resolution=16", "--max_train_steps=9", "--disc_start"]
+    argv = ["--resolution=16", "--disc_type=patch", "--max_train_steps=9", "--disc_start"]
     assert resolve_arguments([*argv, "9"]).data.resolution == 16
     for start in ("8", "0.5"):
         assert "a discriminator with --disc_num_layers=3 needs 24" in answer([*argv, start])

@@ -27,7 +27,7 @@ from modules.config.arguments import Arguments
 FLAGS = (
     "--resolution 64 --train_batch_size 1 --block_out_channels 32 32 64 64 --layers_per_block 1 "
     "--norm_num_groups 8 --perceptual_scale 0 --disc_hidden_channels 8 --disc_num_groups 4 "
-    "--disc_num_layers 2"
+    "--disc_type patch --disc_num_layers 2"
 )
 
 

@@ -205,7 +205,7 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(tmp_path):
     assert "\nresolution: 16\n" in output
     assert re.search(r"synthetic: 9,996 images to train on, 4 held back", output)
     assert re.search(
-        r"GAN  discriminator trains from step 1, is felt from 2, in full from 4", output
+        r"GAN  discriminator of patches trains from step 1, is felt from 2, in full from 4", output
     )
     assert "AutoencoderKL f8c4, 48x compression, 0.02 M parameters" in output
     assert re.search(r"Memory .*: training 0\.\d+, before the GAN 0\.\d+, validation", output)

@@ -23,8 +23,8 @@ RESOLUTION = 32
 FLAGS = (
     f"--resolution {RESOLUTION} --block_out_channels 8 8 16 16 --layers_per_block 1 "
     "--norm_num_groups 2 --perceptual_scale 0 --mixed_precision no --report_to none "
-    "--disc_hidden_channels 8 --disc_num_groups 4 --disc_num_layers 2 --disc_start 0 "
-    "--disc_warmup_steps 0 --disc_ramp_steps 0 --no_gan_guard --learning_rate 1e-3 "
+    "--disc_type patch --disc_hidden_channels 8 --disc_num_groups 4 --disc_num_layers 2 "
+    "--disc_start 0 --disc_warmup_steps 0 --disc_ramp_steps 0 --no_gan_guard --learning_rate 1e-3 "
     "--lr_scheduler constant --disc_lr_scheduler constant --no_use_ema --train_batch_size 2 "
     "--max_train_steps 100 --logging_steps 100 --validation_steps 1000 --checkpointing_steps 1000"
 )

@@ -97,7 +97,8 @@ def test_features_judge_in_the_step_as_patches_do(
     perceptual_scale: int, squeeze_weights: str
 ) -> None:
     flags = (
-        f"--disc_type features --perceptual_scale {perceptual_scale} --disc_scale 0.7 "
+        f"--disc_type features --disc_num_layers 3 --perceptual_scale {perceptual_scale} "
+        "--disc_scale 0.7 "
         f"--lpips_backbone squeeze --lpips_weights {squeeze_weights}"
     )
     run, given = tiny_run(flags), batch()
