@@ -45,7 +45,7 @@ def measured(args: Arguments) -> list[str]:
 def open_judges(
     args: Arguments, perceptual: nn.Module | None, device: torch.device | str
 ) -> Networks:
-    """The networks behind --validation_metrics; LPIPS is training's, where that has one.
+    """The networks behind --validation_metrics; LPIPS is training's or the discriminator's.
 
     Raises ArgumentError, naming the flag, for weights that are missing or do not fit.
     """
@@ -193,7 +193,7 @@ def make_validation(run: Run, images: ImageSource | None) -> Validation | None:
         chosen,
         metrics,
         best_metric=metrics[args.validation_metrics.index(args.validation.best_metric)],
-        judges=open_judges(args, run.perceptual, run.accelerator.device),
+        judges=open_judges(args, run.eyes, run.accelerator.device),
         batch_size=args.validation_batch_size,
         num_grid_images=args.validation.num_grid_images,
         device=run.accelerator.device,

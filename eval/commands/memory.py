@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 HELP = "predicts the GPU memory of every part of a run, by resolution, batch and recomputation"
 CARDS = (8, 12, 16, 24)  # GB
-ALL = 10**6  # images: more than a batch has
+ALL = 65536  # images: as many as a batch may have
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -61,11 +61,11 @@ def fake_run(args: Arguments, *modes: Any) -> Iterator[tuple[Run, Networks]]:
         vae = make_vae(plain)
         perceptual = make_perceptual(plain)
         discriminator = make_discriminator(plain, accelerator, vae.config.in_channels, perceptual)
-        judges = open_judges(plain, perceptual, place)
+        eyes = perceptual or getattr(discriminator, "perceptual", None)
+        judges = open_judges(plain, eyes, place)
     layout = convolution_layout(torch.device("cuda"), vae.config.block_out_channels[0])
     for network in (vae, discriminator):
         network.to(memory_format=layout)
-    eyes = perceptual or getattr(discriminator, "perceptual", None)
     networks = {vae, discriminator, eyes, *judges.lpips.values(), judges.inception} - {None}
     built_here = {
         "make_accelerator": lambda args: accelerator,

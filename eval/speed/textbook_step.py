@@ -42,12 +42,13 @@ class TextbookTrainer:
         self.vae.load_state_dict(raw.state_dict())
         for ours, theirs in zip(self.vae.parameters(), raw.parameters(), strict=True):
             ours.requires_grad_(theirs.requires_grad)
-        self.discriminator = deepcopy(run.raw_discriminator)
+        copies = {}  # a network that both look through is copied once
+        self.discriminator = deepcopy(run.raw_discriminator, copies)
         self.discriminator.to(memory_format=torch.contiguous_format)
         self.discriminator.__dict__.pop("forward", None)  # accelerate's autocast; ours is below
         self.perceptual = None  # a copy is not compiled, whatever the original is
         if run.perceptual is not None:
-            self.perceptual = deepcopy(run.perceptual.network)
+            self.perceptual = deepcopy(run.perceptual.network, copies)
         self.averages = [p.detach().clone() for p in self._trained()] if run.ema else []
         opt, (rate, disc_rate) = self.args.optimization, self.args.peak_rates
         options = {"betas": (opt.adam_beta1, opt.adam_beta2), "eps": opt.adam_epsilon,

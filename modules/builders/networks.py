@@ -19,7 +19,7 @@ from modules.models.autoencoder import build_autoencoder, downsample_factor
 from modules.models.discriminator import Discriminator, NLayerDiscriminator
 from modules.models.feature_discriminator import FeatureDiscriminator
 from modules.models.lean_blocks import make_lean
-from modules.models.lpips import LPIPS, build_lpips
+from modules.models.lpips import LPIPS, WIDTHS, build_lpips
 from modules.models.resampler_init import carried, start_as_resampler
 from modules.weights.model_config import network_of, require_room
 from modules.weights.vae_files import load_vae, warn_of_other_programs
@@ -146,9 +146,18 @@ def make_discriminator(
     disc, losses = args.discriminator, args.losses
     build: Callable[[], Discriminator]
     options = {"norm_type": disc.disc_norm_type, "num_groups": disc.disc_num_groups}
-    if args.disc_type == "features" and disc.enabled:
-        perceptual = perceptual or build_lpips(losses.lpips_backbone, losses.lpips_weights)
-        build = partial(FeatureDiscriminator, perceptual, disc.disc_hidden_channels, **options)
+    if args.disc_type == "features":  # also without a GAN, which a resumed run may turn on or off
+        if perceptual is None and disc.enabled:
+            perceptual = build_lpips(
+                losses.lpips_backbone, losses.lpips_weights, args.precision.perceptual_slice_size
+            )
+        build = partial(
+            FeatureDiscriminator,
+            perceptual,
+            WIDTHS[losses.lpips_backbone],
+            disc.disc_hidden_channels,
+            **options,
+        )
     else:
         build = partial(
             NLayerDiscriminator,

@@ -37,8 +37,7 @@ def state_bytes(run: Run, judges: Mapping[str, nn.Module] | None = None) -> dict
         found[f"{name}: Adam's moments"] = sum(moment_bytes(p, run.args) for p in trained)
     if run.ema is not None:
         found["EMA"] = _bytes([*run.ema.averages, run.ema.num_updates])
-    eyes = run.perceptual or getattr(run.raw_discriminator, "perceptual", None)
-    watching = {} if eyes is None else {"LPIPS": eyes}
+    watching = {} if run.eyes is None else {"LPIPS": run.eyes}
     for name, network in (watching | (judges or {})).items():
         found[name] = _whole(network)
     return found

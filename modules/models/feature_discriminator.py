@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
-from lpips import normalize_tensor
 from torch import Tensor, nn
 
 from modules.image_modes import rgb_views
@@ -26,7 +25,8 @@ class FeatureDiscriminator(Discriminator):
 
     def __init__(
         self,
-        perceptual: LPIPS,
+        perceptual: LPIPS | None,
+        channels: Sequence[int],
         width: int = 64,
         norm_type: str = "spectral_group",
         num_groups: int = 32,
@@ -35,22 +35,22 @@ class FeatureDiscriminator(Discriminator):
         self._perceptual = (perceptual,)  # in a tuple: neither learnt, saved nor synchronised
         self.heads = nn.ModuleList(
             nn.Sequential(
-                self._convolution(channels, width, 3),
+                self._convolution(layer, width, 3),
                 self._norm(width, num_groups),
                 nn.LeakyReLU(0.2),
                 self._convolution(width, 1, 1),
             )
-            for channels in perceptual.network.chns
+            for layer in channels
         )
 
     @property
-    def perceptual(self) -> LPIPS:
-        """What it looks through."""
+    def perceptual(self) -> LPIPS | None:
+        """What it looks through; None where it never judges."""
         return self._perceptual[0]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FeatureDiscriminator:
-        if recurse:
-            self.perceptual._apply(fn)  # it goes where the heads go
+        if recurse and self.perceptual is not None:  # it goes where the heads go
+            self.perceptual._apply(fn)
         return super()._apply(fn, recurse)
 
     @property
@@ -64,6 +64,6 @@ class FeatureDiscriminator(Discriminator):
         for view in rgb_views(images):
             features = network.net(network.scaling_layer(view))
             for head, feature in zip(self.heads, features, strict=True):
-                maps.append(head(normalize_tensor(feature) * feature.shape[1] ** 0.5))
+                maps.append(head(F.normalize(feature) * feature.shape[1] ** 0.5))
         size = maps[0].shape[2:]
         return torch.cat([F.interpolate(logits, size, mode="nearest") for logits in maps], dim=1)

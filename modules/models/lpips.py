@@ -14,7 +14,11 @@ from modules.image_modes import over_views
 from modules.models.at_once import at_once
 from modules.weights.tensor_files import UnusableModel, read_tensors
 
-BACKBONES = ("vgg", "alex", "squeeze")
+WIDTHS = {  # channels of the layers that are compared
+    "vgg": (64, 128, 256, 512, 512),
+    "alex": (64, 192, 384, 256, 256),
+    "squeeze": (64, 128, 256, 384, 384, 512, 512),
+}
 
 
 class LPIPS(nn.Module):
@@ -63,8 +67,8 @@ def build_lpips(backbone: str, weights: str | None = None, slice_size: int | Non
     without it torchvision downloads it (the linear heads come with the lpips package). Raises
     ArgumentError naming the flag when the file does not fit or the download fails.
     """
-    if backbone not in BACKBONES:
-        raise ArgumentError(f"--lpips_backbone={backbone} must be one of {', '.join(BACKBONES)}")
+    if backbone not in WIDTHS:
+        raise ArgumentError(f"--lpips_backbone={backbone} must be one of {', '.join(WIDTHS)}")
     return LPIPS(backbone, weights, slice_size)
 
 

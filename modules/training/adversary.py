@@ -43,7 +43,7 @@ class Adversary:
     def watch(self, logits_real: Tensor, logits_fake: Tensor) -> dict[str, Tensor]:
         """Notes how many patches of a micro-batch it tells right; returns what to log of it.
 
-        logits_real, logits_fake: [B, 1, h', w']. Undecided (0) is wrong.
+        logits_real, logits_fake: [B, *, h', w']. Undecided (0) is wrong.
         """
         real, fake = (logits_real > 0).float().mean(), (logits_fake < 0).float().mean()
         self.seen += torch.stack([real, fake, torch.ones_like(real)])

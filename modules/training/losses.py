@@ -3,7 +3,7 @@
 One convention throughout: the objective of latent-diffusion (Rombach et al. 2022) divided by
 N = K H W. Adam does not see the constant; the clipping threshold then means the same at every
 resolution, and `kl_scale` and `disc_scale` keep the values they have in latent-diffusion.
-Images and reconstructions are [B, K, H, W] in [-1, 1], logits [B, 1, h', w'], results scalars.
+Images and reconstructions are [B, K, H, W] in [-1, 1], logits [B, *, h', w'], results scalars.
 """
 
 from __future__ import annotations

@@ -97,7 +97,7 @@ def _lengths_of(state: Mapping[str, Any], args: Arguments) -> dict[str, int]:
 
 def _flags_of(state: Mapping[str, Any]) -> dict[str, Any]:
     """Those that a checkpoint was written with; of earlier versions, those of its networks."""
-    return state.get("flags") or state["networks"]
+    return {"disc_type": "patch"} | (state.get("flags") or state["networks"])
 
 
 def resume(run: Run, path: Path, data: Mapping[str, Any]) -> bool:

@@ -85,6 +85,11 @@ class Run:
         return self.accelerator.unwrap_model(self.discriminator)
 
     @property
+    def eyes(self) -> LPIPS | None:
+        """LPIPS, of the loss or of the discriminator, which share it."""
+        return self.perceptual or getattr(self.raw_discriminator, "perceptual", None)
+
+    @property
     def out_of_patience(self) -> bool:
         """Whether --early_stopping ends the run here."""
         return 0 < self.args.validation.early_stopping <= self.stale

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import batch, tiny_arguments, tiny_run, train, weights
 
+from eval.memory.random_lpips import random_lpips
 from modules.builders.data import open_data
 from modules.builders.networks import make_vae
 from modules.builders.optimizers import training_length
@@ -266,6 +267,25 @@ def test_a_checkpoint_of_an_earlier_version_resumes_with_one_warning(checkpoint,
     assert [r.levelname for r in caplog.records] == ["WARNING"]
     assert "did not write down its flags" in caplog.text
     assert run.learning_rates()["lr"] == pytest.approx(1e-2 * (1 + math.cos(math.pi * 3 / 8)) / 2)
+
+
+def test_a_checkpoint_from_before_there_were_types_holds_a_patch_discriminator(checkpoint, edited):
+    path = edited(flags={k: v for k, v in flags_of(checkpoint).items() if k != "disc_type"})
+    resumed(path)
+    with pytest.raises(ArgumentError, match="--disc_type is patch there and features here"):
+        resumed(path, "--disc_type features --disc_num_layers 3")
+
+
+def test_a_gan_on_features_may_be_turned_off_and_on(tmp_path):
+    eyes = "--disc_type features --disc_num_layers 3 --disc_hidden_channels 8 --lpips_backbone alex"
+    off = f"{eyes} --disc_factor 0"
+    without = save(train(tiny_run(f"{COSINE} {off}"), [batch()]), tmp_path / "off")
+    with random_lpips():
+        resumed(without, eyes)
+        run = train(tiny_run(f"{COSINE} {eyes}"), [batch()])
+        path = save(run, tmp_path / "on")
+    with patch("lpips.LPIPS", side_effect=AssertionError("nothing looks through it")):
+        resumed(path, off)
 
 
 def test_a_run_may_turn_to_float16(checkpoint, monkeypatch):

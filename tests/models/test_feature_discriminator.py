@@ -14,7 +14,9 @@ def feature_discriminator(backbone: str = "alex", **options: object) -> FeatureD
     with random_lpips():
         perceptual = build_lpips(backbone)
     torch.manual_seed(0)
-    return FeatureDiscriminator(perceptual, 8, **{"num_groups": 4} | options)
+    return FeatureDiscriminator(
+        perceptual, perceptual.network.chns, 8, **{"num_groups": 4} | options
+    )
 
 
 @pytest.mark.parametrize(("backbone", "layers", "side"), [("vgg", 5, 64), ("squeeze", 7, 31)])

@@ -11,7 +11,7 @@ import torchvision
 from safetensors.torch import save_file
 
 from modules.errors import ArgumentError
-from modules.models.lpips import BACKBONES, build_lpips
+from modules.models.lpips import WIDTHS, build_lpips
 
 NETWORKS = {
     "vgg": torchvision.models.vgg16,
@@ -31,7 +31,7 @@ def backbone_file(name: str, folder: Path) -> str:
     return str(folder / f"{name}.safetensors")
 
 
-@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("name", WIDTHS)
 def test_local_backbone_gives_what_the_lpips_package_gives(name: str, tmp_path: Path) -> None:
     file = backbone_file(name, tmp_path)
     ours = build_lpips(name, file)
