@@ -122,6 +122,17 @@ def test_lpips_in_slices_needs_less() -> None:
     assert sliced < whole
 
 
+def test_a_network_that_discriminator_and_validation_look_through_is_there_once() -> None:
+    flags = "--disc_type features --disc_num_layers 3 --lpips_backbone squeeze --validation_metrics"
+    states, watched = plan(arguments(f"{flags} lpips"))
+    without, unwatched = plan(arguments(f"{flags} psnr"))
+    assert states == without
+    assert states["LPIPS"] > 0
+    assert watched.parts["training"] == unwatched.parts["training"]
+    shared, _ = plan(arguments(f"{flags} lpips --perceptual_scale 1"))
+    assert shared == states
+
+
 def test_textbook_step_keeps_as_much_as_ours_before_recomputation() -> None:
     args = arguments("--use_ema --train_batch_size 4")
     (_, ours), theirs = plan(args), plan_textbook(args)
