@@ -22,6 +22,7 @@ from eval.protocol.protocol import Protocol, ProtocolImages
 from eval.protocol.results import Evaluation
 from eval.report.grid import comparison_grid
 from eval.report.latent_picture import latent_picture
+from modules.builders.networks import open_lpips
 from modules.config.arguments import Arguments
 from modules.data.images.images import UnreadableImage
 from modules.data.sources.parts import ImageSource
@@ -29,7 +30,6 @@ from modules.distributed.reduce import gather_from_processes
 from modules.errors import ArgumentError
 from modules.models.autoencoder import downsample_factor
 from modules.models.latents import LatentStatistics
-from modules.models.lpips import build_lpips
 from modules.training.run import Run
 
 JPEG = "jpeg:10"  # about as far from the original as a good f8c4
@@ -49,11 +49,10 @@ def open_judges(
 
     Raises ArgumentError, naming the flag, for weights that are missing or do not fit.
     """
-    judges, losses, chosen = Networks(), args.losses, args.validation_metrics
+    judges, chosen = Networks(), args.validation_metrics
     if "lpips" in chosen:
-        judges.lpips[losses.lpips_backbone] = perceptual or build_lpips(
-            losses.lpips_backbone, losses.lpips_weights, args.precision.perceptual_slice_size
-        ).to(device)
+        backbone = args.losses.lpips_backbone
+        judges.lpips[backbone] = perceptual or open_lpips(args).to(device)
     if "rfid" in chosen:
         try:
             judges.inception = build_inception(args.validation.inception_weights).to(device)

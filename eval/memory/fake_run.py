@@ -61,7 +61,7 @@ def fake_run(args: Arguments, *modes: Any) -> Iterator[tuple[Run, Networks]]:
         vae = make_vae(plain)
         perceptual = make_perceptual(plain)
         discriminator = make_discriminator(plain, accelerator, vae.config.in_channels, perceptual)
-        eyes = perceptual or getattr(discriminator, "perceptual", None)
+        eyes = perceptual or discriminator.perceptual
         judges = open_judges(plain, eyes, place)
     layout = convolution_layout(torch.device("cuda"), vae.config.block_out_channels[0])
     for network in (vae, discriminator):

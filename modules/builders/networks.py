@@ -27,12 +27,13 @@ from modules.weights.vae_files import load_vae, warn_of_other_programs
 
 def make_perceptual(args: Arguments) -> LPIPS | None:
     """LPIPS, or None with --perceptual_scale 0, which never builds it."""
-    if args.losses.perceptual_scale == 0:
-        return None
-    losses = args.losses
-    return build_lpips(
-        losses.lpips_backbone, losses.lpips_weights, args.precision.perceptual_slice_size
-    )
+    return open_lpips(args) if args.losses.perceptual_scale > 0 else None
+
+
+def open_lpips(args: Arguments) -> LPIPS:
+    """LPIPS as the flags say, whoever looks through it. Raises ArgumentError, naming the flag."""
+    losses, size = args.losses, args.precision.perceptual_slice_size
+    return build_lpips(losses.lpips_backbone, losses.lpips_weights, size)
 
 
 def make_vae(args: Arguments) -> AutoencoderKL:
@@ -137,26 +138,21 @@ def make_discriminator(
     accelerator: Accelerator,
     image_channels: int = 3,
     perceptual: LPIPS | None = None,
-) -> nn.Module:
+) -> Discriminator:
     """The discriminator of such images, with weights that depend on the seed alone.
 
     perceptual: what --disc_type=features looks through; without it that is read here.
     BatchNorm becomes SyncBatchNorm over several processes, which needs GPUs: ArgumentError else.
     """
-    disc, losses = args.discriminator, args.losses
+    disc = args.discriminator
     build: Callable[[], Discriminator]
     options = {"norm_type": disc.disc_norm_type, "num_groups": disc.disc_num_groups}
     if args.disc_type == "features":  # also without a GAN, which a resumed run may turn on or off
         if perceptual is None and disc.enabled:
-            perceptual = build_lpips(
-                losses.lpips_backbone, losses.lpips_weights, args.precision.perceptual_slice_size
-            )
+            perceptual = open_lpips(args)
+        channels = WIDTHS[args.losses.lpips_backbone]
         build = partial(
-            FeatureDiscriminator,
-            perceptual,
-            WIDTHS[losses.lpips_backbone],
-            disc.disc_hidden_channels,
-            **options,
+            FeatureDiscriminator, perceptual, channels, disc.disc_hidden_channels, **options
         )
     else:
         build = partial(

@@ -63,10 +63,6 @@ class Arguments:
             )
             self.require_scales(model.downsample_factor)
         self.require_sides()
-        if self.discriminator.disc_norm_type == "batch" and self.discriminator.enabled:
-            require(self.optimization.train_batch_size > 1, "disc_norm_type", "batch",
-                    "needs --train_batch_size of at least 2: the statistics of one image erase "
-                    "it; use --disc_norm_type=spectral_group")  # fmt: skip
         self._require_discriminator()
         if data.streaming and self.optimization.max_train_steps is None:
             raise ArgumentError(
@@ -100,8 +96,12 @@ class Arguments:
                 "them, or choose one of these")  # fmt: skip
 
     def _require_discriminator(self) -> None:
-        """Layers are a patch discriminator's; groups divide every width that is normalised."""
+        """The norm has what it needs, and layers are a patch discriminator's; ArgumentError."""
         disc, default = self.discriminator, DiscriminatorArguments.disc_num_layers
+        if disc.disc_norm_type == "batch" and disc.enabled:
+            require(self.optimization.train_batch_size > 1, "disc_norm_type", "batch",
+                    "needs --train_batch_size of at least 2: the statistics of one image erase "
+                    "it; use --disc_norm_type=spectral_group")  # fmt: skip
         patch = self.disc_type == "patch"
         require(patch or disc.disc_num_layers == default, "disc_num_layers", disc.disc_num_layers,
                 "means layers of a patch discriminator: add --disc_type patch")  # fmt: skip
@@ -150,11 +150,11 @@ class Arguments:
         if losses.perceptual_scale > 0:
             found.append((*self._lpips, "drop LPIPS: --perceptual_scale 0"))
         if disc.enabled and (steps is None or disc.lengths(steps)["disc_start"] < steps):
-            name = f"a discriminator with --disc_num_layers={disc.disc_num_layers}"
-            needs = name, discriminator_side(disc.disc_num_layers), "lower that"
             if self.disc_type == "features":
-                needs = *self._lpips, "choose --disc_type patch"
-            found.append(needs)
+                found.append((*self._lpips, "choose --disc_type patch"))
+            else:
+                name = f"a discriminator with --disc_num_layers={disc.disc_num_layers}"
+                found.append((name, discriminator_side(disc.disc_num_layers), "lower that"))
         return found
 
     def _validation_onlookers(self) -> list[tuple[str, int, str]]:

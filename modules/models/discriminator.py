@@ -21,6 +21,8 @@ class Discriminator(nn.Module):
     Raises ValueError for an unknown norm type.
     """
 
+    perceptual: nn.Module | None = None  # LPIPS, of one that looks through its network
+
     def __init__(self, norm_type: str) -> None:
         super().__init__()
         if norm_type not in NORM_TYPES:

@@ -20,6 +20,7 @@ from modules.data.images.samples import Rejection
 from modules.data.streaming.reader import StreamPosition
 from modules.models.at_once import at_once
 from modules.models.autoencoder import TrainableVAE
+from modules.models.discriminator import Discriminator
 from modules.models.lpips import LPIPS
 from modules.models.modes import frozen
 from modules.seeding import seed_for
@@ -80,14 +81,14 @@ class Run:
         return self.accelerator.unwrap_model(self.vae)
 
     @property
-    def raw_discriminator(self) -> nn.Module:
+    def raw_discriminator(self) -> Discriminator:
         """The discriminator without DDP, for judging: frozen, it has nothing to synchronise."""
         return self.accelerator.unwrap_model(self.discriminator)
 
     @property
     def eyes(self) -> LPIPS | None:
         """LPIPS, of the loss or of the discriminator, which share it."""
-        return self.perceptual or getattr(self.raw_discriminator, "perceptual", None)
+        return self.perceptual or self.raw_discriminator.perceptual
 
     @property
     def out_of_patience(self) -> bool:
