@@ -465,8 +465,8 @@ def main() -> int:
         print("No CUDA GPU here: nothing to check. `--device cpu` tries this file at toy size.")
         return 0
     failed = run_checks()
-    print_levers()
     print_tables()
+    print_levers()
     print_quality()
     print(f"\n{failed} of {len(CHECKS)} checks failed, {time.monotonic() - STARTED:.0f} s")
     return 1 if failed else 0
