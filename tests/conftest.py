@@ -1,4 +1,4 @@
-"""Shared by the tests: one thread for each process, and folders of generated pictures."""
+"""Shared by the tests: what a process reads only once, and folders of generated pictures."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import pytest
 # Networks are tiny and tests run side by side; and the number of threads decides the last digit of
 # a sum, which is compared with that of launched processes. Read when torch is imported.
 os.environ["OMP_NUM_THREADS"] = "1"
+# Kernels for GPUs run on the CPU, step by step in Python. Read when Triton is imported.
+os.environ["TRITON_INTERPRET"] = "1"
 
 from tiny import forget_accelerator
 

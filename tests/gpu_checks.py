@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).parent / "support"))
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import torch
+import torch.nn.functional as F
 from tiny import (
     FLAGS,
     batch,
@@ -54,6 +55,7 @@ from modules.builders.networks import make_discriminator
 from modules.data.images.synthetic import SyntheticImages
 from modules.errors import RunStopped
 from modules.models.modes import frozen
+from modules.models.norm_silu import GroupNormSiLU
 from modules.training.run import Run
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -170,6 +172,25 @@ def gradients_equal_the_textbooks_in_float32() -> str:
     elements = given["images"][0].numel()
     theirs = {name: g / elements for name, g in gradients(trainer.vae).items()}
     return below(largest_difference(ours, theirs), 1e-4)
+
+
+@gpu_check
+def norm_and_silu_in_one_are_the_two_at_full_size() -> str:
+    both = GroupNormSiLU(32, 128, eps=1e-6, device="cuda")
+    torch.nn.init.normal_(both.weight)
+    inputs, upstream = torch.randn(2, 4, 128, 256, 256, device="cuda", dtype=torch.bfloat16)
+    inputs = inputs.contiguous(memory_format=torch.channels_last).requires_grad_()
+    found = []
+    for values, act in ((inputs, both), (inputs.float(), lambda x: F.silu(F.group_norm(
+        x, 32, both.weight, both.bias, 1e-6
+    )))):  # fmt: skip
+        output = act(values)
+        wanted = (inputs, both.weight, both.bias)
+        tensors = (output, *torch.autograd.grad(output, wanted, upstream.to(output.dtype)))
+        found.append({str(number): tensor for number, tensor in enumerate(tensors)})
+    return below(
+        max(largest_difference({n: ours}, {n: found[1][n]}) for n, ours in found[0].items()), 4e-3
+    )
 
 
 @check

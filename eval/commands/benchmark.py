@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 HELP = "images/s, time of each part, memory, and the ratio to a textbook step"
 RIVALS = (
-    "textbook", "latent-diffusion", "other-layout", "no-lean-blocks", "no-lean-upsampling",
-    "no-fused-adamw",
+    "textbook", "latent-diffusion", "no-fused-norms", "other-layout", "no-lean-blocks",
+    "no-lean-upsampling", "no-fused-adamw",
 )  # fmt: skip
 
 

@@ -1,9 +1,9 @@
 """A run without memory: the real training loop over fake tensors, which have shapes and no data.
 
-Everything is as on one GPU but for three stand-ins. The tensors are CPU tensors, because autograd
-cannot go backward on a device that is not there. `cuda_autocast` adds what autocast does on CUDA
-only. And `OneProcess` stands for accelerate, which keeps one precision for a whole process and
-moves networks in a way fake tensors do not allow.
+Everything is as on one GPU with Triton but for four stand-ins. The tensors are CPU tensors, because
+autograd cannot go backward on a device that is not there. `cuda_autocast` adds what autocast does
+on CUDA only, and `OneProcess` stands for accelerate, which keeps one precision for a whole process
+and moves networks in a way fake tensors do not allow. `NormSiLUKernels` only allocate.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from modules.builders import run as builder
 from modules.builders.networks import make_discriminator, make_perceptual, make_vae
 from modules.config.arguments import Arguments
 from modules.distributed.device import convolution_layout
+from modules.models import norm_silu
 from modules.models.autoencoder import TrainableVAE
 from modules.training.run import Run
 
@@ -63,18 +64,22 @@ def fake_run(args: Arguments, *modes: Any) -> Iterator[tuple[Run, Networks]]:
         discriminator = make_discriminator(plain, accelerator, vae.config.in_channels, perceptual)
         eyes = perceptual or discriminator.perceptual
         judges = open_judges(plain, eyes, place)
-    layout = convolution_layout(torch.device("cuda"), vae.config.block_out_channels[0])
+    layout = convolution_layout(
+        torch.device("cuda"), vae.config.block_out_channels[0], fused_norms=True
+    )
     for network in (vae, discriminator):
         network.to(memory_format=layout)
     networks = {vae, discriminator, eyes, *judges.lpips.values(), judges.inception} - {None}
     built_here = {
         "make_accelerator": lambda args: accelerator,
-        "convolution_layout": lambda device, width: layout,
+        "can_fuse": lambda device: True,
+        "convolution_layout": lambda *_: layout,
         "make_discriminator": lambda *_: discriminator,
         "make_perceptual": lambda args: perceptual,
     }
     with ExitStack() as stack:
         stack.enter_context(patch.multiple(builder, **built_here))
+        stack.enter_context(patch.object(norm_silu, "kernels", NormSiLUKernels))
         # Where they are is where they stay: a network cannot exchange fake tensors for others.
         stack.enter_context(patch.object(nn.Module, "to", lambda network, *_, **__: network))
         for mode in (FakeTensorMode(allow_non_fake_inputs=True), cuda_autocast(), *modes):
@@ -134,6 +139,22 @@ class OneProcess:
     def backward(self, loss: Tensor) -> None:
         """Backward of the loss over the micro-batches of a step."""
         (loss / self.gradient_accumulation_steps).backward()
+
+
+class NormSiLUKernels:
+    """The interface of `modules.models.norm_silu_kernels`, and what these allocate."""
+
+    @staticmethod
+    def forward(
+        x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
+        """The output, and a group's moments."""
+        return torch.empty_like(x, dtype=dtype), weight.new_empty(len(x), groups, 2)
+
+    @staticmethod
+    def backward(dy: Tensor, x: Tensor, moments: Tensor, *affine: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradients of x, and of bias and weight."""
+        return torch.empty_like(x), moments.new_empty(2, x.shape[1])
 
 
 @contextmanager

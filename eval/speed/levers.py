@@ -15,6 +15,7 @@ from diffusers.models.upsampling import Upsample2D
 from torch import nn
 
 from modules.models.lean_blocks import LeanResnetBlock, LeanUpsample
+from modules.models.norm_silu import GroupNormSiLU
 from modules.training.run import Run
 
 
@@ -45,7 +46,21 @@ def undo_fused_adamw(run: Run) -> None:
             options["fused"] = None
 
 
+def undo_fused_norms(run: Run) -> None:
+    """GroupNorm and SiLU apart, in NCHW, as on a GPU where Triton does not work."""
+    for block in run.raw_vae.modules():
+        if isinstance(block, GroupNormSiLU):
+            block.__class__ = nn.GroupNorm
+        if isinstance(block, ResnetBlock2D):
+            block.nonlinearity = nn.SiLU()
+    for half in (run.raw_vae.vae.encoder, run.raw_vae.vae.decoder):
+        half.conv_act = nn.SiLU()
+    if run.accelerator.device.type == "cuda" and run.layout == torch.channels_last:
+        undo_layout(run)
+
+
 UNDO: dict[str, Callable[[Run], None]] = {
+    "no-fused-norms": undo_fused_norms,
     "other-layout": undo_layout,
     "no-lean-blocks": partial(undo_lean, LeanResnetBlock, ResnetBlock2D),
     "no-lean-upsampling": partial(undo_lean, LeanUpsample, Upsample2D),

@@ -14,6 +14,7 @@ from modules.config.arguments import Arguments
 from modules.distributed.device import convolution_layout
 from modules.models.autoencoder import TrainableVAE
 from modules.models.compilation import compile_networks, require_compiler
+from modules.models.norm_silu import can_fuse, fuse_norms
 from modules.training.adversary import Adversary
 from modules.training.ema import ExponentialMovingAverage
 from modules.training.guard import FiniteGuard
@@ -29,7 +30,11 @@ def make_run(
     accelerator = make_accelerator(args)
     perceptual = make_perceptual(args)
     discriminator = make_discriminator(args, accelerator, vae.vae.config.in_channels, perceptual)
-    layout = convolution_layout(accelerator.device, vae.vae.config.block_out_channels[0])
+    fused = not args.precision.compile and can_fuse(accelerator.device)  # the compiler fuses them
+    if fused:
+        fuse_norms(vae.vae)
+    width = vae.vae.config.block_out_channels[0]
+    layout = convolution_layout(accelerator.device, width, fused)
     for network in (vae, discriminator):
         network.to(memory_format=layout)
     steps = training_length(args, num_train_images, accelerator.num_processes, reached)

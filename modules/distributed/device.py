@@ -54,16 +54,18 @@ def multiplies_bfloat16(device: torch.device) -> bool:
     return True
 
 
-def convolution_layout(device: torch.device, full_resolution_width: int) -> torch.memory_format:
+def convolution_layout(
+    device: torch.device, full_resolution_width: int, fused_norms: bool = False
+) -> torch.memory_format:
     """The order of a picture's numbers in memory in which a VAE is fastest to train.
 
-    NCHW on a GPU: PyTorch's GroupNorm there copies channels_last pictures to NCHW and convolutions
-    copy them back, which costs more than cuDNN's own copies (15 % of a step on an H100). On a CPU
-    channels_last, in which oneDNN works. But it has no weight gradient in it for processors without
-    AVX-512, and what stands in for it is four times slower where a network is wide
+    channels_last, but for two. On a GPU PyTorch's GroupNorm copies such pictures to NCHW and
+    convolutions copy them back, which costs more than cuDNN's own copies (15 % of a step on an
+    H100); not so with `fused_norms`. On a CPU oneDNN has no weight gradient in it for processors
+    without AVX-512, and what stands in for it is four times slower where a network is wide
     (`full_resolution_width` channels) and the picture large.
     """
-    if device.type == "cuda":
+    if device.type == "cuda" and not fused_norms:
         return torch.contiguous_format
     without_avx512 = torch.backends.cpu.get_cpu_capability() == "AVX2"
     if device.type == "cpu" and without_avx512 and full_resolution_width >= WIDE:

@@ -33,8 +33,9 @@ class LeanResnetBlock(ResnetBlock2D):
     def forward(self, input_tensor: Tensor, temb: Tensor | None = None) -> Tensor:
         """input_tensor: [B, C, h, w]. `temb` exists for the caller's sake and is None in a VAE."""
         again = self.recompute_cheap and self.training
-        hidden_states = _run(again, _norm_silu_conv, self.norm1, self.conv1, input_tensor)
-        hidden_states = _run(again, _norm_silu_conv, self.norm2, self.conv2, hidden_states)
+        act = self.nonlinearity
+        hidden_states = _run(again, _norm_act_conv, self.norm1, act, self.conv1, input_tensor)
+        hidden_states = _run(again, _norm_act_conv, self.norm2, act, self.conv2, hidden_states)
         if self.conv_shortcut is not None:
             input_tensor = self.conv_shortcut(input_tensor)
         return input_tensor + hidden_states
@@ -74,8 +75,8 @@ def _run(again: bool, function: Callable[..., Tensor], *inputs: nn.Module | Tens
     return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
 
 
-def _norm_silu_conv(norm: nn.GroupNorm, conv: nn.Conv2d, inputs: Tensor) -> Tensor:
-    return conv(F.silu(norm(inputs)))
+def _norm_act_conv(norm: nn.GroupNorm, act: nn.Module, conv: nn.Conv2d, inputs: Tensor) -> Tensor:
+    return conv(act(norm(inputs)))
 
 
 def make_lean(vae: AutoencoderKL, recompute_cheap: bool = False) -> None:

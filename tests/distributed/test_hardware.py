@@ -129,12 +129,13 @@ def test_a_device_that_there_is_not_is_named_with_its_flag() -> None:
 
 
 @pytest.mark.parametrize(
-    ("device", "capability", "width", "layout"),
+    ("device", "capability", "width", "fused", "layout"),
     [
-        (CUDA, "AVX512", 32, torch.contiguous_format),
-        (CPU, "AVX512", 128, torch.channels_last),
-        (CPU, "AVX2", 128, torch.contiguous_format),
-        (CPU, "AVX2", 32, torch.channels_last),
+        (CUDA, "AVX512", 32, False, torch.contiguous_format),
+        (CUDA, "AVX512", 32, True, torch.channels_last),
+        (CPU, "AVX512", 128, False, torch.channels_last),
+        (CPU, "AVX2", 128, False, torch.contiguous_format),
+        (CPU, "AVX2", 32, False, torch.channels_last),
     ],
 )
 def test_layout_is_channels_last_but_where_a_kernel_is_missing(
@@ -142,10 +143,11 @@ def test_layout_is_channels_last_but_where_a_kernel_is_missing(
     device: torch.device,
     capability: str,
     width: int,
+    fused: bool,
     layout: torch.memory_format,
 ) -> None:
     pretend(monkeypatch, capability)
-    assert convolution_layout(device, width) == layout
+    assert convolution_layout(device, width, fused) == layout
 
 
 def test_either_layout_trains_both_networks_alike(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,6 +23,7 @@ from eval.speed.predicted import TEXTBOOK, plan, plan_textbook
 from modules.builders import run as builder
 from modules.builders.state_sizes import state_bytes
 from modules.config.arguments import Arguments
+from modules.models import norm_silu
 
 FLAGS = (
     "--resolution 64 --train_batch_size 1 --block_out_channels 32 32 64 64 --layers_per_block 1 "
@@ -97,8 +98,7 @@ def test_recomputation_saves_memory(precision: str) -> None:
         peak(f"--recompute {how} --mixed_precision {precision}", batch_size=4)
         for how in ("none", "norm", "full")
     ]
-    assert norm < 0.75 * none
-    assert full < 0.75 * none
+    assert full < norm < 0.85 * none
 
 
 def test_normalisation_is_float32_by_the_rules_of_cuda_alone() -> None:
@@ -133,11 +133,11 @@ def test_a_network_that_discriminator_and_validation_look_through_is_there_once(
     assert shared == states
 
 
-def test_textbook_step_keeps_as_much_as_ours_before_recomputation() -> None:
-    args = arguments("--use_ema --train_batch_size 4")
+def test_textbook_step_keeps_twice_as_much_as_ours_before_recomputation() -> None:
+    args = arguments("--use_ema --train_batch_size 4 --mixed_precision bf16")
     (_, ours), theirs = plan(args), plan_textbook(args)
     assert theirs.recompute == TEXTBOOK
-    assert theirs.allocated == pytest.approx(ours.allocated, rel=0.05)
+    assert theirs.allocated > 1.7 * ours.allocated
 
 
 def test_accumulated_gradients_are_there_while_the_next_batch_is_seen() -> None:
@@ -180,7 +180,8 @@ def test_meter_counts_storages_once_and_forgets_them() -> None:
 def test_fake_run_is_the_scripts_own_and_leaves_nothing_of_its_stand_ins() -> None:
     def replaced() -> list[object]:
         return [builder.make_accelerator, builder.make_discriminator, builder.make_perceptual,
-                builder.convolution_layout, lpips.LPIPS, inception.load_state_dict_from_url,
+                builder.convolution_layout, builder.can_fuse, norm_silu.kernels,
+                lpips.LPIPS, inception.load_state_dict_from_url,
                 torch.nn.Module.to, F.group_norm, F.interpolate, train_vae.after_step]  # fmt: skip
 
     before = replaced()
@@ -188,7 +189,7 @@ def test_fake_run_is_the_scripts_own_and_leaves_nothing_of_its_stand_ins() -> No
         script.train_on(run, [random_batch(run, 1, 64)])
         assert type(next(run.raw_vae.parameters()).data).__name__ == "FakeTensor"
         assert run.schedule.adversarial_share(run.step) == 1.0
-        assert not any(ours is theirs for ours, theirs in zip(before, replaced()[:4], strict=False))
+        assert not any(ours is theirs for ours, theirs in zip(before, replaced()[:6], strict=False))
     assert replaced() == before
 
 

@@ -1,0 +1,120 @@
+"""GroupNorm and SiLU in one are the two of PyTorch, in values, gradients and in eval mode."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import (
+    batch,
+    gradients,
+    largest_difference,
+    tiny_run,
+    train_without_update,
+    weights,
+)
+
+from eval.memory.fake_run import NormSiLUKernels
+from eval.speed.levers import UNDO
+from modules.models import norm_silu
+from modules.models.norm_silu import GroupNormSiLU, can_fuse, fuse_norms
+from modules.training.run import Run
+
+pytest.importorskip("triton")  # comes with PyTorch on Linux
+
+
+def picture(*shape: int, dtype: torch.dtype = torch.float32, mean: float = 0.0) -> torch.Tensor:
+    values = torch.randn(shape, generator=torch.Generator().manual_seed(0)) + mean
+    return values.to(dtype).contiguous(memory_format=torch.channels_last)
+
+
+@settings(max_examples=12)
+@given(
+    images=st.integers(1, 3),
+    groups=st.sampled_from([1, 2, 4]),
+    width=st.integers(1, 5),
+    sides=st.tuples(st.integers(2, 40), st.integers(1, 9)),
+    mean=st.sampled_from([0.0, 100.0]),
+)
+def test_values_and_gradients_are_those_of_the_two(
+    images: int, groups: int, width: int, sides: tuple[int, int], mean: float
+) -> None:
+    channels = groups * width
+    both = GroupNormSiLU(groups, channels, eps=1e-3)
+    torch.nn.init.normal_(both.weight)
+    torch.nn.init.normal_(both.bias)
+    inputs = picture(images, channels, *sides, mean=mean).requires_grad_()
+    upstream = picture(images, channels, *sides).flip(0)
+    output = both(inputs)
+    found = torch.autograd.grad(output, (inputs, both.weight, both.bias), upstream)
+    exact = [t.detach().double().requires_grad_() for t in (inputs, both.weight, both.bias)]
+    expected = F.silu(F.group_norm(exact[0], groups, *exact[1:], eps=1e-3))
+    for ours, theirs in zip(
+        (output, *found),
+        (expected, *torch.autograd.grad(expected, exact, upstream.double())),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours.double(), theirs, rtol=1e-3, atol=1e-3)
+
+
+def test_a_vae_with_fused_norms_has_the_same_gradients_and_can_be_parted_again() -> None:
+    given, flags = [batch(size=1)], "--recompute norm"
+    plain = gradients(train_without_update(tiny_run(flags), given).raw_vae.vae)
+    for lever, kinds in ((None, {GroupNormSiLU}), ("no-fused-norms", {torch.nn.GroupNorm})):
+        run = fused(flags)
+        if lever:
+            UNDO[lever](run)
+        assert {type(block) for block in norms_before_silu(run)} == kinds
+        found = gradients(train_without_update(run, given).raw_vae.vae)
+        assert largest_difference(found, plain) < 1e-5
+
+
+def fused(flags: str = "") -> Run:
+    run = tiny_run(flags)
+    fuse_norms(run.raw_vae.vae)
+    return run
+
+
+def norms_before_silu(run: Run) -> list[torch.nn.Module]:
+    vae = run.raw_vae.vae
+    return [m for name, m in vae.named_modules() if "norm" in name and "attentions" not in name]
+
+
+def test_in_eval_mode_it_is_diffusers_to_the_bit_with_the_same_names() -> None:
+    plain, ours = tiny_run().raw_vae.vae.eval(), fused().raw_vae.vae.eval()
+    assert torch.equal(ours(batch_images()).sample, plain(batch_images()).sample)
+    assert weights(ours).keys() == weights(plain).keys()
+
+
+def batch_images() -> torch.Tensor:
+    return batch()["images"] / 127.5 - 1
+
+
+def test_under_autocast_the_output_has_the_precision_of_the_next_convolution() -> None:
+    norm = GroupNormSiLU(2, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        output = norm(picture(1, 4, 3, 3).requires_grad_())
+    assert output.dtype == torch.bfloat16
+    assert output.is_contiguous(memory_format=torch.channels_last)
+    narrow = picture(1, 4, 3, 3, dtype=torch.float16)
+    affine = norm.weight.detach(), norm.bias.detach()
+    # What the prediction of memory counts is what there is.
+    for kernels in (norm_silu.kernels(), NormSiLUKernels):
+        forth, moments = kernels.forward(narrow, *affine, 2, 1e-6, torch.float16)
+        back = kernels.backward(forth, narrow, moments, *affine)
+        made = [(t.shape, t.dtype, t.stride()) for t in (forth, moments, *back)]
+        assert made[0] == made[2] == (narrow.shape, torch.float16, narrow.stride())
+        assert made[1][:2] == ((1, 2, 2), torch.float32)
+        assert made[3][:2] == ((2, 4), torch.float32)
+
+
+def test_where_triton_does_not_work_a_gpu_is_told_how_to_get_it(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    assert not can_fuse(torch.device("cpu"))
+    assert not caplog.text
+    assert not can_fuse(torch.device("cuda", 99))  # there are not so many
+    assert "GroupNorm and SiLU run apart" in caplog.text
+    assert "triton-windows" in caplog.text
