@@ -63,7 +63,9 @@ def run(args: argparse.Namespace) -> int:
         states, found = plan(training)
         peaks.append(found)
     if args.compare:
-        peaks += map(plan_textbook, variants)
+        for textbook in map(plan_textbook, variants):
+            if textbook not in peaks:  # it is the same for each way to recompute
+                peaks.append(textbook)
     _print_plan(variants[-1], states, peaks)
     predicted = [asdict(peak) | {"on_card": peak.on_card} for peak in peaks]
     write_json(args.json, {"states": states, "peaks": predicted})
