@@ -18,18 +18,24 @@ ROWS = 32  # of partial sums that are added at once
 
 
 @triton.jit
+def _place(image, pixel, channel, pixels, C: tl.constexpr):
+    """Of a number in x; 64 bits, because a batch may have more than 2^31."""
+    return (image.to(tl.int64) * pixels + pixel) * C + channel
+
+
+@triton.jit
 def _sums_of_input(x, sums, pixels, C: tl.constexpr, P: tl.constexpr, C2: tl.constexpr):
     """[B, S, 2, C]: of x - x[first pixel], which keeps the digits of a large mean, and squares."""
     program, image, programs = tl.program_id(0), tl.program_id(1), tl.num_programs(0)
     channel, pixel = tl.arange(0, C2)[None, :], tl.arange(0, P)[:, None]
     inside = channel < C
-    x += image.to(tl.int64) * pixels * C
-    shift = tl.load(x + channel, inside, 0.0).to(tl.float32)
+    first_pixel = _place(image, 0, channel, pixels, C)
+    shift = tl.load(x + first_pixel, inside, 0.0).to(tl.float32)
     first, second = tl.zeros((P, C2), tl.float32), tl.zeros((P, C2), tl.float32)
     for start in range(program * P, pixels, programs * P):
         here = inside & (start + pixel < pixels)
-        value = tl.load(x + (start + pixel) * C + channel, here, 0.0).to(tl.float32)
-        value = tl.where(here, value - shift, 0.0)
+        at = _place(image, start + pixel, channel, pixels, C)
+        value = tl.where(here, tl.load(x + at, here, 0.0).to(tl.float32) - shift, 0.0)
         first += value
         second += value * value
     sums += (image * programs + program) * 2 * C + tl.arange(0, C2)
@@ -62,7 +68,7 @@ def _moments(
     first, second = _add_up(sums, programs, C, D, D2, R)
     channel = tl.arange(0, D2)
     inside = channel < D
-    shift = tl.load(x + image.to(tl.int64) * pixels * C + group * D + channel, inside, 0.0)
+    shift = tl.load(x + _place(image, 0, group * D + channel, pixels, C), inside, 0.0)
     means = shift.to(tl.float32) + first / pixels
     mean = tl.sum(tl.where(inside, means, 0.0)) / D
     inner = (second - first * first / pixels) / pixels
@@ -94,7 +100,7 @@ def _output(
     pixel = tl.program_id(0) * P + tl.arange(0, P)[:, None]
     inside = channel < C
     here = inside & (pixel < pixels)
-    at = image.to(tl.int64) * pixels * C + pixel * C + channel
+    at = _place(image, pixel, channel, pixels, C)
     _, linear, _, _ = _normalised(x, moments, weight, bias, at, image, channel, here, inside, C, D)
     tl.store(y + at, (linear * tl.sigmoid(linear)).to(y.dtype.element_ty), here)
 
@@ -118,7 +124,7 @@ def _sums_of_gradient(
     first, second = tl.zeros((P, C2), tl.float32), tl.zeros((P, C2), tl.float32)
     for start in range(program * P, pixels, programs * P):
         here = inside & (start + pixel < pixels)
-        at = image.to(tl.int64) * pixels * C + (start + pixel) * C + channel
+        at = _place(image, start + pixel, channel, pixels, C)
         normal, linear, _, _ = _normalised(
             x, moments, weight, bias, at, image, channel, here, inside, C, D
         )
@@ -160,7 +166,7 @@ def _gradient(
     pixel = tl.program_id(0) * P + tl.arange(0, P)[:, None]
     inside = channel < C
     here = inside & (pixel < pixels)
-    at = image.to(tl.int64) * pixels * C + pixel * C + channel
+    at = _place(image, pixel, channel, pixels, C)
     normal, linear, w, deviation = _normalised(
         x, moments, weight, bias, at, image, channel, here, inside, C, D
     )
