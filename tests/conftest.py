@@ -7,12 +7,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 # Networks are tiny and tests run side by side; and the number of threads decides the last digit of
 # a sum, which is compared with that of launched processes. Read when torch is imported.
 os.environ["OMP_NUM_THREADS"] = "1"
 # Kernels for GPUs run on the CPU, step by step in Python. Read when Triton is imported.
 os.environ["TRITON_INTERPRET"] = "1"
+
+# No example has to be quick: other work may run beside it.
+settings.register_profile("patient", deadline=None)
+settings.load_profile("patient")
 
 from tiny import forget_accelerator
 
