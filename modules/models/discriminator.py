@@ -67,8 +67,6 @@ class Discriminator(nn.Module):
     ) -> nn.Module:
         padding = (kernel - 1) // 2
         layer = nn.Conv2d(in_channels, out_channels, kernel, stride, padding, bias=bias)
-        if layer.weight.is_meta:  # only counted; PyTorch would iterate for a norm in Python there
-            return layer
         if self.norm_type.startswith("spectral"):
             return spectral_norm(layer)
         nn.init.normal_(layer.weight, 0.0, 0.02)
