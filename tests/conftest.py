@@ -1,7 +1,11 @@
-"""Shared by the tests: what a process reads only once, and folders of generated pictures."""
+"""Shared by the tests: what a process reads only once, and folders of generated pictures.
+
+Torch is imported in the fixtures: the process that only hands out the tests needs none.
+"""
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,20 +23,28 @@ os.environ["TRITON_INTERPRET"] = "1"
 settings.register_profile("patient", deadline=None)
 settings.load_profile("patient")
 
-from tiny import forget_accelerator
+gc.disable()  # what is imported stays; the collector would look through all of it many times
 
-from modules.data.images.synthetic import SyntheticImages
+
+def pytest_collection_finish() -> None:
+    """And leaves it alone from here on."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture
 def fresh_accelerator() -> None:
     """What is measured in this process must not meet the settings of an earlier test's run."""
+    from tiny import forget_accelerator
+
     forget_accelerator()
 
 
 @pytest.fixture(scope="session")
 def pictures(tmp_path_factory) -> Iterator[Path]:
     """A folder of 10 pictures, a little larger than the crops; no test may change it."""
+    from modules.data.images.synthetic import SyntheticImages
+
     folder = tmp_path_factory.mktemp("pictures")
     source = SyntheticImages(10, 24, seed=7)
     for index in range(10):

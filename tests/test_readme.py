@@ -47,7 +47,7 @@ EVALUATION_SMALL = {
     "latents": MEASURE_SMALL,
     "diffusability": [*MEASURE_SMALL, "--features", "random", "--denoiser_steps", "1"],
     "precision": MEASURE_SMALL,
-    "export": [],
+    "export": ["--format", "fp16", "ldm"],  # ONNX, which takes seconds, is tested in test_onnx.py
     "picture": ["--device", "cpu"],
     "memory": [*TINY, "--resolutions", "16", "--batches", "1"],
     "benchmark": [*TINY, "--steps", "1", "--phase_steps", "1"],

@@ -145,7 +145,7 @@ def make_discriminator(
     BatchNorm becomes SyncBatchNorm over several processes, which needs GPUs: ArgumentError else.
     """
     disc = args.discriminator
-    build: Callable[[], Discriminator]
+    build: Callable[..., Discriminator]
     options = {"norm_type": disc.disc_norm_type, "num_groups": disc.disc_num_groups}
     if args.disc_type == "features":  # also without a GAN, which a resumed run may turn on or off
         if perceptual is None and disc.enabled:
@@ -163,8 +163,9 @@ def make_discriminator(
             **options,
         )
     what = f"--disc_hidden_channels={disc.disc_hidden_channels}"
+    counted = disc.disc_norm_type.removeprefix("spectral_")  # whose iterations are slow on meta
     with blaming(what, "train a smaller discriminator"), torch.device("meta"):
-        require_room(build())
+        require_room(build(norm_type=counted))
     torch.manual_seed(args.optimization.seed + 1)
     network = build()
     if disc.disc_norm_type == "batch" and accelerator.num_processes > 1:

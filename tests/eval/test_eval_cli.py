@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from eval_fixtures import PixelDistance, tiny_inception, tiny_vae
+from launching import ROOT, finish_together, launch_together
 from PIL import Image
 from test_report import check
 
@@ -25,7 +26,6 @@ from modules.data.images.synthetic import SyntheticImages
 from modules.data.sources.open import open_folder
 from modules.weights.vae_files import save_ldm
 
-ROOT = Path(__file__).parents[2]
 SMALL = ["--resolution", "32", "--no_progress"]
 
 
@@ -113,28 +113,14 @@ def test_the_command_gives_training_validations_numbers_to_the_last_digit(photos
 METRICS = ["--metrics", "psnr", "ssim", "color", "frequency", "rec", "kl"]
 
 
+def evaluate_and_leave(folder: str, arguments: list[str]) -> None:
+    sys.exit(main(["reconstruction", *arguments, f"{folder}/rank{os.environ['RANK']}.json"]))
+
+
 def test_two_processes_give_the_numbers_of_one(photos, model, tmp_path):
     arguments = ["--model", model, "jpeg:10", "--data", photos, *METRICS, "--num_samples", "3"]
-    arguments = [*map(str, arguments), "--resolution", "32", "--no_progress", "--json"]
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    environment = {
-        **os.environ,
-        **{"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)},
-        **{"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
-    }
-    command = [sys.executable, "-m", "eval", "reconstruction", *arguments]
-    running = [
-        subprocess.Popen(
-            [*command, str(tmp_path / f"rank{rank}.json")],
-            cwd=ROOT,
-            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.DEVNULL,
-        )
-        for rank in range(2)
-    ]
-    assert [process.wait(timeout=120) for process in running] == [0, 0]
+    arguments = [*map(str, arguments), *SMALL, "--json"]
+    finish_together(launch_together([], 2, partial(evaluate_and_leave, str(tmp_path), arguments)))
     assert not (tmp_path / "rank1.json").exists()
     main(["reconstruction", *arguments, str(tmp_path / "one.json")])
     one, two = (json.loads((tmp_path / f"{n}.json").read_text()) for n in ("one", "rank0"))

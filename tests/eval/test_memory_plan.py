@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 
 import lpips
@@ -26,9 +27,9 @@ from modules.config.arguments import Arguments
 from modules.models import norm_silu
 
 FLAGS = (
-    "--resolution 64 --train_batch_size 1 --block_out_channels 32 32 64 64 --layers_per_block 1 "
-    "--norm_num_groups 8 --perceptual_scale 0 --disc_hidden_channels 8 --disc_num_groups 4 "
-    "--disc_type patch --disc_num_layers 2"
+    "--resolution 64 --train_batch_size 1 --downsample_factor 4 --block_out_channels 32 32 64 "
+    "--layers_per_block 1 --norm_num_groups 8 --perceptual_scale 0 --disc_hidden_channels 8 "
+    "--disc_num_groups 4 --disc_type patch --disc_num_layers 2"
 )
 
 
@@ -36,13 +37,13 @@ def arguments(flags: str = "") -> Arguments:
     return measured_arguments([*FLAGS.split(), *flags.split()])
 
 
-def peaks(flags: str = "") -> Peaks:
-    return plan(arguments(flags))[1]
+@cache
+def planned(flags: str = "") -> tuple[dict[str, int], Peaks]:
+    return plan(arguments(flags))
 
 
-def peak(flags: str = "", resolution: int = 64, batch_size: int = 1) -> int:
-    size = f"--resolution {resolution} --train_batch_size {batch_size}"
-    return peaks(f"{size} {flags}").parts[TRAINING]
+def peak(flags: str = "") -> int:
+    return planned(flags)[1].parts[TRAINING]
 
 
 def bytes_of(*tensors: torch.Tensor) -> int:
@@ -79,23 +80,21 @@ def test_states_are_those_of_real_tensors_to_the_byte() -> None:
 def test_frozen_encoder_needs_neither_gradients_nor_moments(tmp_path: Path) -> None:
     tiny_run().raw_vae.vae.save_pretrained(tmp_path)
     pretrained = f"--pretrained_model_name_or_path {tmp_path}"
-    whole, _ = plan(arguments(pretrained))
-    half, _ = plan(arguments(f"{pretrained} --decoder_only"))
+    whole, _ = planned(pretrained)
+    half, _ = planned(f"{pretrained} --decoder_only")
     assert half["VAE: weights"] == whole["VAE: weights"]
     assert half["VAE: gradients"] < whole["VAE: gradients"]
     assert half["VAE: Adam's moments"] < whole["VAE: Adam's moments"]
 
 
 def test_peak_grows_with_batch_and_resolution() -> None:
-    small = peak(resolution=32)
-    assert small < peak(resolution=32, batch_size=2)
-    assert small < peak(resolution=64)
+    assert peak("--resolution 32") < peak() < peak("--train_batch_size 2")
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_recomputation_saves_memory(precision: str) -> None:
     none, norm, full = [
-        peak(f"--recompute {how} --mixed_precision {precision}", batch_size=4)
+        peak(f"--recompute {how} --mixed_precision {precision} --train_batch_size 4")
         for how in ("none", "norm", "full")
     ]
     assert full < norm < 0.85 * none
@@ -116,32 +115,31 @@ def test_normalisation_is_float32_by_the_rules_of_cuda_alone() -> None:
 
 
 def test_lpips_in_slices_needs_less() -> None:
-    small = "--block_out_channels 8 8 8 8 --perceptual_scale 1 --lpips_backbone squeeze"
-    whole = peak(small, batch_size=4)
-    sliced = peak(f"{small} --perceptual_slice_size 1", batch_size=4)
-    assert sliced < whole
+    flags = "--block_out_channels 8 8 8 --perceptual_scale 1 --lpips_backbone squeeze"
+    flags = f"{flags} --train_batch_size 2"
+    assert peak(f"{flags} --perceptual_slice_size 1") < peak(flags)
 
 
 def test_a_network_that_discriminator_and_validation_look_through_is_there_once() -> None:
     flags = "--disc_type features --disc_num_layers 3 --lpips_backbone squeeze --validation_metrics"
-    states, watched = plan(arguments(f"{flags} lpips"))
-    without, unwatched = plan(arguments(f"{flags} psnr"))
+    states, watched = planned(f"{flags} lpips")
+    without, unwatched = planned(f"{flags} psnr")
     assert states == without
     assert states["LPIPS"] > 0
     assert watched.parts["training"] == unwatched.parts["training"]
-    shared, _ = plan(arguments(f"{flags} lpips --perceptual_scale 1"))
+    shared, _ = planned(f"{flags} lpips --perceptual_scale 1")
     assert shared == states
 
 
 def test_textbook_step_keeps_twice_as_much_as_ours_before_recomputation() -> None:
-    args = arguments("--use_ema --train_batch_size 4 --mixed_precision bf16")
-    (_, ours), theirs = plan(args), plan_textbook(args)
+    flags = "--use_ema --train_batch_size 4 --mixed_precision bf16"
+    (_, ours), theirs = planned(flags), plan_textbook(arguments(flags))
     assert theirs.recompute == TEXTBOOK
     assert theirs.allocated > 1.7 * ours.allocated
 
 
 def test_accumulated_gradients_are_there_while_the_next_batch_is_seen() -> None:
-    states, _ = plan(arguments())
+    states, _ = planned()
     one, many = peak(), peak("--gradient_accumulation_steps 8")
     gradients = states["VAE: gradients"] + states["discriminator: gradients"]
     rounding = 500 * BLOCK  # less than one for each tensor
@@ -149,16 +147,16 @@ def test_accumulated_gradients_are_there_while_the_next_batch_is_seen() -> None:
 
 
 @pytest.mark.parametrize("flags", [
-    "--train_batch_size 4 --recompute full --perceptual_scale 1 --lpips_backbone squeeze "
+    "--train_batch_size 2 --recompute full --perceptual_scale 1 --lpips_backbone squeeze "
     "--perceptual_slice_size 1",
     "--train_resolutions 32 64 --recompute norm --mixed_precision no",
 ])  # fmt: skip
 def test_validation_needs_no_more_than_training_unless_told_to(flags: str) -> None:
-    found = peaks(flags)
+    _, found = planned(flags)
     assert found.parts.keys() == {BEFORE_GAN, TRAINING, VALIDATION, LATENTS}
     assert found.largest == TRAINING
     assert found.parts[LATENTS] <= found.parts[VALIDATION]
-    much = peaks(f"{flags} --validation_batch_size 64")
+    _, much = planned(f"{flags} --validation_batch_size 64")
     assert much.largest == VALIDATION
     assert much.parts[TRAINING] == found.parts[TRAINING]
 
@@ -194,9 +192,8 @@ def test_fake_run_is_the_scripts_own_and_leaves_nothing_of_its_stand_ins() -> No
 
 
 def test_networks_of_the_validation_alone_are_counted() -> None:
-    without, peak = plan(arguments("--perceptual_scale 0"))
-    more = "--validation_metrics lpips rfid --lpips_backbone alex"
-    states, larger = plan(arguments(f"--perceptual_scale 0 {more}"))
+    without, peak = planned()
+    states, larger = planned("--validation_metrics lpips rfid --lpips_backbone alex")
     added = {name: size for name, size in states.items() if name not in without}
     assert added == pytest.approx({"LPIPS": 4 * 2.47e6, "Inception": 4 * 23.9e6}, rel=0.01)
     assert larger.parts[VALIDATION] > peak.parts[VALIDATION] + sum(added.values())

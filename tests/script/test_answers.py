@@ -18,6 +18,7 @@ from eval_fixtures import tiny_vae
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
+from torch.utils.data._utils import signal_handling
 
 from eval.__main__ import main
 from eval.metrics.networks import backbone_of
@@ -254,7 +255,11 @@ class Unsendables(torch.utils.data.Dataset):
         return Unsendable()
 
 
-def test_a_worker_that_cannot_hand_over_a_batch_ends_the_run_instead_of_letting_it_wait(capfd):
+def test_a_worker_that_cannot_hand_over_a_batch_ends_the_run_instead_of_letting_it_wait(
+    monkeypatch, capfd
+):
+    # The tests before have ended PyTorch's watch over the workers, which it begins once a process.
+    monkeypatch.setattr(signal_handling, "_SIGCHLD_handler_set", False)
     loader = DataLoader(Unsendables(), collate_fn=list, num_workers=1, timeout=20,
                         worker_init_fn=end_rather_than_drop)  # fmt: skip
     with pytest.raises(SystemExit), exit_on_mistakes():

@@ -10,6 +10,7 @@ from pathlib import Path
 import datasets
 import pytest
 from accelerate import Accelerator
+from huggingface_hub import constants
 from launching import TINY, launch, succeed
 from PIL import Image
 from survival import fail_for_want_of_space
@@ -39,6 +40,13 @@ def last_words(argv: list[str], expected: int = 2, before=None) -> str:
     message = output.strip().splitlines()[-1]
     assert message.startswith("train_vae.py: error: ")
     return message
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch) -> None:
+    """Whoever is not on this disk is nobody: a network that does not answer is waited for."""
+    for library in (constants, datasets.config):
+        monkeypatch.setattr(library, "HF_HUB_OFFLINE", True)
 
 
 @pytest.fixture(scope="module")

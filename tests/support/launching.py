@@ -22,7 +22,6 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "train_vae.py"
-PRELOADED = ["train_vae", "torch.utils.tensorboard", "torch._dynamo", "scipy.linalg"]
 TINY = shlex.split(
     "--resolution 16 --block_out_channels 8 8 8 8 --layers_per_block 1 --norm_num_groups 2 "
     "--no_mid_block_add_attention --disc_hidden_channels 8 --disc_num_groups 4 "
@@ -147,9 +146,9 @@ def launch_together(
 @cache
 def _server() -> multiprocessing.context.BaseContext:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
+    context.set_forkserver_preload(["preloaded"])
     wanted = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1",
-              "PYTHONPATH": str(ROOT)}  # fmt: skip
+              "PYTHONPATH": f"{ROOT}:{Path(__file__).parent}"}  # fmt: skip
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted)
     forkserver.ensure_running()
