@@ -109,7 +109,7 @@ def test_yaml_of_another_kind_is_refused_for_every_flag(tmp_path, text):
         assert right or name in found or "cannot be read as YAML" in found
 
 
-@settings(max_examples=100, deadline=None, derandomize=True,
+@settings(max_examples=100, derandomize=True,
           suppress_health_check=[HealthCheck.function_scoped_fixture])  # fmt: skip
 @given(st.sampled_from(sorted(FLAGS)), st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary() | st.dates(),
@@ -123,7 +123,7 @@ def test_any_value_in_a_configuration_is_taken_or_refused(tmp_path, name, value)
     answer([f"--config={file}"])
 
 
-@settings(max_examples=100, deadline=None, derandomize=True,
+@settings(max_examples=100, derandomize=True,
           suppress_health_check=[HealthCheck.function_scoped_fixture])  # fmt: skip
 @given(st.binary(max_size=200) | st.text("[]{}&*!?:,-#|>'\"\n a0", max_size=60).map(str.encode))
 def test_any_bytes_are_a_configuration_or_one_line(tmp_path, content):

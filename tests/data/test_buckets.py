@@ -156,7 +156,6 @@ def test_every_resolution_has_shapes_of_its_own_area(sizes, multiples, factor):
     assert sum(buckets.occupied().values()) == len(sizes)
 
 
-@settings(deadline=None)
 @given(st.integers(1, 60), st.integers(1, 7), st.integers(1, 6), st.integers(0, 3), st.booleans())
 def test_an_epoch_is_cut_into_whole_batches_of_one_bucket(size, batch_size, k, epoch, mixed):
     order = Mixture((size, 9), (1.0, 3.0), seed=1) if mixed else Permutations(size, seed=1)

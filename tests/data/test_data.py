@@ -161,7 +161,7 @@ def test_the_noise_is_standard_normal_and_different_at_every_position(make):
 
 
 @BOTH_KINDS
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(size=st.integers(1, 12), batch_size=st.integers(1, 5))
 def test_every_epoch_is_a_permutation_and_no_batch_is_short(make, size, batch_size):
     seen = [
@@ -241,7 +241,7 @@ def test_processes_see_together_what_one_sees_with_the_whole_batch(
 
 
 @BOTH_KINDS
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(skipped=st.integers(0, 12), size=st.integers(1, 9))
 def test_a_run_resumed_anywhere_continues_the_same_stream(make, skipped, size):
     dataset = make(size)
@@ -264,7 +264,7 @@ def test_loading_leaves_the_global_random_state_alone(make, num_workers):
     assert np.array_equal(np.random.get_state()[1], before[1])
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(1, 5), st.integers(1, 4), st.integers(0, 50))
 def test_positions_of_all_processes_are_every_position_once_in_order(batch_size, world, start):
     order = Permutations(7, seed=0)

@@ -38,7 +38,7 @@ def with_alpha(colours: torch.Tensor, alpha: int) -> torch.Tensor:
     return torch.cat([colours, torch.full_like(colours[:1], alpha)])
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(pixels(1), pixels(3))
 def test_grey_is_seen_repeated_and_opaque_images_exactly_as_they_are(grey, colours):
     for image in (grey, normalize(grey)):
@@ -50,7 +50,7 @@ def test_grey_is_seen_repeated_and_opaque_images_exactly_as_they_are(grey, colou
     assert all(view is colours for view in rgb_views(colours))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(pixels(4))
 def test_transparent_images_lie_over_black_and_over_white(image):
     picture = to_picture(image)
@@ -64,7 +64,7 @@ def test_transparent_images_lie_over_black_and_over_white(image):
     assert side_by_side(image).shape == (3, image.shape[1], 2 * image.shape[2])
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(pixels(3, least=11), st.integers(0, 2**32 - 1))
 def test_measures_of_grey_and_opaque_images_are_those_of_rgb(colours, seed):
     generator = torch.Generator().manual_seed(seed)
@@ -88,7 +88,7 @@ def test_what_differs_over_white_alone_counts_half():
     assert over_views(mean_squared_error, clear, black) == 255**2 / 2
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(MODES, st.data())
 def test_a_picture_survives_the_way_through_tensors_and_wider_modes(mode, data):
     image = data.draw(pixels(CHANNELS[mode]))
@@ -101,7 +101,7 @@ def test_a_picture_survives_the_way_through_tensors_and_wider_modes(mode, data):
         assert torch.equal(to_uint8_tensor(in_mode(opaque.convert("RGBA"), mode)), image)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(pixels(4), st.integers(0, 2**32 - 1), st.integers(4, 24), st.booleans())
 def test_what_is_invisible_never_bleeds_into_a_crop(image, seed, side, flip):
     """Whatever colours lie under alpha 0, and whatever the crop does with them."""
@@ -120,7 +120,7 @@ def test_what_is_invisible_never_bleeds_into_a_crop(image, seed, side, flip):
         assert torch.equal(*crops)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(pixels(3), st.integers(4, 24), st.sampled_from(["lanczos", "bicubic"]))
 def test_crops_of_opaque_pictures_are_those_of_rgb_pictures(image, side, interpolation):
     options = {"position": (0.3, 0.7), "interpolation": interpolation}

@@ -420,7 +420,7 @@ def fuzz_seeds() -> list[bytes]:
     ]
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.sampled_from(fuzz_seeds()),
     st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), max_size=8),
@@ -509,7 +509,7 @@ def test_the_adm_crop_takes_the_middle():
     assert (pixels(center_crop_adm(Image.fromarray(stripes), 8)) == 200).all()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.integers(1, 60),
     st.integers(1, 60),

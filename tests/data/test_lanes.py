@@ -150,7 +150,7 @@ def test_a_lane_gives_its_share_of_the_samples_however_short_it_is(tmp_path):
     assert {counts[number] for number in range(12, 18)} == {16}
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(st.integers(1, 20), st.integers(0, 40), st.integers(1, 40))
 def test_any_number_of_lanes_draws_from_all_shards_and_resumes(streams, lanes, start, buffer_size):
     rows = ShardRows(streams["tar"].shards, seed=1, buffer_size=buffer_size)
@@ -278,7 +278,7 @@ def test_what_is_read_twice_or_comes_less_often_is_said(streams, tmp_path, caplo
     assert "gives 25 % of the samples" in long
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     st.lists(st.floats(0.01, 10), min_size=2, max_size=4).map(tuple),
     st.integers(2, 64),

@@ -30,7 +30,7 @@ from modules.errors import ArgumentError
 WEIGHTS = st.lists(st.floats(0.001, 1000), min_size=1, max_size=6).map(tuple)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(WEIGHTS, st.integers(0, 10**9))
 def test_every_data_set_has_its_share_of_the_first_samples_however_many(weights, number):
     shares = np.array(weights) / sum(weights)
@@ -52,7 +52,7 @@ def test_many_small_data_sets_that_are_due_at_once_may_hold_a_large_one_up():
     assert behind > 1.5
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(WEIGHTS, st.integers(1, 300), st.integers(0, 50), st.integers(0, 5))
 def test_any_run_of_samples_holds_the_shares(weights, length, first, seed):
     shares = np.array(weights) / sum(weights)
@@ -67,7 +67,7 @@ def test_any_run_of_samples_holds_the_shares(weights, length, first, seed):
         assert (np.abs(counts - span * shares) <= bound).all()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(WEIGHTS, st.integers(1, 200))
 def test_the_draws_of_a_data_set_are_counted_without_a_gap(weights, length):
     draws = [Shares(weights, 3).draws(run, length) for run in range(5)]

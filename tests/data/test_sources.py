@@ -155,7 +155,7 @@ def test_a_folder_is_searched_recursively_in_sorted_order_whatever_the_names(tmp
     assert labels == ["a/test_1.jpg", "b/x.PNG", "validation/y.webp", "z.png"]
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.lists(st.binary(min_size=1, max_size=6), unique=True), st.integers(1, 5))
 def test_names_in_one_buffer_are_in_order_and_recognised_as_a_list_would_be(names, at_once):
     names = [b"/photos/" + name.replace(b"/", b"_").replace(b"\0", b"_") for name in names]
@@ -432,7 +432,7 @@ def test_an_unreadable_picture_is_refused_only_when_it_is_opened(tmp_path):
         assert source.label(0)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(2, 60), st.integers(0, 5), st.data())
 def test_holding_back_splits_a_source_in_two_without_overlap(size, seed, data):
     num_images = data.draw(st.integers(1, size - 1))

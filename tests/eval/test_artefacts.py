@@ -14,7 +14,7 @@ from eval.metrics.columns import METRICS
 from eval.protocol.codecs import VAECodec, open_codec
 from eval.protocol.evaluate import evaluate_reconstruction
 
-quick = settings(max_examples=20, deadline=None)
+quick = settings(max_examples=20)
 
 
 def step_edge(low: int = 60, high: int = 180) -> torch.Tensor:

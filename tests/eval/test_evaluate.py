@@ -91,7 +91,7 @@ def test_the_training_losses_are_of_the_unclamped_output():
     assert summary["rec_l1"] > 2  # more than two clamped images can differ by
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(count=st.integers(1, 9), batch_size=st.integers(1, 5))
 def test_each_image_counts_once_for_any_number_and_batch_size(count, batch_size):
     images = random_images(count, 16)

@@ -55,7 +55,7 @@ def picture(models: Path, name: str, *arguments: object) -> int:
     return main(["picture", "--model", str(models / name), *map(str, arguments)])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(1, 30), st.integers(1, 30), st.sampled_from([4, 8, 32]))
 def test_sides_are_continued_by_reflection_to_multiples(height, width, factor):
     image = torch.arange(height * width).view(1, height, width)

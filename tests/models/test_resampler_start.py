@@ -55,7 +55,7 @@ def resampled(images: Tensor, vae: AutoencoderKL) -> tuple[Tensor, Tensor]:
         return posterior.mean, vae.decode(posterior.mode()).sample
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(networks())
 def test_it_starts_as_the_average_of_each_square(vae: AutoencoderKL) -> None:
     start_as_resampler(vae)

@@ -72,7 +72,7 @@ def contents(folder: Path) -> dict[str, bytes]:
             for path in folder.rglob("*") if path.is_file() and path.name != RECORD}  # fmt: skip
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(before=st.sets(st.sampled_from(FOREIGN)), after=st.sets(st.sampled_from(FOREIGN)))
 def test_overwriting_deletes_what_a_run_wrote_and_none_of_the_users_files(before, after):
     with tempfile.TemporaryDirectory() as name:

@@ -130,7 +130,7 @@ def test_the_narrowest_bucket_must_be_wide_enough_as_well():
         make_vae(resolve_arguments(argv))
 
 
-@settings(max_examples=60, deadline=None, derandomize=True,
+@settings(max_examples=60, derandomize=True,
           suppress_health_check=[HealthCheck.function_scoped_fixture])  # fmt: skip
 @given(st.sampled_from([".safetensors", ".ckpt", ".bin"]), st.binary(max_size=100), st.data())
 def test_a_damaged_file_of_tensors_is_one_line(tmp_path, suffix, content, data):

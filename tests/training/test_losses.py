@@ -69,7 +69,7 @@ def test_hinge_ignores_what_is_already_told_apart() -> None:
 
 
 @given(real=st.floats(-20, 20), fake=st.floats(-20, 20))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_vanilla_loss_is_binary_cross_entropy(real: float, fake: float) -> None:
     logits_real, logits_fake = torch.tensor([real]), torch.tensor([fake])
     expected = 0.5 * (
@@ -80,7 +80,7 @@ def test_vanilla_loss_is_binary_cross_entropy(real: float, fake: float) -> None:
 
 
 @given(scale=st.floats(1e-8, 1e3), maximum=st.floats(0.1, 1e4))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_adaptive_weight_is_latent_diffusions_on_both_sides_of_the_clamp(
     scale: float, maximum: float
 ) -> None:
