@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate.utils import gather_object
 from diffusers import AutoencoderKL
 from torch.optim.lr_scheduler import LRScheduler
@@ -112,6 +113,7 @@ def resume(run: Run, path: Path, data: Mapping[str, Any]) -> bool:
     load_checkpoint(run.accelerator, path, run.ema)
     for (optimizer, scheduler), groups in zip(moved, asked, strict=True):
         _apply_hyperparameters(optimizer, scheduler.scheduler, groups)
+        _lay_out_moments(optimizer)
     run.step, run.samples, run.best = state["step"], state["samples"], state["best"]
     run.validation_due = state.get("validation_due", False)  # earlier versions always completed it
     run.stale = state.get("stale", 0)
@@ -169,6 +171,17 @@ def _apply_hyperparameters(
     for group, ours, factor in zip(optimizer.param_groups, asked, factors, strict=True):
         group |= {**ours, "lr": ours["initial_lr"] * factor}
     schedule._last_lr = [group["lr"] for group in optimizer.param_groups]
+
+
+def _lay_out_moments(optimizer: Any) -> None:
+    """They come as they lay in memory; another device or --compile may want weights otherwise.
+
+    Fused AdamW pairs numbers by their place: a GPU refuses other strides, a CPU mixes them up.
+    """
+    for weight, state in optimizer.state.items():
+        for name, moment in state.items():
+            if torch.is_tensor(moment) and moment.shape == weight.shape:
+                state[name] = torch.empty_like(weight, dtype=moment.dtype).copy_(moment)
 
 
 def _compare_images(state: Mapping[str, Any], data: Mapping[str, Any], path: Path) -> bool:

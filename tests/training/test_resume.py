@@ -11,9 +11,13 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from launching import ADVERSARIAL, SCRIPT, TINY, launch, succeed
+from safetensors.torch import load_file
 from survival import RESUME, differences, rows, state_of
+from tiny import largest_difference
 
+from modules.builders import run as builder
 from modules.builders.networks import make_vae
 from modules.builders.output_dir import resume_path
 from modules.config.command_line import resolve_arguments
@@ -198,6 +202,19 @@ def test_other_flags_count_from_there_on_and_are_told(stopped, pictures):
     assert (
         resolve_arguments(["--config", str(stopped / "train_config.yaml")]).optimization.seed == 7
     )
+
+
+def test_moments_follow_weights_that_lie_otherwise_in_memory(uninterrupted, stopped, pictures):
+    run = launch(flags(pictures, stopped, *RESUME), before=take_the_other_layout)
+    code, output = run.wait()
+    assert code == 0, output
+    ours, theirs = (load_file(f / "diffusion_pytorch_model.safetensors")
+                    for f in (stopped, uninterrupted))  # fmt: skip
+    assert largest_difference(ours, theirs) < 1e-5
+
+
+def take_the_other_layout() -> None:
+    builder.convolution_layout = lambda *_: torch.contiguous_format
 
 
 def refused(argv: list[str]) -> str:
