@@ -24,13 +24,15 @@ def _place(image, pixel, channel, pixels, C: tl.constexpr):
 
 
 @triton.jit
-def _sums_of_input(x, sums, pixels, C: tl.constexpr, P: tl.constexpr, C2: tl.constexpr):
-    """[B, S, 2, C]: of x - x[first pixel], which keeps the digits of a large mean, and squares."""
+def _sums_of_input(x, sums, pixels, middle, C: tl.constexpr, P: tl.constexpr, C2: tl.constexpr):
+    """[B, S, 2, C]: of x - x[middle], which keeps the digits of a large mean, and squares.
+
+    Not x[0]: a corner is half made of padding, and unlike the rest of a plain picture.
+    """
     program, image, programs = tl.program_id(0), tl.program_id(1), tl.num_programs(0)
     channel, pixel = tl.arange(0, C2)[None, :], tl.arange(0, P)[:, None]
     inside = channel < C
-    first_pixel = _place(image, 0, channel, pixels, C)
-    shift = tl.load(x + first_pixel, inside, 0.0).to(tl.float32)
+    shift = tl.load(x + _place(image, middle, channel, pixels, C), inside, 0.0).to(tl.float32)
     first, second = tl.zeros((P, C2), tl.float32), tl.zeros((P, C2), tl.float32)
     for start in range(program * P, pixels, programs * P):
         here = inside & (start + pixel < pixels)
@@ -60,7 +62,7 @@ def _add_up(sums, programs, C: tl.constexpr, D: tl.constexpr, D2: tl.constexpr, 
 
 @triton.jit
 def _moments(
-    x, sums, moments, pixels, programs, eps,
+    x, sums, moments, pixels, middle, programs, eps,
     C: tl.constexpr, D: tl.constexpr, D2: tl.constexpr, R: tl.constexpr,
 ):  # fmt: skip
     """[B, G, 2]: mean and 1 / deviation of a group."""
@@ -68,10 +70,10 @@ def _moments(
     first, second = _add_up(sums, programs, C, D, D2, R)
     channel = tl.arange(0, D2)
     inside = channel < D
-    shift = tl.load(x + _place(image, 0, group * D + channel, pixels, C), inside, 0.0)
+    shift = tl.load(x + _place(image, middle, group * D + channel, pixels, C), inside, 0.0)
     means = shift.to(tl.float32) + first / pixels
     mean = tl.sum(tl.where(inside, means, 0.0)) / D
-    inner = (second - first * first / pixels) / pixels
+    inner = tl.maximum(second - first * first / pixels, 0.0) / pixels
     variance = tl.sum(tl.where(inside, inner + (means - mean) * (means - mean), 0.0)) / D
     moments += (image * tl.num_programs(1) + group) * 2
     tl.store(moments, mean)
@@ -183,6 +185,7 @@ class _Plan:
     def __init__(self, x: Tensor, groups: int) -> None:
         batch, channels, height, width = x.shape
         self.pixels, self.shape = height * width, (batch, groups)
+        self.middle = height // 2 * width + width // 2
         wide = triton.next_power_of_2(channels)
         tile = max(1, min(TILE // wide, triton.next_power_of_2(self.pixels)))
         tiles = triton.cdiv(self.pixels, tile)
@@ -205,8 +208,10 @@ def forward(
     y = torch.empty_like(x, dtype=dtype)
     moments = x.new_empty(*plan.shape, 2, dtype=torch.float32)
     sizes, group, tile, pixels = plan.sizes, plan.group, plan.tile, plan.pixels
-    _sums_of_input[plan.summing](x, plan.sums, pixels, C=sizes["C"], **tile)
-    _moments[plan.shape](x, plan.sums, moments, pixels, plan.programs, eps, **sizes, **group)
+    _sums_of_input[plan.summing](x, plan.sums, pixels, plan.middle, C=sizes["C"], **tile)
+    _moments[plan.shape](
+        x, plan.sums, moments, pixels, plan.middle, plan.programs, eps, **sizes, **group
+    )
     _output[plan.applying](x, y, moments, weight, bias, pixels, **sizes, **tile)
     return y, moments
 

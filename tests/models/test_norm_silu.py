@@ -59,6 +59,21 @@ def test_values_and_gradients_are_those_of_the_two(
         torch.testing.assert_close(ours.double(), theirs, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("noise", [0.0, 1.0])
+@pytest.mark.parametrize("place", [0, 128])
+def test_a_pixel_unlike_all_others_makes_no_nan_and_in_a_corner_costs_no_digits(
+    noise: float, place: int
+) -> None:
+    inputs = picture(1, 2, 256, 256) * noise + 1000
+    inputs[:, :, place, place] = 0
+    ones = torch.ones(2)
+    output = GroupNormSiLU(1, 2, eps=1e-6)(inputs)
+    assert output.isfinite().all()
+    if place == 0:
+        exact = F.silu(F.group_norm(inputs.double(), 1, ones.double(), 0 * ones.double(), 1e-6))
+        torch.testing.assert_close(output.double(), exact, rtol=1e-4, atol=1e-4)
+
+
 def test_a_vae_with_fused_norms_has_the_same_gradients_and_can_be_parted_again() -> None:
     given, flags = [batch(size=1)], "--recompute norm"
     plain = gradients(train_without_update(tiny_run(flags), given).raw_vae.vae)
