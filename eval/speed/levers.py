@@ -51,7 +51,7 @@ def undo_fused_norms(run: Run) -> None:
     for block in run.raw_vae.modules():
         if isinstance(block, GroupNormSiLU):
             block.__class__ = nn.GroupNorm
-        if isinstance(block, ResnetBlock2D):
+        if isinstance(getattr(block, "nonlinearity", None), nn.Identity):
             block.nonlinearity = nn.SiLU()
     for half in (run.raw_vae.vae.encoder, run.raw_vae.vae.decoder):
         half.conv_act = nn.SiLU()

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
+from diffusers import AutoencoderKL
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import (
@@ -86,6 +92,17 @@ def test_a_vae_with_fused_norms_has_the_same_gradients_and_can_be_parted_again()
         assert largest_difference(found, plain) < 1e-5
 
 
+def test_blocks_of_another_activation_keep_it_fused_and_parted_again(tmp_path: Path) -> None:
+    AutoencoderKL(norm_num_groups=2, block_out_channels=(4,), act_fn="gelu").save_pretrained(
+        tmp_path
+    )
+    run = fused(f"--pretrained_model_name_or_path {tmp_path}")
+    for undo in (lambda run: None, UNDO["no-fused-norms"]):
+        undo(run)
+        acts = {type(m.nonlinearity) for m in run.raw_vae.modules() if hasattr(m, "nonlinearity")}
+        assert acts == {torch.nn.GELU}
+
+
 def fused(flags: str = "") -> Run:
     run = tiny_run(flags)
     fuse_norms(run.raw_vae.vae)
@@ -125,9 +142,39 @@ def test_under_autocast_the_output_has_the_precision_of_the_next_convolution() -
         assert made[3][:2] == ((2, 4), torch.float32)
 
 
+def test_kernels_are_launched_on_the_gpu_that_holds_the_picture(monkeypatch) -> None:
+    """Triton takes the current one: cuda:0, even where ACCELERATE_TORCH_DEVICE is cuda:1."""
+    inputs, launch = picture(1, 4, 3, 3), norm_silu.kernels().forward
+    current, launched = [], []
+
+    @contextmanager
+    def device_of(tensor: torch.Tensor) -> Iterator[None]:
+        current.append(tensor.data_ptr())
+        yield
+        current.pop()
+
+    def launch_and_note(*arguments: Any) -> Any:
+        launched.extend(current)
+        return launch(*arguments)
+
+    monkeypatch.setattr(torch.cuda, "device_of", device_of)
+    monkeypatch.setattr(norm_silu.kernels(), "forward", launch_and_note)
+    GroupNormSiLU(2, 4)(inputs)
+    assert launched == [inputs.data_ptr()]
+
+
+def test_where_one_process_cannot_fuse_none_does_and_says_why(monkeypatch, caplog) -> None:
+    monkeypatch.setattr(norm_silu, "_failure", lambda device: None)
+    assert can_fuse(torch.device("cuda"))
+    monkeypatch.setattr(norm_silu, "gather_from_processes", lambda own: [*own, "no gcc there"])
+    assert not can_fuse(torch.device("cuda"))
+    assert "no gcc there" in caplog.text
+
+
 def test_where_triton_does_not_work_a_gpu_is_told_how_to_get_it(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
+    assert norm_silu._failure(torch.device("cpu")) is None  # with the tests' interpreter
     assert not can_fuse(torch.device("cpu"))
     assert not caplog.text
     assert not can_fuse(torch.device("cuda", 99))  # there are not so many
