@@ -153,8 +153,8 @@ def _means_of_gradient(
     tl.store(by_channel + C, second, inside)
     w = tl.load(weight + group * D + channel, inside, 0.0).to(tl.float32)
     means += (image * tl.num_programs(1) + group) * 2
-    tl.store(means, tl.sum(w * first) / (pixels * D))
-    tl.store(means + 1, tl.sum(w * second) / (pixels * D))
+    tl.store(means, tl.sum(w * first) / pixels / D)
+    tl.store(means + 1, tl.sum(w * second) / pixels / D)
 
 
 @triton.jit

@@ -80,6 +80,15 @@ def test_a_pixel_unlike_all_others_makes_no_nan_and_in_a_corner_costs_no_digits(
         torch.testing.assert_close(output.double(), exact, rtol=1e-4, atol=1e-4)
 
 
+def test_a_group_may_have_more_than_2_to_the_31_numbers() -> None:
+    kernels, pixels, channels = norm_silu.kernels(), 2**22, 512
+    ones, means, by_channel = torch.ones(2, channels), torch.empty(2), torch.empty(2, channels)
+    kernels._means_of_gradient[(1, 1)](
+        ones, ones, by_channel, means, pixels, 1, C=channels, D=channels, D2=channels, R=32
+    )
+    assert means.tolist() == [1 / pixels] * 2
+
+
 def test_a_vae_with_fused_norms_has_the_same_gradients_and_can_be_parted_again() -> None:
     given, flags = [batch(size=1)], "--recompute norm"
     plain = gradients(train_without_update(tiny_run(flags), given).raw_vae.vae)
