@@ -117,5 +117,6 @@ torch.cuda.max_memory_allocated() would say, without the convolutions' workspace
 on the card: {100 * OVERHEAD:.0f} % more for those workspaces and for fragmentation, and \
 {CONTEXT / 1e9:.1f} GB for CUDA's
 context and libraries: assumptions. A desktop on the same card takes 0.3 to 1 GB more.
-Not in it: torch.compile, which fuses and keeps less; several GPUs, which add DDP's
+Not in it: a GPU without Triton, on which training keeps up to twice as much;
+torch.compile, which chooses itself what to keep; several GPUs, which add DDP's
 buckets, as large as the gradients.""")
