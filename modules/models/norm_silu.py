@@ -77,7 +77,7 @@ def can_fuse(device: torch.device) -> bool:
         kernels().forward(ones, ones[0, :, 0, 0], ones[0, :, 0, 0], 2, 1e-6, torch.float32)
     except Exception as error:  # of Triton, of the compiler that it calls, or of the driver
         logger.warning(
-            f"GroupNorm and SiLU run apart, which takes a third more time and twice the memory: "
+            "GroupNorm and SiLU run apart, in half as much time again and up to twice the memory: "
             f"Triton does not work here ({one_line(error)}). On Linux it comes with PyTorch and "
             "needs gcc; on Windows, pip install triton-windows"
         )
