@@ -68,7 +68,7 @@ if not ON_GPU:
     rehearsal.WITHOUT_LIMIT = ()  # a rehearsal tells nothing on a CPU, but must work
 STARTED = time.monotonic()
 QUALITY_S = 90  # seconds after the limit that two arms may take
-FULL = ["--recipe", "8gb", "--gradient_accumulation_steps", "1"]
+FULL = ["--recipe", "8gb", "--gradient_accumulation_steps", "1", "--recompute", "norm"]
 TOY = [*FLAGS.split(), "--disc_start", "10"]
 CONFIGURATION = FULL if ON_GPU else TOY
 RECOMPUTED = ("none", "norm", "full")

@@ -77,7 +77,7 @@ def test_of_several_recipes_the_later_wins_and_the_data_of_the_first_stay():
     assert resolve_arguments(["--recipe=imagenet100", "--recipe=8gb"]) == both
     values, first, last = (flat(resolve_arguments(["--recipe", *names])) for names in (
         ["imagenet100", "8gb"], ["imagenet100"], ["8gb"]))  # fmt: skip
-    for name in ("train_batch_size", "recompute", "checkpointing_steps"):
+    for name in ("train_batch_size", "dataloader_num_workers", "checkpointing_steps"):
         assert values[name] == last[name] != first[name]
     for name in ("dataset_name", "validation_split", "num_validation_images", "min_image_size",
                  "rec_loss", "learning_rate", "lr_scheduler"):  # fmt: skip

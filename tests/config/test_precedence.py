@@ -62,12 +62,13 @@ def test_a_source_that_answers_nothing_takes_nothing_away(weaker, stronger):
         ("--recipe quickstart --config {file} --num_train_epochs 2",
          {"max_train_steps": None, "train_data_dir": "q", "dataset_name": None}),
         ("--config {file} --validation_data_dir v", {"num_validation_images": None}),
-        ("--recipe 8gb --gradient_checkpointing", {"recompute": "none"}),
+        ("--config {file} --gradient_checkpointing", {"recompute": "none"}),
     ],
 )  # fmt: skip
 def test_a_users_answer_replaces_a_recipes(argv, wanted, tmp_path):
     file = tmp_path / "mine.yaml"
-    file.write_text("train_data_dir: q\nmax_train_steps: 9\nnum_validation_images: 0\n")
+    lines = "train_data_dir: q", "max_train_steps: 9", "num_validation_images: 0", "recompute: norm"
+    file.write_text("\n".join(lines))
     values = resolve_arguments(argv.format(file=file).split()).as_dict()
     assert {name: values[name] for name in wanted} == wanted
 
