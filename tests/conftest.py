@@ -18,6 +18,7 @@ from hypothesis import settings
 os.environ["OMP_NUM_THREADS"] = "1"
 # Kernels for GPUs run on the CPU, step by step in Python. Read when Triton is imported.
 os.environ["TRITON_INTERPRET"] = "1"
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # also where there is a GPU
 
 # No example has to be quick: other work may run beside it.
 settings.register_profile("patient", deadline=None)

@@ -30,9 +30,8 @@ def make_run(
     accelerator = make_accelerator(args)
     perceptual = make_perceptual(args)
     discriminator = make_discriminator(args, accelerator, vae.vae.config.in_channels, perceptual)
-    fused = not args.precision.compile and can_fuse(accelerator.device)  # the compiler fuses them
-    if fused:
-        fuse_norms(vae.vae)
+    compiled = args.precision.compile  # which joins norms by itself
+    fused = not compiled and can_fuse(accelerator.device) and fuse_norms(vae.vae)
     width = vae.vae.config.block_out_channels[0]
     layout = convolution_layout(accelerator.device, width, fused)
     for network in (vae, discriminator):
@@ -41,7 +40,7 @@ def make_run(
     schedule = make_gan_schedule(args, steps, reached)
     optimizers = make_optimizers(args, vae, discriminator, accelerator.num_processes)
     schedulers = make_schedulers(args, *optimizers, schedule, steps, reached)
-    if args.precision.compile:
+    if compiled:
         require_compiler(accelerator.device)
         several = args.data.several_shapes or args.losses.eq_prob > 0
         compile_networks(vae.vae, discriminator, perceptual, any_shape=several)

@@ -99,13 +99,13 @@ class PrecisionArguments(FlagGroup):
     recompute: str = flag(
         "none",
         "what the backward pass computes again instead of keeping it: norm (normalisation and "
-        "activation: cheap, and enough for most of the saving) or full (every block)",
+        "activation, which is cheap) or full (every block, which saves most)",
         choices=("none", "norm", "full"),
     )
     compile: bool = flag(
         False,
-        "compile the networks' blocks: minutes at the start, faster steps afterwards; for any "
-        "shape, where batches have several",
+        "compile the networks' blocks, norms included, for minutes at the start; whether it pays, "
+        'python -m eval benchmark --compare_flags=" --compile" tells',
     )
     perceptual_slice_size: int | None = flag(
         None,

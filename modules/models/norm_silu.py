@@ -95,15 +95,19 @@ def _failure(device: torch.device) -> str | None:
     return None
 
 
-def fuse_norms(vae: AutoencoderKL) -> None:
+def fuse_norms(vae: AutoencoderKL) -> bool:
     """Joins the GroupNorms of lean blocks, and those before `conv_out`, with the SiLU after them.
 
-    In place; weights and their names stay. Attention's norm has no SiLU after it.
+    In place; weights and their names stay. Attention's norm has no SiLU after it. False, and
+    nothing done, where no block is lean, as in a network of another activation.
     """
-    for block in vae.modules():
-        if isinstance(block, LeanResnetBlock):
-            block.nonlinearity = nn.Identity()
-            block.norm1.__class__ = block.norm2.__class__ = GroupNormSiLU
+    lean = [block for block in vae.modules() if isinstance(block, LeanResnetBlock)]
+    if not lean:
+        return False
+    for block in lean:
+        block.nonlinearity = nn.Identity()
+        block.norm1.__class__ = block.norm2.__class__ = GroupNormSiLU
     for half in (vae.encoder, vae.decoder):
         half.conv_act = nn.Identity()
         half.conv_norm_out.__class__ = GroupNormSiLU
+    return True

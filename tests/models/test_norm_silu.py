@@ -101,20 +101,22 @@ def test_a_vae_with_fused_norms_has_the_same_gradients_and_can_be_parted_again()
         assert largest_difference(found, plain) < 1e-5
 
 
-def test_blocks_of_another_activation_keep_it_fused_and_parted_again(tmp_path: Path) -> None:
+def test_a_network_of_another_activation_is_left_as_it_is(tmp_path: Path) -> None:
     AutoencoderKL(norm_num_groups=2, block_out_channels=(4,), act_fn="gelu").save_pretrained(
         tmp_path
     )
-    run = fused(f"--pretrained_model_name_or_path {tmp_path}")
+    run = tiny_run(f"--pretrained_model_name_or_path {tmp_path}")
+    assert not fuse_norms(run.raw_vae.vae)
     for undo in (lambda run: None, UNDO["no-fused-norms"]):
         undo(run)
         acts = {type(m.nonlinearity) for m in run.raw_vae.modules() if hasattr(m, "nonlinearity")}
         assert acts == {torch.nn.GELU}
+        assert not any(isinstance(module, GroupNormSiLU) for module in run.raw_vae.modules())
 
 
 def fused(flags: str = "") -> Run:
     run = tiny_run(flags)
-    fuse_norms(run.raw_vae.vae)
+    assert fuse_norms(run.raw_vae.vae)
     return run
 
 
