@@ -183,6 +183,7 @@ def levers(args: Arguments, part: str) -> list[str]:
     looked_at = precision.perceptual_slice_size or batch
     training = [
         (precision.recomputed == "none", "--recompute norm"),
+        (precision.recomputed == "norm", "--recompute full"),
         (parts, f"--train_batch_size {parts[-1]} --gradient_accumulation_steps "
                 f"{opt.gradient_accumulation_steps * batch // parts[-1]}" if parts else ""),
         (args.losses.perceptual_scale and looked_at > 1, "--perceptual_slice_size 1"),

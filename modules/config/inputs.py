@@ -195,7 +195,7 @@ class DataArguments(FlagGroup):
     )
     fast_jpeg_decoding: bool = flag(
         False,
-        "decode JPEGs at 1/2, 1/4 or 1/8 where 1.5 times the crop's size is left: 2 to 3 times as "
+        "decode JPEGs at 1/2, 1/4 or 1/8 where 1.5 times the crop's size is left: about twice as "
         "fast, but the finest detail is 7 to 12 % weaker than in evaluation, which decodes all",
     )
     max_bad_images: float = flag(

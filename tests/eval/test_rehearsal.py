@@ -165,8 +165,10 @@ def test_levers_are_those_not_yet_used_in_order() -> None:
         "--recompute norm", "--train_batch_size 3 --gradient_accumulation_steps 2",
         "--perceptual_slice_size 1", "--use_8bit_adam", "a smaller --resolution",
     ]  # fmt: skip
-    used = "--train_batch_size 2 --disc_norm_type batch --recompute norm --use_8bit_adam"
-    assert levers(tiny_arguments(used), TRAINING) == ["a smaller --resolution"]
+    used = "--train_batch_size 2 --disc_norm_type batch --use_8bit_adam --recompute"
+    for how, rest in (("norm", ["--recompute full"]), ("full", [])):
+        found = levers(tiny_arguments(f"{used} {how}"), TRAINING)
+        assert found == [*rest, "a smaller --resolution"]
 
 
 def test_another_error_is_not_taken_for_a_want_of_memory() -> None:
