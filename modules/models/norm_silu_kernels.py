@@ -24,25 +24,39 @@ def _place(image, pixel, channel, pixels, C: tl.constexpr):
 
 
 @triton.jit
+def _tile(image, start, pixels, C: tl.constexpr, P: tl.constexpr, C2: tl.constexpr):
+    """P pixels from `start` on: places, channels, which numbers there are, and which channels."""
+    channel, pixel = tl.arange(0, C2)[None, :], start + tl.arange(0, P)[:, None]
+    inside = channel < C
+    return _place(image, pixel, channel, pixels, C), channel, inside & (pixel < pixels), inside
+
+
+@triton.jit
+def _store_sums(sums, first, second, C: tl.constexpr, C2: tl.constexpr):
+    """Over the pixels of two [P, C2], into this program's place of [B, S, 2, C]."""
+    program, image, programs = tl.program_id(0), tl.program_id(1), tl.num_programs(0)
+    channel = tl.arange(0, C2)
+    sums += (image * programs + program) * 2 * C + channel
+    tl.store(sums, tl.sum(first, 0), channel < C)
+    tl.store(sums + C, tl.sum(second, 0), channel < C)
+
+
+@triton.jit
 def _sums_of_input(x, sums, pixels, middle, C: tl.constexpr, P: tl.constexpr, C2: tl.constexpr):
     """[B, S, 2, C]: of x - x[middle], which keeps the digits of a large mean, and squares.
 
     Not x[0]: a corner is half made of padding, and unlike the rest of a plain picture.
     """
-    program, image, programs = tl.program_id(0), tl.program_id(1), tl.num_programs(0)
-    channel, pixel = tl.arange(0, C2)[None, :], tl.arange(0, P)[:, None]
-    inside = channel < C
-    shift = tl.load(x + _place(image, middle, channel, pixels, C), inside, 0.0).to(tl.float32)
+    image, channel = tl.program_id(1), tl.arange(0, C2)[None, :]
+    middles = x + _place(image, middle, channel, pixels, C)
+    shift = tl.load(middles, channel < C, 0.0).to(tl.float32)
     first, second = tl.zeros((P, C2), tl.float32), tl.zeros((P, C2), tl.float32)
-    for start in range(program * P, pixels, programs * P):
-        here = inside & (start + pixel < pixels)
-        at = _place(image, start + pixel, channel, pixels, C)
+    for start in range(tl.program_id(0) * P, pixels, tl.num_programs(0) * P):
+        at, _, here, _ = _tile(image, start, pixels, C, P, C2)
         value = tl.where(here, tl.load(x + at, here, 0.0).to(tl.float32) - shift, 0.0)
         first += value
         second += value * value
-    sums += (image * programs + program) * 2 * C + tl.arange(0, C2)
-    tl.store(sums, tl.sum(first, 0), tl.arange(0, C2) < C)
-    tl.store(sums + C, tl.sum(second, 0), tl.arange(0, C2) < C)
+    _store_sums(sums, first, second, C, C2)
 
 
 @triton.jit
@@ -98,20 +112,21 @@ def _output(
 ):  # fmt: skip
     """silu(w x^ + b)."""
     image = tl.program_id(1)
-    channel = tl.arange(0, C2)[None, :]
-    pixel = tl.program_id(0) * P + tl.arange(0, P)[:, None]
-    inside = channel < C
-    here = inside & (pixel < pixels)
-    at = _place(image, pixel, channel, pixels, C)
+    at, channel, here, inside = _tile(image, tl.program_id(0) * P, pixels, C, P, C2)
     _, linear, _, _ = _normalised(x, moments, weight, bias, at, image, channel, here, inside, C, D)
     tl.store(y + at, (linear * tl.sigmoid(linear)).to(y.dtype.element_ty), here)
 
 
 @triton.jit
-def _before_silu(dy, linear):
-    """From the gradient of silu(u) to that of u."""
+def _before_silu(x, dy, moments, weight, bias, at, image, channel, here, inside,
+                 C: tl.constexpr, D: tl.constexpr):  # fmt: skip
+    """The gradient of w x^ + b, x^, w and 1 / deviation, at a tile."""
+    normal, linear, w, deviation = _normalised(
+        x, moments, weight, bias, at, image, channel, here, inside, C, D
+    )
     sigmoid = tl.sigmoid(linear)
-    return dy * sigmoid * (1 + linear * (1 - sigmoid))
+    upstream = tl.load(dy + at, here, 0.0).to(tl.float32)
+    return upstream * sigmoid * (1 + linear * (1 - sigmoid)), normal, w, deviation
 
 
 @triton.jit
@@ -120,22 +135,16 @@ def _sums_of_gradient(
     C: tl.constexpr, D: tl.constexpr, P: tl.constexpr, C2: tl.constexpr,
 ):  # fmt: skip
     """[B, S, 2, C]: of g, the gradient of w x^ + b, and of g x^."""
-    program, image, programs = tl.program_id(0), tl.program_id(1), tl.num_programs(0)
-    channel, pixel = tl.arange(0, C2)[None, :], tl.arange(0, P)[:, None]
-    inside = channel < C
+    image = tl.program_id(1)
     first, second = tl.zeros((P, C2), tl.float32), tl.zeros((P, C2), tl.float32)
-    for start in range(program * P, pixels, programs * P):
-        here = inside & (start + pixel < pixels)
-        at = _place(image, start + pixel, channel, pixels, C)
-        normal, linear, _, _ = _normalised(
-            x, moments, weight, bias, at, image, channel, here, inside, C, D
+    for start in range(tl.program_id(0) * P, pixels, tl.num_programs(0) * P):
+        at, channel, here, inside = _tile(image, start, pixels, C, P, C2)
+        gradient, normal, _, _ = _before_silu(
+            x, dy, moments, weight, bias, at, image, channel, here, inside, C, D
         )
-        gradient = _before_silu(tl.load(dy + at, here, 0.0).to(tl.float32), linear)
         first += gradient
         second += gradient * normal
-    sums += (image * programs + program) * 2 * C + tl.arange(0, C2)
-    tl.store(sums, tl.sum(first, 0), tl.arange(0, C2) < C)
-    tl.store(sums + C, tl.sum(second, 0), tl.arange(0, C2) < C)
+    _store_sums(sums, first, second, C, C2)
 
 
 @triton.jit
@@ -164,15 +173,10 @@ def _gradient(
 ):  # fmt: skip
     """(w g - mean(w g) - x^ mean(w g x^)) / deviation."""
     image = tl.program_id(1)
-    channel = tl.arange(0, C2)[None, :]
-    pixel = tl.program_id(0) * P + tl.arange(0, P)[:, None]
-    inside = channel < C
-    here = inside & (pixel < pixels)
-    at = _place(image, pixel, channel, pixels, C)
-    normal, linear, w, deviation = _normalised(
-        x, moments, weight, bias, at, image, channel, here, inside, C, D
+    at, channel, here, inside = _tile(image, tl.program_id(0) * P, pixels, C, P, C2)
+    gradient, normal, w, deviation = _before_silu(
+        x, dy, moments, weight, bias, at, image, channel, here, inside, C, D
     )
-    gradient = _before_silu(tl.load(dy + at, here, 0.0).to(tl.float32), linear)
     means += (image * (C // D) + channel // D) * 2
     first, second = tl.load(means, inside, 0.0), tl.load(means + 1, inside, 0.0)
     value = (w * gradient - first - normal * second) * deviation
