@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import chain, product
 from typing import TYPE_CHECKING
 
@@ -63,9 +63,9 @@ def run(args: argparse.Namespace) -> int:
         states, found = plan(training)
         peaks.append(found)
     if args.compare:
-        for textbook in map(plan_textbook, variants):
-            if textbook not in peaks:  # it is the same for each way to recompute
-                peaks.append(textbook)
+        keep = {"recompute": "none", "gradient_checkpointing": False}  # as it always does
+        textbooks = [replace(one, precision=replace(one.precision, **keep)) for one in variants]
+        peaks += [plan_textbook(one) for n, one in enumerate(textbooks) if one not in textbooks[:n]]
     _print_plan(variants[-1], states, peaks)
     predicted = [asdict(peak) | {"on_card": peak.on_card} for peak in peaks]
     write_json(args.json, {"states": states, "peaks": predicted})
