@@ -55,7 +55,7 @@ def multiplies_bfloat16(device: torch.device) -> bool:
 
 
 def convolution_layout(
-    device: torch.device, full_resolution_width: int, fused_norms: bool = False
+    device: torch.device, full_resolution_width: int, fused_norms: bool
 ) -> torch.memory_format:
     """The order of a picture's numbers in memory in which a VAE is fastest to train.
 
